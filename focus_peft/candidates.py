@@ -1,0 +1,156 @@
+"""The chunk pass: dynamic prompts go behind their chunks, and each chunk leaves its candidates (method: chunk pass, gather)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .frames import Frames
+from .layout import ChunkRow, PassInput, Placement, chunk_pass_input
+from .reader import Reader
+from .slab import GraphCache, LayerStates, PassCache, Slab, round_up
+
+
+def read_candidates(
+    reader: Reader,
+    stores: Sequence[tuple[Slab, Sequence[ChunkRow]]],
+    frames: Frames,
+    placements: dict[int, Placement],
+    count: int,
+    batch_size: int | None,
+) -> list[LayerStates]:
+    """Run the chunk pass in place: ordinary prompt tokens stay in the slabs, candidates are overwritten by what comes next.
+
+    Args:
+        reader (`Reader`): Runs the passes.
+        stores (`Sequence[tuple[Slab, Sequence[ChunkRow]]]`): Slabs and their chunk rows.
+        frames (`Frames`): Where rows start.
+        placements (`dict[int, Placement]`): What is new in each document.
+        count (`int`): Candidates of each chunk row; they are its last tokens.
+        batch_size (`int`, *optional*): Chunks read at once.
+
+    Returns:
+        Per layer, keys and values of shape (chunk rows of all stores, kv_heads, `count`, head_dim).
+    """
+    gathered: list[list[LayerStates]] = []
+    for slab, rows in stores:
+        if not rows:
+            continue
+        used = [placements[row.document] for row in rows]
+        columns = max(row.length + len(placement.all_depths) for row, placement in zip(rows, used)) + 1
+        if columns > slab.columns:  # room to grow by half of the prompts, so that storage is rarely copied
+            slab.reserve(slab.rows, round_up(columns + max(len(placement.all_depths) for placement in used) // 2))
+        tokens = max(len(placement.ids) for placement in used)
+        for batch in reader.row_batches(rows, tokens, columns, batch_size):
+            starts = [frames.chunk_start(row.index, row.length) for row in rows[batch]]
+            inputs = chunk_pass_input(rows[batch], starts, placements, trash=slab.columns - 1)
+            cache = PassCache(slab, batch, inputs.columns, slice(0, inputs.visible.shape[-1]))
+            reader.run(inputs, cache, candidates=count)
+            at = inputs.columns[:, -count:]
+            gathered.append(slab.gather(torch.arange(batch.start, batch.stop)[:, None].expand_as(at), at))
+    return _join(gathered)
+
+
+def select_candidates(
+    pool: Sequence[LayerStates],
+    rows: Sequence[Sequence[int]],
+    members: Sequence[int],
+    newest: int,
+    kept: dict[int, int],
+    old: Sequence[LayerStates] | None,
+) -> list[LayerStates]:
+    """Each stream's candidates, from those of all chunk rows.
+
+    Args:
+        pool (`Sequence[LayerStates]`): As `read_candidates` returns.
+        rows (`Sequence[Sequence[int]]`): The chunk rows that each stream sees, in order.
+        members (`Sequence[int]`): Each stream's number among those of its document.
+        newest (`int`): Candidates that each stream has in a chunk row.
+        kept (`dict[int, int]`): Streams that keep so many candidates of `old` instead.
+        old (`Sequence[LayerStates]`, *optional*): What this function returned before.
+
+    Returns:
+        Per layer, keys and values of shape (streams, kv_heads, newest * chunks, head_dim): for each newest token a block of as
+        many columns as the longest stream has chunks, filled from its right end.
+    """
+    block = max(map(len, rows))
+    row_index = torch.tensor([[0] * (block - len(seen)) + list(seen) for seen in rows])[:, None]
+    number = torch.tensor([[member * newest + k for k in range(newest)] for member in members])[:, :, None]
+    selected: list[LayerStates] = []
+    for layer, states in enumerate(pool):
+        sides = []
+        for side, state in enumerate(states):
+            taken = state[
+                row_index.to(state.device), :, number.to(state.device)
+            ]  # (streams, newest, block, heads, dim)
+            taken = taken.flatten(1, 2).transpose(1, 2)
+            if old is not None:
+                for stream, chunks in kept.items():
+                    if chunks:
+                        taken[stream, :, -chunks:] = old[layer][side][stream, :, -chunks:]
+            sides.append(taken)
+        selected.append((sides[0], sides[1]))
+    return selected
+
+
+def read_candidates_with_graph(
+    reader: Reader,
+    slab: Slab,
+    rows: Sequence[ChunkRow],
+    frames: Frames,
+    placement: Placement,
+    count: int,
+    batch_size: int | None,
+) -> list[LayerStates]:
+    """Run the chunk pass for training: ordinary prompt tokens without autograd, candidates with it.
+
+    Args and returns as in `read_candidates`, for the chunk rows of one document.
+    """
+    gathered: list[list[LayerStates]] = []
+    split = placement.ordinary
+    for batch in reader.row_batches(rows, len(placement.ids), slab.columns, batch_size):
+        starts = [frames.chunk_start(row.index, row.length) for row in rows[batch]]
+        inputs = chunk_pass_input(rows[batch], starts, {0: placement}, trash=slab.columns - 1)
+        read = inputs.visible.shape[-1]
+        if split:
+            ordinary = _tokens(inputs, slice(0, split))
+            with torch.no_grad():
+                reader.run(ordinary, PassCache(slab, batch, ordinary.columns, slice(0, read)))
+        past = [(keys[batch, :, :read], values[batch, :, :read]) for keys, values in slab.layers]
+        graph = GraphCache(past)
+        reader.run(_behind(_tokens(inputs, slice(split, None))), graph, candidates=count)
+        gathered.append([graph.new[layer] for layer in range(len(past))])
+    return _join(gathered)
+
+
+def _join(batches: Sequence[Sequence[LayerStates]]) -> list[LayerStates]:
+    """The states of all batches of rows, layer by layer."""
+    return [(torch.cat([s[0] for s in layer]), torch.cat([s[1] for s in layer])) for layer in zip(*batches)]
+
+
+def _tokens(inputs: PassInput, tokens: slice) -> PassInput:
+    """Some of the new tokens of a pass."""
+    return PassInput(
+        inputs.tokens[:, tokens],
+        inputs.positions[:, tokens],
+        inputs.columns[:, tokens],
+        inputs.visible[:, tokens],
+        inputs.distances[:, tokens],
+    )
+
+
+def _behind(inputs: PassInput) -> PassInput:
+    """Keys of new tokens stand behind the columns that are read, instead of in them: `GraphCache` concatenates."""
+    rows, tokens = inputs.tokens.shape
+    visible = inputs.visible.expand(rows, -1, -1).clone()
+    visible.scatter_(2, inputs.columns[:, :, None], False)  # each sees itself in the new place
+    itself = torch.eye(tokens, dtype=torch.bool)[None].expand(rows, -1, -1)
+    distances = inputs.distances.expand(rows, -1, -1)
+    return PassInput(
+        inputs.tokens,
+        inputs.positions,
+        inputs.columns,
+        torch.cat([visible, itself], dim=2),
+        torch.cat([distances, distances.new_zeros(rows, tokens, tokens)], dim=2),
+    )

@@ -1,0 +1,111 @@
+"""Pure functions: how ids are split, cut and padded. No model is touched here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+Ids = torch.Tensor | Sequence[torch.Tensor] | Sequence[Sequence[int]] | Sequence[int]
+
+
+def cut(ids: Sequence[int], chunk_size: int) -> list[list[int]]:
+    """Cut ids from the left into chunks of `chunk_size`; a shorter last chunk is kept (method: the memory)."""
+    return [list(ids[start : start + chunk_size]) for start in range(0, len(ids), chunk_size)]
+
+
+def split(ids: Sequence[int], local_size: int) -> tuple[Sequence[int], Sequence[int]]:
+    """(memory, local window): the window is the last `local_size` ids; what fits the window has no memory."""
+    boundary = max(0, len(ids) - local_size)
+    return ids[:boundary], ids[boundary:]
+
+
+def with_bos(ids: Sequence[int], bos: int | None) -> list[int]:
+    """The ids with `bos` before them, unless it is None or they already start with it."""
+    if bos is None or (len(ids) > 0 and ids[0] == bos):
+        return list(ids)
+    return [bos, *ids]
+
+
+def pad_left(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
+    """Rows of ids as one tensor (rows, longest), filled with `value` on the left."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[value] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long)
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
+    """Rows of ids as one tensor (rows, longest), filled with `value` on the right."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([list(row) + [value] * (longest - len(row)) for row in rows], dtype=torch.long)
+
+
+def unpad(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, name: str = "attention_mask"
+) -> list[list[int]]:
+    """The real tokens of every row of a padded batch.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape (rows, tokens)): The batch.
+        attention_mask (`torch.Tensor` of shape (rows, tokens), *optional*): 1 at real tokens. None: all are.
+        name (`str`): What the user calls the mask, for messages.
+
+    Raises:
+        ValueError: if a row is empty, or its mask has a hole in the middle.
+    """
+    if input_ids.dim() != 2:
+        raise ValueError(f"`input_ids` must have the shape (rows, tokens), got {tuple(input_ids.shape)}.")
+    if input_ids.numel() == 0:
+        raise ValueError(f"`input_ids` is empty (shape {tuple(input_ids.shape)}); give at least one token.")
+    if attention_mask is None:
+        return input_ids.tolist()
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"`{name}` has the shape {tuple(attention_mask.shape)}, but `input_ids` has {tuple(input_ids.shape)}; "
+            "they must be the same."
+        )
+    mask = attention_mask.to(device=input_ids.device).bool()
+    # a row without holes turns from padding to tokens, or back, once at each end
+    starts = (mask[:, 1:] & ~mask[:, :-1]).sum(1) + mask[:, 0]
+    for row in range(len(mask)):
+        if starts[row] == 0:
+            raise ValueError(f"Row {row} of `{name}` masks every token; drop the row, or give it at least one token.")
+        if starts[row] > 1:
+            raise ValueError(
+                f"Row {row} of `{name}` has a hole in the middle; a row must be one unbroken run of tokens with padding "
+                "on the left or on the right. Remove the masked tokens from `input_ids`."
+            )
+    return [ids[keep].tolist() for ids, keep in zip(input_ids, mask)]
+
+
+def document_rows(document_ids: Ids, attention_mask: torch.Tensor | None) -> list[list[int]]:
+    """Ids of each document, whatever form they came in."""
+    if isinstance(document_ids, torch.Tensor):
+        return unpad(document_ids[None] if document_ids.dim() == 1 else document_ids, attention_mask)
+    if attention_mask is not None:
+        raise ValueError("`attention_mask` belongs to a padded tensor, but `document_ids` is a list; leave it out.")
+    documents: list = list(document_ids)
+    if documents and isinstance(documents[0], int):
+        documents = [documents]
+    rows = [row.tolist() if isinstance(row, torch.Tensor) else list(row) for row in documents]
+    if not rows or not all(rows):
+        raise ValueError("`document_ids` is empty, or has an empty document; give at least one token for each.")
+    return rows
+
+
+def real_tokens(values: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
+    """What stands at the real tokens of every row of (rows, tokens)."""
+    if attention_mask is None:
+        return values.tolist()
+    return [row[mask.bool().to(row.device)].tolist() for row, mask in zip(values, attention_mask)]
+
+
+def check_vocabulary(rows: Sequence[Sequence[int]], vocab_size: int, name: str = "input_ids") -> None:
+    """Raise a ValueError if an id lies outside the vocabulary (the embedding would fail deep inside, or on a GPU later)."""
+    for number, row in enumerate(rows):
+        low, high = min(row), max(row)
+        if low < 0 or high >= vocab_size:
+            raise ValueError(
+                f"`{name}` holds the token id {low if low < 0 else high} in row {number}, outside the vocabulary of "
+                f"{vocab_size} tokens; check that tokenizer and model belong together."
+            )

@@ -1,0 +1,173 @@
+"""`FocusConfig`: what a focus adapter is made of, and the window sizes that it reads with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from peft.config import PeftConfig
+from peft.utils import TaskType
+
+from .registration import FOCUS
+from .saving import check_adapter_file
+
+
+# Fields that only matter at inference: `generate`, `encode` and `forward` take them as keyword arguments too.
+INFERENCE_FIELDS = ("local_size", "prompt_size", "add_bos", "decoding", "refresh_interval", "chunk_batch_size")
+
+
+@dataclass
+class FocusConfig(PeftConfig):
+    """
+    Configuration of a focus adapter (FocusLLM, arXiv 2408.11745).
+
+    Sizes are in tokens. `chunk_size`, `local_size` and `prompt_size` are derived from the base model where they are None
+    (see `WindowSizes.for_model`), so `FocusConfig()` works on every supported model.
+
+    Parameters that control the adapter:
+        target_modules (`list[str]` or `str`, *optional*):
+            The projections that get a twin: names (matched at the end of the module's path) or, as a string, a regular
+            expression for the whole path. Default: q, k, v and o of every attention module, fused ones included, found
+            by structure.
+        r (`int`, *optional*):
+            None: each twin is a full trainable copy of its projection (the paper's). An integer: the twin is the frozen
+            projection plus a low-rank delta of rank `r` that starts at zero.
+        alpha (`float`, *optional*): The delta is scaled by `alpha / r`. Default: `2 * r`. Only with `r`.
+
+    Parameters that control the windows:
+        chunk_size (`int`, *optional*): Tokens in a chunk of the memory, c. Default: min(2048, max positions / 4).
+        local_size (`int`, *optional*): Tokens in the local window, L. Default: min(2048, max positions / 4).
+        prompt_size (`int`, *optional*):
+            Tokens at the end of the local window that are appended to every chunk as the dynamic prompt, P.
+            Default: min(512, `chunk_size`, `local_size`), the paper's.
+        add_bos (`bool`): Put the model's BOS, if it has one, before the dynamic prompt and before the local window,
+            unless they already start with it. Nothing is added where there is no memory.
+
+    Parameters that control decoding:
+        decoding (`"streaming"` or `"exact"`):
+            "exact" (the paper's): the local window is recomputed under new candidates for every token. "streaming":
+            local keys and values are cached, and only the newest token sees its candidates. In training it chooses the
+            label scheme likewise: "streaming" gives every label its own candidates, "exact" one set to a block of labels.
+        refresh_interval (`int`): Candidates are renewed every so many generated tokens. Default: 1, at every token.
+        chunk_batch_size (`int`, *optional*):
+            How many chunks are read at once. Results do not depend on it. Default: as many as fit a token budget.
+
+    Parameters that control the training loss:
+        loss (`"sum"` or `"draw"`):
+            "sum": continuation plus repetition loss (the paper's equation 7). "draw": one of the two for each sample, by
+            lot, with odds as their weights (the released code).
+        continuation_weight, repetition_weight (`float`): Weights of the two losses. Default: 1.
+        distill_weight (`float`): λ in (1 − λ)·cross-entropy + λ·KL(base model reading everything ‖ adapter). Default: 0.
+        label_size (`int`): Consecutive label tokens of a span, for each of the two losses. Default: 32.
+
+    Raises:
+        ValueError: if a field has a value that cannot work; the message names the field, the value and the remedy.
+    """
+
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={"help": "Projections that get a twin: names or a regex. None: q, k, v, o found by structure."},
+    )
+    r: int | None = field(
+        default=None, metadata={"help": "None: full twins. An integer: low-rank twins of that rank."}
+    )
+    alpha: float | None = field(
+        default=None, metadata={"help": "Low-rank deltas are scaled by alpha / r. None: 2 * r."}
+    )
+    chunk_size: int | None = field(default=None, metadata={"help": "Tokens in a chunk of the memory."})
+    local_size: int | None = field(default=None, metadata={"help": "Tokens in the local window."})
+    prompt_size: int | None = field(default=None, metadata={"help": "Tokens in the dynamic prompt."})
+    add_bos: bool = field(default=True, metadata={"help": "BOS before the dynamic prompt and the local window."})
+    decoding: Literal["streaming", "exact"] = field(default="streaming", metadata={"help": "'streaming' or 'exact'."})
+    refresh_interval: int = field(default=1, metadata={"help": "Renew the candidates every so many tokens."})
+    chunk_batch_size: int | None = field(default=None, metadata={"help": "Chunks read at once. None: a token budget."})
+    loss: Literal["sum", "draw"] = field(default="sum", metadata={"help": "'sum' of both losses or 'draw' of one."})
+    continuation_weight: float = field(default=1.0, metadata={"help": "Weight of the continuation loss."})
+    repetition_weight: float = field(default=1.0, metadata={"help": "Weight of the repetition loss."})
+    distill_weight: float = field(default=0.0, metadata={"help": "Weight of the distillation term, from 0 to 1."})
+    label_size: int = field(default=32, metadata={"help": "Consecutive label tokens of a span."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = FOCUS
+        if self.task_type is None:
+            # With `task_type=None`, PeftModel would go straight to the base model and bypass `FocusModel.generate`
+            self.task_type = TaskType.CAUSAL_LM
+        if self.task_type != TaskType.CAUSAL_LM:
+            raise ValueError(
+                f"`task_type` must be CAUSAL_LM, because FocusLLM decodes the next token; got {self.task_type!r}."
+            )
+        if isinstance(self.target_modules, (set, tuple)):
+            self.target_modules = sorted(self.target_modules)
+        if self.target_modules is not None and not self.target_modules:
+            raise ValueError(
+                "`target_modules` is empty; name at least one projection, or leave it out for q, k, v and o."
+            )
+
+        for name in ("r", "chunk_size", "local_size", "prompt_size", "chunk_batch_size"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_positive_int(name, value, "a positive integer or None")
+        for name in ("refresh_interval", "label_size"):
+            _check_positive_int(name, getattr(self, name), "a positive integer")
+        if self.prompt_size is not None and self.local_size is not None and self.prompt_size > self.local_size:
+            raise ValueError(
+                f"`prompt_size` ({self.prompt_size}) is larger than `local_size` ({self.local_size}), but the dynamic "
+                "prompt is the end of the local window; choose a smaller `prompt_size`."
+            )
+        if self.alpha is not None:
+            if self.r is None:
+                raise ValueError(
+                    f"`alpha` is {self.alpha} but `r` is None; full twins have no scale. Give `r`, or leave `alpha` out."
+                )
+            if not self.alpha > 0:
+                raise ValueError(f"`alpha` must be above 0, got {self.alpha}; leave it out for 2 * r.")
+        _check_choice("decoding", self.decoding, ("streaming", "exact"))
+        _check_choice("loss", self.loss, ("sum", "draw"))
+        if not isinstance(self.add_bos, bool):
+            raise ValueError(f"`add_bos` must be True or False, got {self.add_bos!r}.")
+        for name in ("continuation_weight", "repetition_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number, 0 or above, got {getattr(self, name)}.")
+        if self.continuation_weight + self.repetition_weight == 0:
+            raise ValueError("`continuation_weight` and `repetition_weight` are both 0; at least one must be above 0.")
+        if not 0 <= self.distill_weight <= 1:
+            raise ValueError(f"`distill_weight` must lie between 0 and 1, got {self.distill_weight}.")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> FocusConfig:  # type: ignore[override]
+        """Load a configuration, as `PeftConfig.from_pretrained`. A damaged adapter file beside it is refused at once.
+
+        Raises:
+            ValueError: if the adapter file in a local folder is damaged.
+        """
+        subfolder = kwargs.get("subfolder") or ""
+        check_adapter_file(os.path.join(pretrained_model_name_or_path, subfolder))
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @property
+    def scaling(self) -> float:
+        """The factor of a low-rank delta, alpha / r."""
+        if self.r is None:
+            raise ValueError("`scaling` is defined for low-rank twins only, and `r` is None.")
+        return (2.0 * self.r if self.alpha is None else self.alpha) / self.r
+
+    def with_overrides(self, **overrides: Any) -> FocusConfig:
+        """A copy with some of the fields that matter at inference replaced (None leaves a field as it is).
+
+        Raises:
+            ValueError: if a value cannot work, as in the constructor.
+        """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return replace(self, **given) if given else self
+
+
+def _check_positive_int(name: str, value: Any, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")

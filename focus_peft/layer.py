@@ -1,0 +1,136 @@
+"""The twin projection: a frozen projection whose trainable twin takes over at candidate positions (paper section 3.2)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .config import FocusConfig
+
+
+class CandidateState:
+    """How many of the last positions of a row are candidates in the pass that is running; all layers share one object."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextlib.contextmanager
+    def candidates(self, count: int) -> Iterator[None]:
+        """Within the context, the last `count` positions of every row go through the twins."""
+        previous, self.count = self.count, count
+        try:
+            yield
+        finally:
+            self.count = previous
+
+
+class TwinLayer(nn.Module, BaseTunerLayer):
+    """A frozen projection and its twins, one for each adapter.
+
+    Args:
+        base_layer (`nn.Module`): The frozen projection: `nn.Linear`, transformers' `Conv1D`, or a quantized linear layer.
+        adapter_name (`str`): Name of the first adapter.
+        config (`FocusConfig`): Says whether the twin is a full copy (`r=None`) or low-rank.
+        state (`CandidateState`): Shared by all layers of the model.
+    """
+
+    adapter_layer_names = ("focus_twin", "focus_A", "focus_B")
+    other_param_names = ("scaling",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: FocusConfig, state: CandidateState) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.focus_twin = nn.ModuleDict()
+        self.focus_A = nn.ModuleDict()
+        self.focus_B = nn.ModuleDict()
+        self.scaling: dict[str, float] = {}
+        self.merged_adapters: list[str] = []
+        self.state = state
+        self.in_features, self.out_features = _features(base_layer)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: FocusConfig) -> None:
+        """Add the twin of another adapter. It starts equal to the frozen projection."""
+        if config.r is None:
+            self.focus_twin[adapter_name] = _full_copy(self.get_base_layer(), self.in_features, self.out_features)
+        else:
+            down = nn.Linear(self.in_features, config.r, bias=False)
+            up = nn.Linear(config.r, self.out_features, bias=False)
+            nn.init.normal_(down.weight, std=self.in_features**-0.5)
+            nn.init.zeros_(up.weight)
+            self.focus_A[adapter_name], self.focus_B[adapter_name] = down, up
+            self.scaling[adapter_name] = config.scaling
+            self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Project `x` of shape (rows, tokens, in_features): the twin's result at candidate positions, else the frozen's."""
+        count = 0 if self.disable_adapters else self.state.count
+        if count == 0 or not self.active_adapters:
+            return self.base_layer(x, *args, **kwargs)
+        adapter = self.active_adapters[0]
+        candidates = x[..., -count:, :]
+        if adapter in self.focus_twin:
+            twin: Any = self.focus_twin[adapter]
+            out = twin(candidates.to(twin.weight.dtype)).to(x.dtype)
+            if count < x.shape[-2]:
+                out = torch.cat([self.base_layer(x[..., :-count, :], *args, **kwargs), out], dim=-2)
+            return out
+        frozen = self.base_layer(x, *args, **kwargs)
+        if adapter not in self.focus_A:
+            return frozen
+        down: Any = self.focus_A[adapter]
+        up = self.focus_B[adapter]
+        delta = up(down(candidates.to(down.weight.dtype))) * self.scaling[adapter]
+        if count == x.shape[-2]:
+            return frozen + delta.to(frozen.dtype)
+        return torch.cat([frozen[..., :-count, :], frozen[..., -count:, :] + delta.to(frozen.dtype)], dim=-2)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise NotImplementedError(MERGE_REFUSAL)
+
+    def unmerge(self) -> None:
+        raise NotImplementedError(MERGE_REFUSAL)
+
+    def __repr__(self) -> str:
+        return "focus." + super().__repr__()
+
+
+MERGE_REFUSAL = (
+    "A focus adapter cannot be merged into its base model: a twin projection takes over at candidate positions only, and "
+    "every other token needs the frozen projection. Use `unload()` to get the base model back."
+)
+
+
+def _features(layer: nn.Module) -> tuple[int, int]:
+    """(in_features, out_features) of a projection, whatever its kind."""
+    if isinstance(layer, Conv1D):
+        return cast(int, layer.nx), cast(int, layer.nf)
+    return cast(int, layer.in_features), cast(int, layer.out_features)
+
+
+def _full_copy(base: nn.Module, in_features: int, out_features: int) -> nn.Module:
+    """A trainable copy of a projection; a quantized one is copied from its dequantized weight."""
+    # Under DeepSpeed ZeRO-3, weights have shape (0,) outside of this context
+    with gather_params_ctx(base.parameters(), modifier_rank=None):
+        if type(base) in (nn.Linear, Conv1D) and cast(torch.Tensor, base.weight).is_floating_point():
+            return deepcopy(base)
+        quantized: Any = base
+        weight = dequantize_module_weight(quantized)
+        twin = nn.Linear(
+            in_features, out_features, bias=quantized.bias is not None, device=weight.device, dtype=weight.dtype
+        )
+        with torch.no_grad():
+            twin.weight.copy_(weight)
+            if quantized.bias is not None:
+                twin.bias.copy_(quantized.bias)
+        return twin

@@ -1,0 +1,236 @@
+"""`Memory`: the encoded chunks of some documents, read once and asked many times."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .chunking import cut
+from .frames import Frames
+from .layout import ChunkRow
+from .reader import Reader
+from .slab import Slab
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .fingerprint import Fingerprint
+
+MEMORY_FILE = "memory.json"
+STATES_FILE = "memory.safetensors"
+FORMAT = 1
+
+
+class Memory:
+    """The encoded chunks of one or more documents: what `model.encode` returns.
+
+    The chunks hold what the frozen model computed and no trainable weight, so one memory serves every adapter with the same
+    `chunk_size`. Behind each chunk its rows have room for dynamic prompts: what is asked is written there and never
+    outlives its question.
+
+    Attributes:
+        documents (`list[list[int]]`): The token ids of each document.
+        chunk_size (`int`): Tokens in a chunk; the last of a document may be shorter.
+        fingerprint (`Fingerprint`): Of the model that read the documents.
+    """
+
+    def __init__(
+        self, documents: list[list[int]], chunk_size: int, frames: Frames, fingerprint: Fingerprint, room: int = 0
+    ) -> None:
+        self.documents = documents
+        self.chunk_size = chunk_size
+        self.frames = frames
+        self.fingerprint = fingerprint
+        self.rows = [
+            ChunkRow(number, index, len(chunk))
+            for number, ids in enumerate(documents)
+            for index, chunk in enumerate(cut(ids, chunk_size))
+        ]
+        self.slab = Slab(len(self.rows), max((row.length for row in self.rows), default=0) + room)
+        self.lock = threading.RLock()
+        self._tenant: weakref.ref[Any] | None = None
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.documents)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of all documents."""
+        return len(self.rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents."""
+        return sum(map(len, self.documents))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of storage, the room for prompts included."""
+        return self.slab.nbytes
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the states are (of the first layer, if the model is spread over devices). None: no chunks."""
+        return self.slab.layers[0][0].device if self.slab.layers else None
+
+    def chunks_of(self, document: int) -> int:
+        """The number of chunks of a document."""
+        return sum(row.document == document for row in self.rows)
+
+    def starts(self) -> list[int]:
+        """The position of each chunk's first token."""
+        return [self.frames.chunk_start(row.index, row.length) for row in self.rows]
+
+    def read(self, reader: Reader, batch_size: int | None, progress: bool, old: Memory | None = None) -> None:
+        """Encode all chunks, but for those that `old`, a memory of the documents' beginnings, already holds."""
+        chunks = [chunk for ids in self.documents for chunk in cut(ids, self.chunk_size)]
+        todo = list(range(len(self.rows)))
+        if old is not None and old.rows:
+            held = {(row.document, row.index, row.length): number for number, row in enumerate(old.rows)}
+            copied = [(n, held[key]) for n in todo if (key := self._key(n)) in held]
+            self._copy(old, copied)
+            todo = sorted(set(todo) - {new for new, _ in copied})
+        starts = self.starts()
+        # consecutive rows are read together
+        begin = 0
+        for end in range(1, len(todo) + 1):
+            if end == len(todo) or todo[end] != todo[end - 1] + 1:
+                run = todo[begin:end]
+                first, last = run[0], run[-1] + 1
+                reader.read_chunks(self.slab, first, chunks[first:last], starts[first:last], batch_size, progress)
+                begin = end
+
+    def _key(self, number: int) -> tuple[int, int, int]:
+        row = self.rows[number]
+        return row.document, row.index, row.length
+
+    def _copy(self, old: Memory, pairs: list[tuple[int, int]]) -> None:
+        for layer, states in enumerate(old.slab.layers):
+            for mine, theirs in zip(self.slab.layer(layer, states), states):
+                width = min(mine.shape[2], theirs.shape[2], self.chunk_size)
+                for new, held in pairs:
+                    mine[new, :, :width] = theirs[held, :, :width]
+
+    def lease(self, tenant: Any) -> bool:
+        """Give the room for prompts to `tenant`. Returns False if somebody else has written there since it last had it."""
+        kept = self._tenant is not None and self._tenant() is tenant
+        self._tenant = weakref.ref(tenant)
+        return kept
+
+    def to(self, device: torch.device | str) -> Memory:
+        """Move the states to a device, in place, and return self."""
+        self.slab.layers = [(keys.to(device), values.to(device)) for keys, values in self.slab.layers]
+        self._tenant = None
+        return self
+
+    def save(self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Save to a directory: `memory.safetensors`, and `memory.json` with sizes, ids and fingerprints.
+
+        Args:
+            directory (`str` or `os.PathLike`): Must not hold a memory yet.
+            tokenizer (*optional*): Its fingerprint is saved too, and compared by `load_memory`.
+
+        Raises:
+            FileExistsError: if `directory` exists and is not empty.
+            OSError: if writing fails, for example on a full disk; nothing half-written is left behind.
+        """
+        target = Path(directory)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise FileExistsError(
+                f"`directory` {str(target)!r} exists and is not empty; choose a new one, or remove it."
+            )
+        tensors = {}
+        with self.lock:
+            for layer, states in enumerate(self.slab.layers):
+                for name, side in zip(("key", "value"), states):
+                    tensors[f"{name}.{layer}"] = side[:, :, : self.chunk_size].contiguous()
+        description = {
+            "format": FORMAT,
+            "documents": self.documents,
+            "chunk_size": self.chunk_size,
+            "nominal": self.frames.nominal,
+            "learned": self.frames.learned,
+            "model": self.fingerprint.to_dict(),
+            "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+        }
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            try:
+                save_file(tensors, scratch / STATES_FILE, metadata={"format": "pt"})
+            except SafetensorError as error:  # how safetensors reports a full disk
+                raise OSError(f"`directory` {str(target)!r} could not be written: {error}") from error
+            (scratch / MEMORY_FILE).write_text(json.dumps(description))
+            if target.exists():
+                target.rmdir()
+            os.replace(scratch, target)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike,
+        fingerprint: Fingerprint,
+        device: torch.device | str = "cpu",
+        room: int = 0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> Memory:
+        """Load what `save` wrote. `model.load_memory` calls this with the model's own fingerprint and device.
+
+        Raises:
+            FileNotFoundError: if `directory` holds no memory.
+            ValueError: if it was made with another model or tokenizer, or its files are damaged.
+        """
+        source = Path(directory)
+        if not (source / MEMORY_FILE).is_file() or not (source / STATES_FILE).is_file():
+            raise FileNotFoundError(
+                f"`directory` {str(source)!r} holds no memory ({MEMORY_FILE} and {STATES_FILE}); make one with "
+                "`model.encode(...).save(directory)`."
+            )
+        try:
+            description = json.loads((source / MEMORY_FILE).read_text())
+            if description["format"] != FORMAT:
+                raise ValueError(f"format {description['format']}, while this version reads format {FORMAT}")
+            fingerprint.check(description["model"])
+            saved = description["tokenizer"]
+            if tokenizer is not None and saved is not None and saved != tokenizer_fingerprint(tokenizer):
+                raise ValueError("it was made with another tokenizer; encode the documents again")
+            frames = Frames(description["nominal"], description["learned"])
+            memory = cls(description["documents"], description["chunk_size"], frames, fingerprint, room)
+            tensors = load_file(source / STATES_FILE, device=str(device))
+            for layer in range(len(tensors) // 2):
+                states = tensors.pop(f"key.{layer}"), tensors.pop(f"value.{layer}")
+                for mine, theirs in zip(memory.slab.layer(layer, states), states):
+                    if theirs.shape[0] != len(memory.rows):
+                        raise ValueError(f"it holds {theirs.shape[0]} chunks where {len(memory.rows)} belong")
+                    mine[:, :, : theirs.shape[2]] = theirs
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ValueError(f"The memory in {str(source)!r} cannot be used: {error}.") from error
+        return memory
+
+    def __repr__(self) -> str:
+        return (
+            f"Memory({self.num_documents} documents, {self.num_tokens} tokens, {self.num_chunks} chunks of "
+            f"{self.chunk_size}, {self.nbytes / 2**20:.1f} MiB)"
+        )
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of the vocabulary."""
+    from .fingerprint import digest
+
+    return digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())

@@ -1,0 +1,395 @@
+"""`FocusModel`: the PEFT tuner. It puts twins into a frozen model, and reads with them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, cast
+
+import torch
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .chunking import Ids, check_vocabulary, document_rows, real_tokens, unpad
+from .config import INFERENCE_FIELDS, FocusConfig
+from .fingerprint import Fingerprint
+from .generation import generate
+from .layer import MERGE_REFUSAL, CandidateState, TwinLayer
+from .memory import Memory
+from .objectives import FocusOutput, focus_loss
+from .reader import Reader
+from .sampling import IGNORE, draw_sample
+from .saving import check_adapter_weights
+from .scoring import read_logits
+from .settings import Settings
+from .support import ModelFacts, find_projections, is_projection
+
+
+# Evaluation without a generator draws the same spans every time
+EVALUATION_SEED = 0
+
+
+class FocusModel(BaseTuner):
+    """
+    A frozen decoder-only language model that reads long inputs in chunks (FocusLLM, arXiv 2408.11745).
+
+    Made by `get_peft_model(model, FocusConfig(...))` or `PeftModel.from_pretrained(model, "user/adapter")`; what is below is
+    called on the `PeftModel` that they return.
+
+    Args:
+        model (`transformers.PreTrainedModel`): A causal language model. It is not changed but for its projections being wrapped.
+        peft_config (`FocusConfig`): The adapter's configuration.
+        adapter_name (`str`): Its name.
+
+    Raises:
+        ValueError: if the model cannot be read in chunks, or the configured sizes do not fit it.
+    """
+
+    prefix: str = "focus_"
+    tuner_layer_cls = TwinLayer
+    target_module_mapping: dict[str, list[str]] = {}
+    # Makes loading through transformers' `add_adapter`, which would lose this tuner, an error instead
+    uses_shared_state = True
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
+        facts = ModelFacts.of(model)
+        config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
+        Settings.of(config, facts)  # sizes that do not fit fail before anything is wrapped
+        state = CandidateState()
+        # nn.Module's constructor comes with BaseTuner's, which injects; so these are set past its attribute checks
+        self.__dict__["facts"], self.__dict__["state"] = facts, state
+        super().__init__(model, peft_config, adapter_name, **kwargs)
+        self.reader = Reader(cast(PreTrainedModel, model), state, facts.sliding_window, set(facts.layer_types))
+        self.adapters_enabled = True
+        self._fingerprint: Fingerprint | None = None
+        # The loss is a mean of its own, so the Trainer must not divide it again
+        cast(Any, model).accepts_loss_kwargs = False
+
+    # What PEFT asks of a tuner
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        Settings.of(cast(FocusConfig, peft_config), self.facts)
+        return peft_config
+
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:  # type: ignore[override]
+        if cast(FocusConfig, peft_config).target_modules is not None:
+            return bool(check_target_module_exists(peft_config, key))
+        return key in self._projections
+
+    @property
+    def _projections(self) -> frozenset[str]:
+        # found once: injection asks for every module of the model
+        if "found" not in self.__dict__:
+            self.__dict__["found"] = frozenset(find_projections(self.model))
+        return self.__dict__["found"]
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: FocusConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+    ) -> None:
+        if isinstance(target, TwinLayer):
+            target.update_layer(adapter_name, peft_config)
+            return
+        if not is_projection(target):
+            raise ValueError(
+                f"`target_modules` matches {current_key!r}, a {type(target).__name__}; a twin can be made of a linear "
+                "projection only. Name the attention's q, k, v and o projections."
+            )
+        layer = TwinLayer(target, adapter_name, peft_config, self.state)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _check_merge_allowed(self) -> None:
+        raise NotImplementedError(MERGE_REFUSAL)
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Not possible for a projection that depends on the position.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(MERGE_REFUSAL)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make one adapter the active one.
+
+        Raises:
+            ValueError: if several are given: a candidate goes through one twin.
+        """
+        if not isinstance(adapter_name, str):
+            if len(adapter_name) != 1:
+                raise ValueError(
+                    f"`adapter_name` is {adapter_name!r}, but a candidate goes through one twin; activate one adapter."
+                )
+            adapter_name = adapter_name[0]
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def enable_adapter_layers(self) -> None:
+        super().enable_adapter_layers()
+        self.adapters_enabled = True
+
+    def disable_adapter_layers(self) -> None:
+        super().disable_adapter_layers()
+        self.adapters_enabled = False
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # PEFT loads with strict=False: what does not fit would be skipped without a word
+        given = {name: weight for name, weight in state_dict.items() if name.startswith(prefix) and ".focus_" in name}
+        adapters = {_adapter_of(name) for name in given}
+        own = {prefix + name: weight for name, weight in self.state_dict().items() if ".focus_" in name}
+        if given:
+            check_adapter_weights(given, {name: w for name, w in own.items() if _adapter_of(name) in adapters})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    # Reading
+
+    def settings(self, **overrides: Any) -> Settings:
+        """The settings that the active adapter reads with; `overrides` replace fields that matter at inference.
+
+        Raises:
+            ValueError: if a value cannot work, or there is no adapter.
+        """
+        return Settings.of(self.active_config.with_overrides(**overrides), self.facts)
+
+    @property
+    def active_config(self) -> FocusConfig:
+        """The configuration of the active adapter.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if not self.active_adapters:
+            raise ValueError("There is no active adapter; add one, or call `set_adapter`.")
+        return cast(FocusConfig, self.peft_config[self.active_adapters[0]])
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the base model; computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = Fingerprint.of(self.model)
+        return self._fingerprint
+
+    def encode(
+        self,
+        document_ids: Ids,
+        attention_mask: torch.Tensor | None = None,
+        memory: Memory | None = None,
+        progress: bool | None = None,
+        **overrides: Any,
+    ) -> Memory:
+        """Read documents once, to be asked about many times: `generate(question_ids, memory=memory)`.
+
+        Args:
+            document_ids (`torch.LongTensor` of shape (documents, tokens) or (tokens,), or a list of ids or 1-D tensors):
+                The documents.
+            attention_mask (`torch.Tensor` of shape (documents, tokens), *optional*): 1 at real tokens of a padded batch.
+            memory (`Memory`, *optional*): Its documents are extended with the new ids, one row for each. It stays as it is.
+            progress (`bool`, *optional*): Show a progress bar. Default: if standard error is a terminal.
+            **overrides: `chunk_batch_size` or `prompt_size` for this call.
+
+        Returns:
+            `Memory`: the encoded chunks.
+
+        Raises:
+            ValueError: if a document is empty, has ids outside the vocabulary, or has too many chunks for the model.
+        """
+        rows = document_rows(document_ids, attention_mask)
+        check_vocabulary(rows, self.facts.vocab_size, "document_ids")
+        settings = self.settings(**overrides)
+        if memory is not None:
+            self._check_memory(memory, settings)
+            if len(rows) != memory.num_documents:
+                raise ValueError(
+                    f"`document_ids` has {len(rows)} rows, but `memory` holds {memory.num_documents} documents; give one "
+                    "row for each."
+                )
+            rows = [old + new for old, new in zip(memory.documents, rows)]
+        longest = max(map(len, rows))
+        settings.check_room(self.facts, -(-longest // settings.sizes.chunk), 0)
+        frames = settings.frames if memory is None else memory.frames
+        extended = Memory(rows, settings.sizes.chunk, frames, self.fingerprint, room=settings.frames.nominal + 64)
+        extended.read(self.reader, settings.chunk_batch_size, _progress(progress), old=memory)
+        return extended
+
+    def load_memory(self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> Memory:
+        """Load a memory that `Memory.save` wrote, onto the model's device.
+
+        Raises:
+            FileNotFoundError: if `directory` holds none.
+            ValueError: if it was made with another model, tokenizer or chunk size, or is damaged.
+        """
+        settings = self.settings()
+        room = settings.frames.nominal + 64
+        memory = Memory.load(directory, self.fingerprint, self.reader.device, room, tokenizer)
+        self._check_memory(memory, settings)
+        return memory
+
+    def _check_memory(self, memory: Memory, settings: Settings) -> None:
+        """Refuse a memory that was not made for this model and adapter."""
+        if memory.fingerprint != self.fingerprint:
+            try:
+                self.fingerprint.check(memory.fingerprint.to_dict())
+            except ValueError as error:
+                raise ValueError(f"`memory` cannot be used: {error}.") from error
+        if memory.chunk_size != settings.sizes.chunk:
+            raise ValueError(
+                f"`memory` was made with chunks of {memory.chunk_size} tokens, but the active adapter reads chunks of "
+                f"{settings.sizes.chunk}; encode the documents again with this adapter."
+            )
+        if memory.device is not None and memory.device != self._states_device:
+            raise ValueError(
+                f"`memory` is on {memory.device}, but the model is on {self._states_device}; move it with "
+                f"`memory.to({str(self._states_device)!r})`."
+            )
+
+    @property
+    def _states_device(self) -> torch.device:
+        """Where the first layer leaves its keys and values."""
+        layer = next(module for module in self.model.modules() if isinstance(module, TwinLayer))
+        return layer.weight.device
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        memory: Memory | None = None,
+        generator: torch.Generator | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """The training loss, or logits.
+
+        With `labels`: both losses on spans drawn from every row (see `objectives` and `sampling`). Without: logits of the base
+        model's shape. A row that fits the local window is the base model's. In a longer one, the logits at token t are
+        those that `generate` would compute had it started from the first token and been given the rest, so the base model's
+        until the window first spills. With `memory`, every token of `input_ids` sees its own candidates. No graph is kept
+        without labels, once candidates are involved.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape (batch, tokens)): Documents.
+            attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*): 1 at real tokens; padding on either side.
+            labels (`torch.LongTensor` of shape (batch, tokens), *optional*): Like `input_ids`; -100 is no label.
+            memory (`Memory`, *optional*): What stands before `input_ids`, one document for each row. Not with `labels`.
+            generator (`torch.Generator`, *optional*):
+                Draws the spans. Default: torch's global one in training, a fixed seed in evaluation.
+            logits_to_keep (`int`): Only the last so many logits; 0: all.
+            **kwargs: Go to the base model where no candidates are involved.
+
+        Returns:
+            `FocusOutput` with `labels`, else what the base model returns.
+
+        Raises:
+            ValueError: for inputs that cannot be read; the message says why.
+        """
+        short = memory is None and labels is None and self._fits(input_ids, kwargs)
+        if not self.adapters_enabled or short:
+            if memory is not None:
+                raise ValueError("`memory` was given, but the adapter is disabled, and the base model cannot read it.")
+            if logits_to_keep:
+                kwargs["logits_to_keep"] = logits_to_keep
+            if labels is not None:
+                kwargs["labels"] = labels
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if input_ids is None:
+            raise ValueError("`inputs_embeds` cannot be split into chunks; give `input_ids`.")
+        rows = unpad(input_ids, attention_mask)
+        check_vocabulary(rows, self.facts.vocab_size)
+        if labels is not None:
+            if memory is not None:
+                raise ValueError(
+                    "`memory` and `labels` exclude each other: the losses cut their own memory from the rows."
+                )
+            return self._loss(input_ids, attention_mask, rows, labels, generator)
+        settings = self.settings()
+        if memory is not None:
+            self._check_memory(memory, settings)
+        return read_logits(self.reader, settings, rows, input_ids.shape[1], attention_mask, memory, logits_to_keep)
+
+    def _fits(self, input_ids: torch.Tensor | None, kwargs: dict[str, Any]) -> bool:
+        """Whether an input is the base model's business alone."""
+        if input_ids is None or kwargs.get("past_key_values") is not None:
+            return True
+        return input_ids.dim() == 2 and 0 < input_ids.shape[1] <= self.settings().sizes.local
+
+    def _loss(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rows: list[list[int]],
+        labels: torch.Tensor,
+        generator: torch.Generator | None,
+    ) -> FocusOutput:
+        if labels.shape != input_ids.shape:
+            raise ValueError(
+                f"`labels` has the shape {tuple(labels.shape)}, but `input_ids` has {tuple(input_ids.shape)}; they must be "
+                "the same."
+            )
+        targets = real_tokens(labels, attention_mask)
+        check_vocabulary([[t for t in row if t != IGNORE] or [0] for row in targets], self.facts.vocab_size, "labels")
+        if generator is None and not self.training:
+            generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        config, settings = self.active_config, self.settings()
+        samples = [draw_sample([target != IGNORE for target in row], settings, config, generator) for row in targets]
+        output = focus_loss(self.reader, settings, config, rows, targets, samples)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if torch.is_grad_enabled() and output.loss is not None and (distributed or not output.loss.requires_grad):
+            # DDP waits for a gradient of every parameter, in every step; some twins of the last layer have none
+            output.loss = output.loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
+        return output
+
+    def generate(self, inputs: torch.Tensor | None = None, *, memory: Memory | None = None, **kwargs: Any) -> Any:
+        """Transformers' `generate`, on inputs of any length.
+
+        What does not fit the local window becomes the memory by itself. As the window grows, its oldest chunk goes there too, so
+        generation has no end. Inputs that fit are the base model's.
+
+        Args:
+            inputs or input_ids (`torch.LongTensor` of shape (batch, tokens)):
+                The input; with `memory`, what is asked about it, rows 0 .. k-1 about its first document and so on.
+            memory (`Memory`, *optional*): What `encode` returned.
+            attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*):
+                1 at real tokens. Padding may be on either side; what is returned is padded on the left.
+            decoding, refresh_interval, chunk_batch_size, local_size, prompt_size, add_bos:
+                Override the adapter's configuration for this call.
+            progress (`bool`, *optional*): Show a progress bar while reading. Default: if standard error is a terminal.
+            **kwargs: Every option of transformers' `generate`, but `inputs_embeds`, `use_cache=False`, `cache_implementation`,
+                `prefill_chunk_size`, `output_attentions` and `output_hidden_states`.
+
+        Returns:
+            What transformers' `generate` returns. Its `past_key_values` may be given back to continue.
+
+        Raises:
+            ValueError: for inputs or options that cannot work; before anything is read.
+        """
+        overrides = {name: kwargs.pop(name, None) for name in INFERENCE_FIELDS}
+        progress = _progress(kwargs.pop("progress", None))
+        if not self.adapters_enabled:
+            if memory is not None:
+                raise ValueError("`memory` was given, but the adapter is disabled, and the base model cannot read it.")
+            return self.model.generate(inputs, **kwargs)
+        settings = self.settings(**overrides)
+        if memory is not None:
+            self._check_memory(memory, settings)
+        overridden = [name for name, value in overrides.items() if value is not None]
+        return generate(self.reader, settings, self.facts, inputs, memory, progress, overridden, kwargs)
+
+
+def _adapter_of(name: str) -> str:
+    """The adapter that a parameter such as `….focus_A.default.weight` belongs to."""
+    return name.rpartition(".focus_")[2].split(".")[1]
+
+
+def _progress(wanted: bool | None) -> bool:
+    if wanted is not None:
+        return wanted
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return sys.stderr.isatty() and not (distributed and torch.distributed.get_rank() > 0)

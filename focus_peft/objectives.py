@@ -1,0 +1,230 @@
+"""The two losses of the paper, continuation and repetition, and the distillation of the base model's own full reading.
+
+Only candidates go through trainable weights, so ordinary tokens run without autograd, once for both losses; candidates and
+whatever sees them run with it. The gradient is exactly that of the naive computation (method: what needs a gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers.utils import ModelOutput
+
+from .candidates import read_candidates_with_graph
+from .chunking import cut, with_bos
+from .config import FocusConfig
+from .layout import ChunkRow, PromptRegion, local_pass_input
+from .reader import Reader
+from .sampling import IGNORE, Sample
+from .settings import Settings
+from .slab import GraphCache, LayerStates, PassCache, Slab
+
+
+@dataclass
+class FocusOutput(ModelOutput):
+    """What `model(input_ids, labels=...)` returns. All are scalars.
+
+    Attributes:
+        loss (`torch.FloatTensor`):
+            (1 − λ)·(w_c·`loss_continuation` + w_r·`loss_repetition`) + λ·`loss_distillation`, where λ is `distill_weight`.
+        loss_continuation, loss_repetition (`torch.FloatTensor`):
+            Mean cross-entropy over the labels of each loss; 0 where there are none.
+        loss_distillation (`torch.FloatTensor`, *optional*):
+            Mean KL(base model reading everything ‖ adapter), weighted like the losses. Only with `distill_weight`.
+        num_continuation, num_repetition (`torch.LongTensor`): How many labels each had.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_continuation: torch.Tensor | None = None
+    loss_repetition: torch.Tensor | None = None
+    loss_distillation: torch.Tensor | None = None
+    num_continuation: torch.Tensor | None = None
+    num_repetition: torch.Tensor | None = None
+
+
+def span_logits(
+    reader: Reader, settings: Settings, memory: Sequence[int], chunk_size: int, windows: Sequence[Window]
+) -> list[torch.Tensor]:
+    """The logits that predict the labels of some local windows, all given the same memory, with a graph to the twins.
+
+    Args:
+        reader (`Reader`): Runs the passes.
+        settings (`Settings`): `decoding` chooses the label scheme: "streaming" gives every label its own candidates; "exact"
+            computes one set with the prompt before the first label, and all local tokens see it (the paper's).
+        memory (`Sequence[int]`): Ids, cut into chunks of `chunk_size`.
+        windows (`Sequence[Window]`): The local windows.
+
+    Returns:
+        For each window, logits of shape (labels, vocabulary).
+    """
+    chunks = cut(memory, chunk_size)
+    rows = [ChunkRow(0, index, len(chunk)) for index, chunk in enumerate(chunks)]
+    starts = [settings.frames.chunk_start(row.index, row.length) for row in rows]
+    exact = settings.decoding == "exact"
+    newest = 1 if exact else max(window.labels for window in windows)
+    prompts = [window.prompt(settings, chunk_size, newest) for window in windows]
+    placement = PromptRegion(len(windows)).place(prompts, [0] * len(windows), newest)
+    slab = Slab(len(rows), max(row.length for row in rows) + len(placement.ids) + 1)
+    reader.read_chunks(slab, 0, chunks, starts, settings.chunk_batch_size)
+    candidates = read_candidates_with_graph(
+        reader, slab, rows, settings.frames, placement, len(windows) * newest, settings.chunk_batch_size
+    )
+
+    local_starts = [settings.frames.local_start(len(rows), len(prompt) - newest + 1) for prompt in prompts]
+    logits = []
+    for number, window in enumerate(windows):
+        mine = slice(number * newest, (number + 1) * newest)
+        prefix = [(_side_by_side(keys[:, :, mine]), _side_by_side(values[:, :, mine])) for keys, values in candidates]
+        logits.append(_local_logits(reader, settings, window, newest, len(rows), local_starts[number], prefix))
+    return logits
+
+
+def _side_by_side(states: torch.Tensor) -> torch.Tensor:
+    """(chunks, heads, newest, dim) -> (1, heads, newest * chunks, dim): the candidates of one token side by side."""
+    return states.permute(1, 2, 0, 3).flatten(1, 2)[None]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A local window in training: `ids` up to the last token that predicts a label; the last `labels` of them do."""
+
+    ids: list[int]
+    labels: int
+
+    @property
+    def before(self) -> int:
+        """Tokens up to and including the one that predicts the first label: the local window of the paper."""
+        return len(self.ids) - self.labels + 1
+
+    def prompt(self, settings: Settings, chunk_size: int, newest: int) -> list[int]:
+        """The dynamic prompt: the last min(P, c, L) tokens before the first label, and the candidates' tokens after."""
+        size = min(settings.sizes.prompt, chunk_size, self.before)
+        prompt = with_bos(self.ids[self.before - size : self.before], settings.bos)
+        following = self.ids[self.before : self.before + newest - 1]
+        # a window with fewer labels than another's repeats its last token; nobody looks at what that candidate becomes
+        return prompt + following + self.ids[-1:] * (newest - 1 - len(following))
+
+
+def _local_logits(
+    reader: Reader,
+    settings: Settings,
+    window: Window,
+    newest: int,
+    chunks: int,
+    start: int,
+    prefix: Sequence[LayerStates],
+) -> torch.Tensor:
+    """Logits (labels, vocabulary) of one window behind its candidates."""
+    exact = settings.decoding == "exact"
+    ids = with_bos(window.ids, settings.bos)
+    # streaming: tokens before the first that predicts see no candidates, so no gradient reaches them
+    plain = 0 if exact else len(ids) - window.labels
+    past = list(prefix)
+    if plain:
+        plain_input = local_pass_input([ids[:plain]], [0], [start], [0], 0, False, 0, plain)
+        slab = Slab(1, plain + 1)
+        with torch.no_grad():
+            reader.run(plain_input, PassCache(slab, slice(0, 1), plain_input.columns, slice(0, plain)))
+        past = [
+            (torch.cat([a[0], b[0][:, :, :plain]], dim=2), torch.cat([a[1], b[1][:, :, :plain]], dim=2))
+            for a, b in zip(prefix, slab.layers)
+        ]
+    width = newest * chunks
+    used = 1 if exact else window.labels
+    inputs = local_pass_input([ids], [plain], [start], [chunks], used, exact, 0, 0)
+    # candidates that stand in for missing labels are seen by nobody
+    hidden = inputs.visible.new_zeros(1, inputs.visible.shape[1], width - used * chunks)
+    at = used * chunks
+    inputs.visible = torch.cat([inputs.visible[..., :at], hidden, inputs.visible[..., at:]], dim=2)
+    far = inputs.distances.new_zeros(hidden.shape)
+    inputs.distances = torch.cat([inputs.distances[..., :at], far, inputs.distances[..., at:]], dim=2)
+    return reader.run(inputs, GraphCache(past), logits=window.labels)[0]
+
+
+def focus_loss(
+    reader: Reader,
+    settings: Settings,
+    config: FocusConfig,
+    documents: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    samples: Sequence[Sample | None],
+) -> FocusOutput:
+    """Continuation, repetition and distillation loss of a batch.
+
+    Args:
+        reader, settings: As in `span_logits`.
+        config (`FocusConfig`): The weights of the losses.
+        documents (`Sequence[Sequence[int]]`): Ids of each document.
+        labels (`Sequence[Sequence[int]]`): The label at each place; -100 is ignored.
+        samples (`Sequence[Sample | None]`): What was drawn for each document. None: nothing could be.
+
+    Returns:
+        `FocusOutput`: means over all labels of the batch.
+    """
+    parts: dict[str, list[torch.Tensor]] = {"continuation": [], "repetition": []}
+    distilled: dict[str, list[torch.Tensor]] = {"continuation": [], "repetition": []}
+    for ids, targets, sample in zip(documents, labels, samples):
+        if sample is None:
+            continue
+        spans = [
+            (name, span)
+            for name, span in (("continuation", sample.continuation), ("repetition", sample.repetition))
+            if span is not None
+        ]
+        memory = ids[: sample.memory]
+        windows = [Window(list(ids[span.start : span.end - 1]), span.labels) for _, span in spans]
+        for (name, span), window, logits in zip(
+            spans, windows, span_logits(reader, settings, memory, sample.chunk_size, windows)
+        ):
+            target = torch.tensor(targets[span.first_label : span.end], device=logits.device)
+            keep = target != IGNORE
+            logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            cross_entropy = F.cross_entropy(logits[keep], target[keep], reduction="none")
+            parts[name].append(cross_entropy)
+            if config.distill_weight and len(memory) + len(window.ids) <= settings.sizes.limit:
+                teacher = _teacher_logits(reader, memory, window).to(logits.dtype)[keep].log_softmax(-1)
+                student = logits[keep].log_softmax(-1)
+                distilled[name].append((teacher.exp() * (teacher - student)).sum(-1))
+            elif config.distill_weight:
+                distilled[name].append(cross_entropy)  # too long for the teacher: cross-entropy alone
+    return _combine(parts, distilled, config, reader.device)
+
+
+def _teacher_logits(reader: Reader, memory: Sequence[int], window: Window) -> torch.Tensor:
+    """The base model's logits (labels, vocabulary) when it reads memory and window in full."""
+    ids = torch.tensor([[*memory, *window.ids]], device=reader.device)
+    with torch.no_grad():
+        return reader.plain_logits(ids, window.labels)[0]
+
+
+def _combine(
+    parts: dict[str, list[torch.Tensor]],
+    distilled: dict[str, list[torch.Tensor]],
+    config: FocusConfig,
+    device: torch.device,
+) -> FocusOutput:
+    weights = config.continuation_weight, config.repetition_weight
+    share = config.distill_weight
+
+    def mean(pieces: list[torch.Tensor]) -> torch.Tensor:
+        joined = torch.cat(pieces) if pieces else torch.zeros(0, device=device)
+        return joined.mean() if len(joined) else joined.sum()
+
+    means = {name: mean(pieces) for name, pieces in parts.items()}
+    counts = {name: torch.tensor(sum(map(len, pieces)), device=device) for name, pieces in parts.items()}
+    entropy = weights[0] * means["continuation"] + weights[1] * means["repetition"]
+    output = FocusOutput(
+        loss=entropy,
+        loss_continuation=means["continuation"].detach(),
+        loss_repetition=means["repetition"].detach(),
+        num_continuation=counts["continuation"],
+        num_repetition=counts["repetition"],
+    )
+    if share:
+        divergence = weights[0] * mean(distilled["continuation"]) + weights[1] * mean(distilled["repetition"])
+        output.loss = (1 - share) * entropy + share * divergence
+        output.loss_distillation = divergence.detach()
+    return output

@@ -1,0 +1,178 @@
+"""`Reader`: runs passes of the frozen model, unmodified, with masks, positions and caches of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .chunking import pad_right
+from .layer import CandidateState
+from .layout import ChunkRow, PassInput
+from .slab import PassCache, Slab
+
+
+# Tokens, and key/value columns, that one pass of chunk rows may hold where `chunk_batch_size` is not given
+TOKEN_BUDGET = 16384
+COLUMN_BUDGET = 65536
+
+
+class Reader:
+    """Runs passes of a frozen decoder-only model.
+
+    Args:
+        model (`PreTrainedModel`): The base model, twins injected.
+        state (`CandidateState`): Tells the twins which positions are candidates.
+        sliding_window (`int`, *optional*): Tokens that a sliding-window layer sees.
+        layer_types (`set[str]`): "full_attention", "sliding_attention" or both.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, state: CandidateState, sliding_window: int | None, layer_types: set[str]
+    ) -> None:
+        self.model = model
+        self.state = state
+        self.sliding_window = sliding_window
+        self.layer_types = layer_types
+        self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go: the device of the embeddings."""
+        return cast(torch.device, self.model.get_input_embeddings().weight.device)
+
+    def run(self, inputs: PassInput, cache: Cache, candidates: int = 0, logits: int = 0) -> torch.Tensor:
+        """One pass. Keys and values go where `cache` puts them.
+
+        Args:
+            inputs (`PassInput`): Tokens, positions and what they see.
+            cache (`Cache`): A `PassCache` or a `GraphCache`.
+            candidates (`int`): How many of the last tokens of each row go through the twins.
+            logits (`int`): How many of the last tokens of each row need logits. 0: none, the LM head does not run.
+
+        Returns:
+            `torch.Tensor`: Hidden states (rows, tokens, hidden) or logits (rows, `logits`, vocabulary).
+        """
+        arguments: dict[str, Any] = {
+            "input_ids": inputs.tokens.to(self.device),
+            "position_ids": inputs.positions.to(self.device),
+            "attention_mask": self._masks(inputs),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        with self._frozen(), self.state.candidates(candidates), self._checkpointing():
+            if not logits:
+                return self.model.base_model(**arguments)[0]
+            if self.keeps_logits:
+                arguments["logits_to_keep"] = logits
+            return self.model(**arguments).logits[:, -logits:]
+
+    def read_chunks(
+        self,
+        slab: Slab,
+        first_row: int,
+        chunks: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        """Read chunks, a batch at a time, into consecutive rows of a slab: row r holds chunk r in its first columns."""
+        longest = max(map(len, chunks))
+        batch_size = batch_size or max(1, TOKEN_BUDGET // longest)
+        with tqdm(
+            total=sum(map(len, chunks)), unit=" tokens", desc="reading", disable=not progress, leave=False
+        ) as bar:
+            for begin in range(0, len(chunks), batch_size):
+                batch = chunks[begin : begin + batch_size]
+                tokens = pad_right(batch)  # padding comes last, so causality alone hides it
+                place = torch.arange(tokens.shape[1])[None].expand_as(tokens)
+                positions = place + torch.tensor(starts[begin : begin + len(batch)])[:, None]
+                rows = slice(first_row + begin, first_row + begin + len(batch))
+                cache = PassCache(slab, rows, place, slice(0, tokens.shape[1]), fresh=True)
+                with torch.no_grad(), self._frozen():
+                    self.model.base_model(
+                        input_ids=tokens.to(self.device),
+                        # an explicit mask: without one, unusual positions are taken for packed sequences
+                        attention_mask=torch.ones_like(tokens).to(self.device),
+                        position_ids=positions.to(self.device),
+                        past_key_values=cache,
+                        use_cache=True,
+                    )
+                bar.update(sum(map(len, batch)))
+
+    def plain_logits(self, ids: torch.Tensor, logits: int) -> torch.Tensor:
+        """Logits (rows, `logits`, vocabulary) of the last tokens of unpadded ids (rows, tokens), as the base model gives."""
+        arguments = {"logits_to_keep": logits} if self.keeps_logits else {}
+        with self._frozen():
+            mask = torch.ones_like(ids)
+            return self.model(input_ids=ids, attention_mask=mask, use_cache=False, **arguments).logits[:, -logits:]
+
+    def row_batches(
+        self, rows: Sequence[ChunkRow], tokens: int, columns: int, batch_size: int | None
+    ) -> Iterator[slice]:
+        """Slices of chunk rows that one pass of `tokens` new tokens over `columns` columns each may hold."""
+        size = batch_size or max(1, min(TOKEN_BUDGET // max(1, tokens), COLUMN_BUDGET // columns))
+        for begin in range(0, len(rows), size):
+            yield slice(begin, min(begin + size, len(rows)))
+
+    def _masks(self, inputs: PassInput) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Additive masks (rows or 1, 1, tokens, columns): one, or one for each type of layer."""
+        masks = {}
+        for kind in self.layer_types:
+            visible = inputs.visible
+            if kind == "sliding_attention" and self.sliding_window is not None:
+                visible = visible & (inputs.distances < self.sliding_window)
+            mask = torch.zeros(visible.shape, dtype=self.model.dtype)
+            mask.masked_fill_(~visible, torch.finfo(self.model.dtype).min)
+            masks[kind] = mask[:, None].expand(len(inputs.tokens), -1, -1, -1).to(self.device)
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    @contextlib.contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """Evaluation mode: the base is frozen, its dropout off; nor may its layers checkpoint, which would drop our cache."""
+        training = [module for module in self.model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    @contextlib.contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Gradient checkpointing of our own (never reentrant), if the model has it on and a graph is being made.
+
+        The model's own drops the cache. Ours runs a layer again with the state that it had in the forward pass.
+        """
+        layers = []
+        if torch.is_grad_enabled():
+            every = (module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer))
+            layers = [layer for layer in every if layer.gradient_checkpointing]
+        patched = [(layer, layer.__dict__.get("forward")) for layer in layers]
+        for layer in layers:
+            layer.forward = self._checkpointed(layer.forward)
+        try:
+            yield
+        finally:
+            for layer, previous in patched:
+                del layer.forward
+                if previous is not None:  # a hook of somebody else's, such as accelerate's
+                    layer.forward = previous
+
+    def _checkpointed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        count = self.state.count
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            with self._frozen(), self.state.candidates(count):
+                return forward(*args, **kwargs)
+
+        return lambda *args, **kwargs: checkpoint(again, *args, use_reentrant=False, **kwargs)

@@ -1,0 +1,93 @@
+"""Adapter files: saved whole or not at all, and checked when they are loaded."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
+
+
+def saves_whole(save_pretrained: Callable[..., None], peft_type: Any) -> Callable[..., None]:
+    """Wrap `PeftModel.save_pretrained`, which writes in place, for models with an adapter of the given type.
+
+    Everything is written to a folder beside the target and moved when it is complete, so a full disk leaves what was there before.
+    PEFT offers no hook for this; other adapters are saved as ever.
+    """
+
+    @functools.wraps(save_pretrained)
+    def save(self: Any, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        ours = any(getattr(config, "peft_type", None) == peft_type for config in self.peft_config.values())
+        if not ours or os.path.isfile(save_directory) or not kwargs.get("is_main_process", True):
+            return save_pretrained(self, save_directory, *args, **kwargs)
+        target = Path(save_directory)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            scratch = Path(folder)
+            if (target / CARD_FILE).is_file():  # PEFT completes a card that is there
+                shutil.copy(target / CARD_FILE, scratch / CARD_FILE)
+            try:
+                save_pretrained(self, str(scratch), *args, **kwargs)
+            except SafetensorError as error:  # how safetensors reports a full disk
+                raise OSError(f"`save_directory` {str(target)!r} could not be written: {error}") from error
+            for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
+                place = target / file.relative_to(scratch)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, place)
+
+    save.saves_whole = True  # type: ignore[attr-defined]
+    return save
+
+
+def check_adapter_file(folder: str | os.PathLike) -> None:
+    """Raise a ValueError if a local folder holds a damaged adapter file."""
+    file = Path(folder) / WEIGHTS_FILE
+    if not file.is_file():
+        return
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            tensors.keys()
+    except SafetensorError as error:
+        raise ValueError(
+            f"The adapter file {str(file)!r} is damaged or was not written to its end ({error}); download or save it again."
+        ) from error
+
+
+def check_adapter_weights(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Compare the weights of an adapter file with the twins that they are for.
+
+    Raises:
+        ValueError: if weights are missing, belong nowhere, have other shapes, or are not finite.
+    """
+    _refuse(sorted(set(expected) - set(given)), "lacks weights for projections of this model")
+    _refuse(sorted(set(given) - set(expected)), "has weights for projections that this model lacks")
+    for name, weight in given.items():
+        if weight.shape != expected[name].shape:
+            raise ValueError(
+                f"The adapter's weight {name!r} has the shape {tuple(weight.shape)}, but this model needs "
+                f"{tuple(expected[name].shape)}; the adapter was made for another model, or its `r` was changed."
+            )
+        if weight.device.type != "meta" and not bool(torch.isfinite(weight).all()):
+            raise ValueError(
+                f"The adapter's weight {name!r} holds NaN or infinite values; the file is damaged or its training "
+                "diverged. Load an earlier checkpoint."
+            )
+
+
+def _refuse(names: Iterable[str], what: str) -> None:
+    names = list(names)
+    if names:
+        raise ValueError(
+            f"The adapter {what}, such as {names[0]!r} ({len(names)} in all); it was made for another architecture. Load "
+            "it on the model that its `base_model_name_or_path` names."
+        )

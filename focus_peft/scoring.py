@@ -1,0 +1,62 @@
+"""Logits of every token of a given text, as decoding token by token would compute them (for evaluation harnesses)."""
+
+from __future__ import annotations
+
+import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .decoding import FocusCache
+from .memory import Memory
+from .reader import Reader
+from .settings import Settings
+
+
+def read_logits(
+    reader: Reader,
+    settings: Settings,
+    rows: list[list[int]],
+    width: int,
+    attention_mask: torch.Tensor | None,
+    memory: Memory | None,
+    logits_to_keep: int,
+) -> CausalLMOutputWithPast:
+    """Logits of shape (rows, `width`, vocabulary), or of the last `logits_to_keep` tokens; 0 at padding.
+
+    Args:
+        reader, settings: What it is read with.
+        rows (`list[list[int]]`): The real tokens of every row.
+        width (`int`): Tokens of a padded row.
+        attention_mask (`torch.Tensor` of shape (rows, width), *optional*): Where the real tokens stand.
+        memory (`Memory`, *optional*): What stands before the rows.
+        logits_to_keep (`int`): 0: all.
+
+    Raises:
+        ValueError: if rows and documents of `memory` do not fit together.
+    """
+    if memory is None:
+        batches = [[row] for row in range(len(rows))]  # each at its own length
+    else:
+        if len(rows) % memory.num_documents:
+            raise ValueError(
+                f"`input_ids` has {len(rows)} rows, which is no multiple of the {memory.num_documents} documents in `memory`."
+            )
+        if len(set(map(len, rows))) > 1:
+            raise ValueError(
+                "With `memory`, `forward` needs rows of the same number of tokens, but `attention_mask` gives them "
+                f"{sorted(set(map(len, rows)))}; call it once for each length."
+            )
+        batches = [list(range(len(rows)))]
+    kept = logits_to_keep or width
+    logits: torch.Tensor | None = None
+    for batch in batches:
+        documents = 1 if memory is None else memory.num_documents
+        newest = min(kept, len(rows[batch[0]]))
+        part = FocusCache(reader, settings, documents, memory).read([rows[row] for row in batch], newest)
+        if logits is None:
+            logits = part.new_zeros(len(rows), kept, part.shape[-1])
+        for row, values in zip(batch, part):
+            if logits_to_keep or attention_mask is None:
+                logits[row, -newest:] = values
+            else:
+                logits[row, attention_mask[row].bool().to(logits.device)] = values
+    return CausalLMOutputWithPast(logits=logits)

@@ -1,0 +1,110 @@
+"""What one call reads with: window sizes that fit the model, its BOS, its position frames, and the way to decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import FocusConfig
+from .frames import Frames
+from .support import ModelFacts
+
+
+@dataclass(frozen=True)
+class WindowSizes:
+    """The sizes that a model is read with, in tokens.
+
+    Attributes:
+        chunk (`int`): c, tokens in a chunk.
+        local (`int`): L, tokens in the local window.
+        prompt (`int`): P, tokens in the dynamic prompt, without BOS.
+        limit (`int`): positions that the model was made for.
+    """
+
+    chunk: int
+    local: int
+    prompt: int
+    limit: int
+
+    @classmethod
+    def for_model(cls, config: FocusConfig, max_positions: int) -> WindowSizes:
+        """Fill in the sizes that `config` leaves out, so that everything fits `max_positions`.
+
+        A chunk row holds chunk + BOS + prompt and may grow by another chunk while generating; the local window holds the
+        candidates + BOS + window and may grow as much. A quarter of the positions for each leaves room for all of it.
+
+        Raises:
+            ValueError: if the given sizes do not fit.
+        """
+        quarter = max(1, min(2048, max_positions // 4))
+        chunk = config.chunk_size or quarter
+        local = config.local_size or quarter
+        prompt = config.prompt_size or min(512, chunk, local)
+        if prompt > local:
+            raise ValueError(
+                f"`prompt_size` ({prompt}) is larger than the local window of {local} tokens, whose end it is; choose a "
+                "smaller `prompt_size` or a larger `local_size`."
+            )
+        if chunk + prompt + 1 > max_positions:
+            raise ValueError(
+                f"`chunk_size` ({chunk}) + `prompt_size` ({prompt}) + 1 exceed the {max_positions} positions of the "
+                f"model; choose sizes that add up to {max_positions - 1} at most."
+            )
+        if local + 2 > max_positions:
+            raise ValueError(
+                f"`local_size` ({local}) leaves no room for candidates in the {max_positions} positions of the model; "
+                f"choose {max_positions - 2} at most."
+            )
+        return cls(chunk, local, prompt, max_positions)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a read depends on besides the weights.
+
+    Attributes:
+        sizes (`WindowSizes`): c, L and P.
+        frames (`Frames`): Where rows start.
+        bos (`int`, *optional*): The id that goes before the dynamic prompt and the local window, if any.
+        decoding (`str`): "streaming" or "exact".
+        refresh_interval (`int`): Candidates are renewed every so many tokens.
+        chunk_batch_size (`int`, *optional*): Chunks read at once.
+    """
+
+    sizes: WindowSizes
+    frames: Frames
+    bos: int | None
+    decoding: str
+    refresh_interval: int
+    chunk_batch_size: int | None
+
+    @classmethod
+    def of(cls, config: FocusConfig, facts: ModelFacts) -> Settings:
+        """The settings of an adapter on a model.
+
+        Raises:
+            ValueError: if the sizes do not fit the model.
+        """
+        sizes = WindowSizes.for_model(config, facts.max_positions)
+        bos = facts.bos if config.add_bos else None
+        frames = Frames(sizes.prompt + (bos is not None), facts.learned_positions)
+        return cls(sizes, frames, bos, config.decoding, config.refresh_interval, config.chunk_batch_size)
+
+    def check_room(self, facts: ModelFacts, chunks: int, new_tokens: int) -> None:
+        """Raise a ValueError if `new_tokens` more tokens behind so many chunks would leave the positions of the model."""
+        growth = min(new_tokens, self.sizes.chunk)
+        bos = int(self.bos is not None)
+        if facts.learned_positions:
+            row = self.sizes.chunk + bos + self.sizes.prompt + growth
+            window = bos + self.sizes.local + growth
+            if max(row, window) > facts.max_positions:
+                raise ValueError(
+                    f"The model has a table of {facts.max_positions} positions, and {new_tokens} new tokens would need "
+                    f"{max(row, window)}: `chunk_size` ({self.sizes.chunk}) + `prompt_size` ({self.sizes.prompt}) or "
+                    f"`local_size` ({self.sizes.local}), BOS, and as many tokens as are generated, a chunk at most. Choose "
+                    "smaller sizes, or fewer new tokens."
+                )
+        elif chunks + bos + self.sizes.local > facts.max_positions:
+            raise ValueError(
+                f"{chunks} candidates and a `local_size` of {self.sizes.local} exceed the {facts.max_positions} positions of "
+                f"the model; choose a larger `chunk_size` than {self.sizes.chunk}, or a smaller `local_size`."
+            )

@@ -1,0 +1,154 @@
+"""Which models can be adapted: what their configuration and modules say, and a clear refusal where something does not fit."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+# Where a configuration says nothing of its positions
+DEFAULT_POSITIONS = 8192
+# Projections of query, key, value and output, separate or fused, by the names that transformers' models give them
+PROJECTIONS = frozenset(
+    ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "query", "key", "value", "dense", "c_proj", "q_attn"]
+    + ["qkv_proj", "query_key_value", "c_attn", "Wqkv"]  # fused
+)
+LEARNED_TABLES = ("wpe", "embed_positions", "position_embeddings")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the method needs to know of a base model.
+
+    Attributes:
+        max_positions (`int`): Positions that the model was made for.
+        learned_positions (`bool`): Whether they come from a table.
+        bos (`int`, *optional*): The id of its BOS token.
+        vocab_size (`int`): Rows of its embedding.
+        sliding_window (`int`, *optional*): Tokens that a sliding-window layer sees.
+        layer_types (`frozenset[str]`): "full_attention", "sliding_attention" or both.
+    """
+
+    max_positions: int
+    learned_positions: bool
+    bos: int | None
+    vocab_size: int
+    sliding_window: int | None
+    layer_types: frozenset[str]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelFacts:
+        """Look at a model.
+
+        Raises:
+            ValueError: if it is no decoder-only model that can be read in chunks; the message says why.
+        """
+        if not isinstance(model, PreTrainedModel):
+            raise ValueError(
+                f"`model` must be a transformers causal language model (`AutoModelForCausalLM`), got {type(model).__name__}."
+            )
+        config = model.config
+        name = type(model).__name__
+        if config.is_encoder_decoder:
+            raise ValueError(
+                f"{name} is an encoder-decoder model; FocusLLM needs a decoder-only causal language model."
+            )
+        if config.get_text_config() is not config:
+            raise ValueError(
+                f"{name} wraps its text model in a multimodal one; load the text model alone (`AutoModelForCausalLM`)."
+            )
+        if getattr(config, "kv_lora_rank", None):
+            raise ValueError(
+                f"{name} uses multi-head latent attention (`kv_lora_rank` is {config.kv_lora_rank}): its cache holds latents, "
+                "and candidates made of latents are not supported yet."
+            )
+        if not model.can_generate() or model.get_output_embeddings() is None:
+            raise ValueError(f"{name} has no language-model head; load it with `AutoModelForCausalLM`.")
+        learned = any(
+            isinstance(module, nn.Embedding) and path.rpartition(".")[2] in LEARNED_TABLES
+            for path, module in model.named_modules()
+        )
+        accepted = inspect.signature(model.base_model.forward).parameters
+        if getattr(config, "alibi", False) or "position_ids" not in accepted:
+            raise ValueError(
+                f"{name} takes no position ids (ALiBi counts keys instead), so its candidates cannot be placed before the "
+                "local window; such models are not supported yet."
+            )
+        implementation = getattr(config, "_attn_implementation", None)
+        if implementation not in (None, "eager", "sdpa"):
+            raise ValueError(
+                f"`attn_implementation` is {implementation!r}, which cannot express the mask of a candidate; load the model "
+                'with `attn_implementation="sdpa"` or "eager".'
+            )
+        types, window = _layer_types(model)
+        bos = config.bos_token_id
+        return cls(
+            max_positions=_max_positions(config),
+            learned_positions=learned,
+            bos=bos[0] if isinstance(bos, (list, tuple)) else bos,
+            vocab_size=cast(int, model.get_input_embeddings().num_embeddings),
+            sliding_window=window,
+            layer_types=types,
+        )
+
+
+def find_projections(model: nn.Module) -> list[str]:
+    """The paths of q, k, v and o (or their fused forms): linear children of modules whose class name ends in "Attention".
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = []
+    for path, module in model.named_modules():
+        if not type(module).__name__.endswith("Attention"):
+            continue
+        for name, child in module.named_children():
+            child = getattr(child, "base_layer", child)
+            if name in PROJECTIONS and is_projection(child):
+                found.append(f"{path}.{name}")
+    if not found:
+        raise ValueError(
+            f"No attention projection was found in {type(model).__name__}; name the projections that get a twin in "
+            "`target_modules`."
+        )
+    return found
+
+
+def is_projection(module: nn.Module) -> bool:
+    """Whether a twin can be made of a module: a linear layer, quantized or not, or transformers' `Conv1D`."""
+    return isinstance(module, (nn.Linear, Conv1D)) or (
+        hasattr(module, "in_features") and hasattr(module, "out_features")
+    )
+
+
+def _max_positions(config: object) -> int:
+    """Positions that rotary or learned embeddings were made for."""
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    original = getattr(config, "original_max_position_embeddings", None)
+    if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
+        # past its original length, longrope changes every frequency, and cached keys would no longer fit
+        original = original or parameters.get("original_max_position_embeddings")
+        if original:
+            return int(original)
+    return int(getattr(config, "max_position_embeddings", None) or DEFAULT_POSITIONS)
+
+
+def _layer_types(model: PreTrainedModel) -> tuple[frozenset[str], int | None]:
+    """({"full_attention" and/or "sliding_attention"}, the sliding window)."""
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    types = frozenset(getattr(config, "layer_types", None) or ())
+    if not types:
+        types = frozenset(["sliding_attention" if window else "full_attention"])
+    foreign = sorted(types - {"full_attention", "sliding_attention"})
+    if foreign:
+        raise ValueError(
+            f"{type(model).__name__} has layers of the types {foreign}, which keep no key and value for each token; a "
+            "candidate cannot be handed from a chunk to the local window there."
+        )
+    return types, window
