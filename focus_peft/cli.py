@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,13 +148,17 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
 
     if not args.debug:
         transformers.logging.set_verbosity_error()
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # between PEFT and transformers; no user can do anything about them
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     files = {} if args.gguf_file is None else {"gguf_file": args.gguf_file}
     with _failing_as(LOADING, f"the model {args.model} cannot be loaded"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, **files)
-        base = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **files).to(device)
+        base: Any = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **files)
+        base.to(device)
     if args.adapter is None:
         _say(
             "warning: no --adapter, so the twins are untrained: they have not learned to read chunks; expect poor answers."

@@ -19,6 +19,7 @@ from .generation import generate
 from .layer import MERGE_REFUSAL, CandidateState, TwinLayer
 from .memory import Memory
 from .objectives import FocusOutput, focus_loss
+from .probe import check_reading
 from .reader import Reader
 from .sampling import IGNORE, draw_sample
 from .saving import check_adapter_weights
@@ -61,7 +62,8 @@ class FocusModel(BaseTuner):
         # nn.Module's constructor comes with BaseTuner's, which injects; so these are set past its attribute checks
         self.__dict__["facts"], self.__dict__["state"] = facts, state
         super().__init__(model, peft_config, adapter_name, **kwargs)
-        self.reader = Reader(cast(PreTrainedModel, model), state, facts.sliding_window, set(facts.layer_types))
+        self._reader = Reader(cast(PreTrainedModel, model), state, facts.sliding_window, set(facts.layer_types))
+        self._was_checked = False
         self.adapters_enabled = True
         self._fingerprint: Fingerprint | None = None
         # The loss is a mean of its own, so the Trainer must not divide it again
@@ -169,6 +171,18 @@ class FocusModel(BaseTuner):
         if not self.active_adapters:
             raise ValueError("There is no active adapter; add one, or call `set_adapter`.")
         return cast(FocusConfig, self.peft_config[self.active_adapters[0]])
+
+    @property
+    def reader(self) -> Reader:
+        """Runs the passes. At its first use, it is checked on a few tokens that the model can be read in chunks.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+        if not self._was_checked:
+            check_reading(self._reader, self.settings().frames)
+            self._was_checked = True
+        return self._reader
 
     @property
     def fingerprint(self) -> Fingerprint:

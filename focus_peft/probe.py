@@ -1,0 +1,64 @@
+"""A check, once and on a few tokens, that a model reads as the method needs: no model is ever silently read wrong."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+
+from .frames import Frames
+from .layout import PassInput
+from .reader import Reader
+from .slab import PassCache, Slab
+
+
+# Tokens that stand in the cache, columns that are hidden, and tokens that are read behind them
+HELD, HIDDEN, NEW = 4, 3, 3
+# The largest difference that counts as rounding, in standard deviations of the logits
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2}
+HALF_TOLERANCE = 0.25
+
+
+def check_reading(reader: Reader, frames: Frames) -> None:
+    """Read a few tokens in two pieces, with shifted positions and hidden garbage between them, and compare with reading at once.
+
+    A model that ignores a mask, counts its keys, or whose positions cannot be shifted computes something else.
+
+    Raises:
+        ValueError: if the logits differ.
+    """
+    model = reader.model
+    vocabulary = cast(int, model.get_input_embeddings().num_embeddings)
+    ids = torch.arange(HELD + NEW)[None] * 7 % vocabulary
+    with torch.no_grad():
+        expected = reader.plain_logits(ids.to(reader.device), NEW)[0].float()
+        try:
+            got = _read_in_pieces(reader, frames, ids)[0].float()
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise _refusal(model, f"it fails ({type(error).__name__}: {error})") from error
+    difference = float((got - expected).abs().max() / expected.std().clamp_min(1e-6))
+    if not difference <= TOLERANCE.get(model.dtype, HALF_TOLERANCE):
+        raise _refusal(model, f"its logits differ by {difference:.2g} standard deviations")
+
+
+def _read_in_pieces(reader: Reader, frames: Frames, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (1, `NEW`, vocabulary) of the last tokens of ids (1, `HELD + NEW`)."""
+    start = Frames(2, frames.learned).chunk_start(0, HELD)  # positions on both sides of 0
+    slab = Slab(1, HELD + HIDDEN + NEW)
+    reader.read_chunks(slab, 0, [ids[0, :HELD].tolist()], [start])
+    for keys, values in slab.layers:
+        keys[:, :, HELD:] = values[:, :, HELD:] = 1.0  # garbage that must not be seen
+    # keys in an order of their own: only mask and positions may count
+    columns = torch.arange(HELD + HIDDEN, HELD + HIDDEN + NEW).flip(0)
+    place = torch.cat([torch.arange(HELD), torch.full((HIDDEN,), HELD + NEW), HELD + torch.arange(NEW).flip(0)])
+    query = HELD + torch.arange(NEW)
+    distances = query[:, None] - place[None]
+    inputs = PassInput(ids[:, HELD:], start + query[None], columns[None], distances[None] >= 0, distances[None])
+    return reader.run(inputs, PassCache(slab, slice(0, 1), columns[None], slice(0, slab.columns)), logits=NEW)
+
+
+def _refusal(model: torch.nn.Module, what: str) -> ValueError:
+    return ValueError(
+        f"{type(model).__name__} cannot be read in chunks: with shifted positions and a mask of its own for each token, {what}. "
+        "Only models whose attention follows `position_ids` and a 4D `attention_mask` are supported."
+    )
