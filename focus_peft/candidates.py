@@ -14,7 +14,7 @@ from .slab import GraphCache, LayerStates, PassCache, Slab, round_up
 
 def read_candidates(
     reader: Reader,
-    stores: Sequence[tuple[Slab, Sequence[ChunkRow]]],
+    stores: Sequence[tuple[Slab, Sequence[ChunkRow], int]],
     frames: Frames,
     placements: dict[int, Placement],
     count: int,
@@ -24,7 +24,7 @@ def read_candidates(
 
     Args:
         reader (`Reader`): Runs the passes.
-        stores (`Sequence[tuple[Slab, Sequence[ChunkRow]]]`): Slabs and their chunk rows.
+        stores (`Sequence[tuple[Slab, Sequence[ChunkRow], int]]`): Slabs, chunk rows in them, and where the first one stands.
         frames (`Frames`): Where rows start.
         placements (`dict[int, Placement]`): What is new in each document.
         count (`int`): Candidates of each chunk row; they are its last tokens.
@@ -34,7 +34,7 @@ def read_candidates(
         Per layer, keys and values of shape (chunk rows of all stores, kv_heads, `count`, head_dim).
     """
     gathered: list[list[LayerStates]] = []
-    for slab, rows in stores:
+    for slab, rows, first in stores:
         if not rows:
             continue
         used = [placements[row.document] for row in rows]
@@ -45,10 +45,11 @@ def read_candidates(
         for batch in reader.row_batches(rows, tokens, columns, batch_size):
             starts = [frames.chunk_start(row.index, row.length) for row in rows[batch]]
             inputs = chunk_pass_input(rows[batch], starts, placements, trash=slab.columns - 1)
-            cache = PassCache(slab, batch, inputs.columns, slice(0, inputs.visible.shape[-1]))
+            place = slice(first + batch.start, first + batch.stop)
+            cache = PassCache(slab, place, inputs.columns, slice(0, inputs.visible.shape[-1]))
             reader.run(inputs, cache, candidates=count)
             at = inputs.columns[:, -count:]
-            gathered.append(slab.gather(torch.arange(batch.start, batch.stop)[:, None].expand_as(at), at))
+            gathered.append(slab.gather(torch.arange(place.start, place.stop)[:, None].expand_as(at), at))
     return _join(gathered)
 
 

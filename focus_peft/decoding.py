@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,7 @@ class FocusCache(Cache):
         documents (`int`): Rows of the input before the loops expand them; the expansions of a row share its chunks.
         memory (`Memory`, *optional*): Chunks that stand before everything that is handed over.
         progress (`bool`): Show a progress bar while chunks are read.
+        document (`int`, *optional*): Only this document of the memory is asked about.
     """
 
     def __init__(
@@ -57,11 +58,18 @@ class FocusCache(Cache):
         documents: int,
         memory: Memory | None = None,
         progress: bool = False,
+        document: int | None = None,
     ) -> None:
         super().__init__(layers=[])
         self.reader, self.settings, self.memory, self.progress = reader, settings, memory, progress
         self.frames = settings.frames if memory is None else memory.frames
         self.documents = documents
+        held = [] if memory is None else memory.rows
+        self.first_held = 0  # the memory's row that is our first
+        self.held = held
+        if document is not None:  # a document's rows are neighbours
+            self.first_held = next(n for n, row in enumerate(held) if row.document == document)
+            self.held = [replace(row, document=0) for row in held if row.document == document]
         self.streams: list[Stream] = []
         self.regions: list[PromptRegion] = []  # one for each document
         self.own_rows: list[ChunkRow] = []  # chunks cut from what was handed over
@@ -70,7 +78,7 @@ class FocusCache(Cache):
         self.front = 0  # column of the first local token in `local`; candidates stand before it
         self.candidates: list[LayerStates] | None = None  # per layer, (streams, kv_heads, newest * chunks, head_dim)
         # As long as there are no candidates, the base model runs as it always does
-        self.base_cache = None if memory is not None and memory.rows else DynamicCache(config=reader.model.config)
+        self.base_cache = None if self.held else DynamicCache(config=reader.model.config)
         self.tokens = 0  # columns of the batch that have been handed over
         self.may_crop = False
         self._snapshots: list[_Snapshot] = []
@@ -133,6 +141,21 @@ class FocusCache(Cache):
         stream.fed = min(stream.fed, len(self._prompt(stream)))
         self.regions[0].truncate(stream.fed)
 
+    def check_continued_by(self, rows: Sequence[Sequence[int]]) -> None:
+        """Raise a ValueError unless each row starts with what was read of it, and goes on."""
+        if len(rows) != len(self.streams):
+            raise ValueError(
+                f"`input_ids` has {len(rows)} rows, but `past_key_values` continues {len(self.streams)} sequences; give "
+                "one row for each."
+            )
+        for number, (row, stream) in enumerate(zip(rows, self.streams)):
+            read = len(stream.ids)
+            if len(row) <= read or list(row[:read]) != stream.ids:
+                raise ValueError(
+                    f"Row {number} of `input_ids` does not go on from the {read} tokens that `past_key_values` holds; give "
+                    "the whole conversation, new tokens at its end, or leave `past_key_values` out."
+                )
+
     # Reading
 
     def read(
@@ -158,11 +181,6 @@ class FocusCache(Cache):
         self._snapshots.clear()
         if not self.streams:
             self._open(len(new))
-        if len(new) != len(self.streams):
-            raise ValueError(
-                f"`input_ids` has {len(new)} rows, but `past_key_values` continues {len(self.streams)} sequences; give "
-                "one row for each."
-            )
         self.tokens += width or max(map(len, new))
         if self.base_cache is not None:
             if base_call is not None and all(self._stays_base(s, len(ids)) for s, ids in zip(self.streams, new)):
@@ -196,8 +214,7 @@ class FocusCache(Cache):
             raise ValueError(
                 f"`input_ids` has {rows} rows, which is no multiple of the {self.documents} documents in `memory`."
             )
-        held = [] if self.memory is None else self.memory.rows
-        seen = [[n for n, row in enumerate(held) if row.document == document] for document in range(self.documents)]
+        seen = [[n for n, row in enumerate(self.held) if row.document == d] for d in range(self.documents)]
         self.streams = [Stream(row // group, row % group, rows=list(seen[row // group])) for row in range(rows)]
         self.regions = [PromptRegion(group) for _ in range(self.documents)]
 
@@ -240,7 +257,6 @@ class FocusCache(Cache):
         """
         sizes = self.settings.sizes
         pieces: dict[tuple[int, int, tuple[int, ...]], int] = {}  # (document, index, chunk) -> number of its row
-        held = 0 if self.memory is None else len(self.memory.rows)
         first_new = len(self.own_rows)
         for stream in self.streams:
             length = stream.window_length - newest + 1  # when the first of the newest tokens came
@@ -255,7 +271,7 @@ class FocusCache(Cache):
             for chunk in cut(stream.ids[stream.start : stream.start + spilled], sizes.chunk):
                 key = (stream.document, len(stream.rows), tuple(chunk))
                 if key not in pieces:  # streams with the same chunk share its row
-                    pieces[key] = held + len(self.own_rows)
+                    pieces[key] = len(self.held) + len(self.own_rows)
                     self.own_rows.append(ChunkRow(stream.document, len(stream.rows), len(chunk)))
                 stream.rows.append(pieces[key])
             stream.start += spilled
@@ -310,8 +326,8 @@ class FocusCache(Cache):
             fed = [stream.fed for stream in self.streams[members]]
             placements[document] = region.place(prompts[members], fed, newest)
 
-        stores = [] if self.memory is None else [(self.memory.slab, self.memory.rows)]
-        stores.append((self.own, self.own_rows))
+        stores = [] if self.memory is None else [(self.memory.slab, self.held, self.first_held)]
+        stores.append((self.own, self.own_rows, 0))
         count = group * newest
         pool = read_candidates(self.reader, stores, self.frames, placements, count, self.settings.chunk_batch_size)
         for document, region in enumerate(self.regions):

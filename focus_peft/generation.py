@@ -48,10 +48,14 @@ def generate(
 
     cache = kwargs.get("past_key_values")
     spills = longest > settings.sizes.local or longest + new_tokens >= settings.sizes.local + settings.sizes.chunk
-    if cache is None and memory is None and not spills:  # the window holds everything, to the end
+    # whoever gets the cache may go on from it, past the end of the window
+    goes_on = bool(config.return_dict_in_generate) and not _refused(config, kwargs)
+    if cache is None and memory is None and not spills and not goes_on:  # the window holds everything, to the end
         mask = {} if attention_mask is None else {"attention_mask": attention_mask}
         return model_generate(input_ids, **mask, **kwargs)
-    _refuse(config, kwargs)
+    refused = _refused(config, kwargs)
+    if refused:
+        raise ValueError(refused)
     if cache is None:
         documents = len(rows) if memory is None else memory.num_documents
         if len(rows) % documents:
@@ -68,6 +72,8 @@ def generate(
     elif memory is not None or overridden:
         named = ", ".join(f"`{name}`" for name in (["memory"] if memory is not None else []) + overridden)
         raise ValueError(f"{named} cannot be changed while `past_key_values` continues what was read; leave it out.")
+    else:
+        cache.check_continued_by(rows)
 
     padded = attention_mask is not None and not bool(attention_mask[:, -1].all())
     if padded:  # the loops append on the right, so padding belongs on the left
@@ -134,12 +140,16 @@ class _Layered:
 
 
 def _mask_of_padding(input_ids: torch.Tensor, config: Any) -> torch.Tensor | None:
-    """As in transformers: where no mask is given, the pad token marks padding, unless it is an end of sequence too."""
+    """As in transformers: where no mask is given, the pad token marks padding, unless it is an end of sequence too.
+
+    Only at the ends of a row, though; inside, it is text.
+    """
     pad, eos = config.pad_token_id, config.eos_token_id
     ends = eos if isinstance(eos, (list, tuple)) else [eos]
     if pad is None or pad in ends or input_ids.dim() != 2 or not bool((input_ids == pad).any()):
         return None
-    return (input_ids != pad).long()
+    text = input_ids != pad
+    return (text.cumsum(1).bool() & text.flip(1).cumsum(1).bool().flip(1)).long()
 
 
 def _new_tokens(config: Any, length: int) -> int:
@@ -151,22 +161,21 @@ def _new_tokens(config: Any, length: int) -> int:
     return 20  # transformers' default
 
 
-def _refuse(config: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse options that cannot work with chunks, before anything is read."""
+def _refused(config: Any, kwargs: dict[str, Any]) -> str | None:
+    """Why the options cannot work with chunks, if they cannot."""
     if kwargs.get("inputs_embeds") is not None:
-        raise ValueError("`inputs_embeds` cannot be split into chunks; give `input_ids`.")
+        return "`inputs_embeds` cannot be split into chunks; give `input_ids`."
+    if kwargs.get("position_ids") is not None:
+        return "`position_ids` cannot be given, because every chunk has positions of its own; leave it out."
     if config.use_cache is False:
-        raise ValueError("`use_cache=False` would read the whole memory again for every token; leave it out.")
+        return "`use_cache=False` would read the whole memory again for every token; leave it out."
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name):
-            raise ValueError(
-                f"`{name}=True` is not possible with chunks: chunk pass and local pass have different shapes; leave it out."
-            )
+            return f"`{name}=True` is not possible: chunk pass and local pass have different shapes; leave it out."
     for name in ("cache_implementation", "prefill_chunk_size"):
         if getattr(config, name) is not None:
-            raise ValueError(
-                f"`{name}` is {getattr(config, name)!r}, but focus_peft brings its own cache; leave it out."
-            )
+            return f"`{name}` is {getattr(config, name)!r}, but focus_peft brings a cache of its own; leave it out."
+    return None
 
 
 def _check_room(

@@ -78,12 +78,12 @@ class TwinLayer(nn.Module, BaseTunerLayer):
         if count == 0 or not self.active_adapters:
             return self.base_layer(x, *args, **kwargs)
         adapter = self.active_adapters[0]
-        candidates = x[..., -count:, :]
+        candidates = x[..., -count:, :].contiguous()  # `Conv1D` views its input
         if adapter in self.focus_twin:
             twin: Any = self.focus_twin[adapter]
             out = twin(candidates.to(twin.weight.dtype)).to(x.dtype)
             if count < x.shape[-2]:
-                out = torch.cat([self.base_layer(x[..., :-count, :], *args, **kwargs), out], dim=-2)
+                out = torch.cat([self.base_layer(x[..., :-count, :].contiguous(), *args, **kwargs), out], dim=-2)
             return out
         frozen = self.base_layer(x, *args, **kwargs)
         if adapter not in self.focus_A:

@@ -248,6 +248,8 @@ class FocusModel(BaseTuner):
 
     def _check_memory(self, memory: Memory, settings: Settings) -> None:
         """Refuse a memory that was not made for this model and adapter."""
+        if not isinstance(memory, Memory):
+            raise TypeError(f"`memory` must be what `encode` returned, got {type(memory).__name__}.")
         if memory.fingerprint != self.fingerprint:
             try:
                 self.fingerprint.check(memory.fingerprint.to_dict())

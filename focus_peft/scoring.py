@@ -33,30 +33,23 @@ def read_logits(
     Raises:
         ValueError: if rows and documents of `memory` do not fit together.
     """
-    if memory is None:
-        batches = [[row] for row in range(len(rows))]  # each at its own length
-    else:
+    group = 1
+    if memory is not None:
         if len(rows) % memory.num_documents:
             raise ValueError(
                 f"`input_ids` has {len(rows)} rows, which is no multiple of the {memory.num_documents} documents in `memory`."
             )
-        if len(set(map(len, rows))) > 1:
-            raise ValueError(
-                "With `memory`, `forward` needs rows of the same number of tokens, but `attention_mask` gives them "
-                f"{sorted(set(map(len, rows)))}; call it once for each length."
-            )
-        batches = [list(range(len(rows)))]
+        group = len(rows) // memory.num_documents
     kept = logits_to_keep or width
     logits: torch.Tensor | None = None
-    for batch in batches:
-        documents = 1 if memory is None else memory.num_documents
-        newest = min(kept, len(rows[batch[0]]))
-        part = FocusCache(reader, settings, documents, memory).read([rows[row] for row in batch], newest)
+    for row, ids in enumerate(rows):  # each at its own length
+        document = None if memory is None else row // group
+        newest = min(kept, len(ids))
+        values = FocusCache(reader, settings, 1, memory, document=document).read([ids], newest)[0]
         if logits is None:
-            logits = part.new_zeros(len(rows), kept, part.shape[-1])
-        for row, values in zip(batch, part):
-            if logits_to_keep or attention_mask is None:
-                logits[row, -newest:] = values
-            else:
-                logits[row, attention_mask[row].bool().to(logits.device)] = values
+            logits = values.new_zeros(len(rows), kept, values.shape[-1])
+        if logits_to_keep or attention_mask is None:
+            logits[row, -newest:] = values
+        else:
+            logits[row, attention_mask[row].bool().to(logits.device)] = values
     return CausalLMOutputWithPast(logits=logits)
