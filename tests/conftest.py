@@ -1,0 +1,214 @@
+"""Tiny random models of every supported kind, built in code, and small helpers that the tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may look for a file on a server
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from focus_peft import FocusConfig
+
+
+VOCABULARY = 120
+PAD, BOS, EOS = 0, 1, 2
+
+# every family is two or three layers of 32 to 64 features; what makes it special is spelled out
+_COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+_GQA = {**_COMMON, "num_key_value_heads": 2, "head_dim": 8}
+_ALTERNATE = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, _GQA),
+    "mistral": (MistralConfig, {**_GQA, "sliding_window": 7}),
+    "qwen2": (Qwen2Config, {k: v for k, v in _GQA.items() if k != "head_dim"}),
+    "qwen3": (Qwen3Config, _GQA),
+    "gemma2": (Gemma2Config, {**_GQA, **_ALTERNATE, "sliding_window": 6, "attn_implementation": "eager"}),
+    "gemma3": (Gemma3TextConfig, {**_GQA, **_ALTERNATE, "sliding_window": 6}),
+    "phi3": (Phi3Config, {k: v for k, v in _GQA.items() if k != "head_dim"}),
+    "gpt_neox": (GPTNeoXConfig, {**_COMMON, "rotary_pct": 0.5}),
+    "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48}),
+    "opt": (OPTConfig, {**_COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+}
+
+
+def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, **overrides: Any) -> PreTrainedModel:
+    """A model with random weights, the same at every call, large enough that attention is peaky.
+
+    Rotary tables and RMS norms, which transformers computes in float32 whatever the model's type, are computed in
+    float64 for a float64 model, so that computations that are equal on paper are equal to about 1e-12 here.
+
+    Args:
+        family (`str`): A key of `FAMILIES`.
+        dtype (`torch.dtype`): Type of the weights.
+        overrides: Fields of the model's configuration, or `seed`, or `weight_std`.
+    """
+    seed, weight_std = overrides.pop("seed", 0), overrides.pop("weight_std", 0.3)
+    kind, fields = FAMILIES[family]
+    defaults = {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 128,
+        "bos_token_id": BOS,
+        "eos_token_id": None,  # so that nothing stops early; a test that wants a stop names its token
+        "pad_token_id": PAD,
+        "tie_word_embeddings": False,  # tied random embeddings make every model repeat its last token
+    }
+    config = kind(**{**defaults, **fields, **overrides})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = config.eos_token_id
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            if parameter.dim() == 1:  # norms stay near their start, biases near 0
+                parameter.add_((0.1 * noise).to(parameter.dtype))
+            else:
+                std = 1.0 if "emb" in name or "wte" in name or "wpe" in name else weight_std
+                parameter.copy_((std * noise).to(parameter.dtype))
+    model = model.to(dtype)
+    if dtype == torch.float64:
+        _make_exact(model)
+    return model
+
+
+def perturb_twins(model: nn.Module, std: float = 0.1, seed: int = 1) -> None:
+    """Add seeded noise to all twins of a wrapped model, so that they differ from the frozen projections."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "focus_" in name:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_((std * noise).to(parameter.dtype))
+
+
+def make_focus_model(
+    family: str = "llama", dtype: torch.dtype = torch.float64, base: dict[str, Any] | None = None, **fields: Any
+) -> PeftModel:
+    """A tiny model with a focus adapter whose twins differ from the frozen projections.
+
+    Args:
+        family (`str`): A key of `FAMILIES`.
+        dtype (`torch.dtype`): Type of the weights.
+        base (`dict`, *optional*): Overrides for [`make_tiny_model`].
+        fields: Fields of `FocusConfig`; small windows by default.
+    """
+    config = FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
+    model = get_peft_model(make_tiny_model(family, dtype, **(base or {})), config)
+    perturb_twins(model)
+    return model.eval()
+
+
+def random_ids(length: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
+    """Seeded ids of shape (length,), special tokens left out."""
+    return torch.randint(3, vocabulary, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def pad_rows(rows: Sequence[torch.Tensor], side: str = "left", value: int = PAD) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as one batch: (input_ids, attention_mask), each of shape (rows, longest)."""
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), value)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        place = slice(longest - len(row), None) if side == "left" else slice(0, len(row))
+        ids[number, place], mask[number, place] = row, 1
+    return ids, mask
+
+
+def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte tokenizer of 259 tokens with the special tokens of the tiny models and a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
+    )
+    fast.chat_template = (
+        "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    return fast
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # PEFT 0.21 itself asks for this attribute whenever it wraps a model
+    config.addinivalue_line("filterwarnings", "ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., PreTrainedModel]:
+    """The factory [`make_tiny_model`]."""
+    return make_tiny_model
+
+
+@pytest.fixture
+def focus_model() -> Callable[..., PeftModel]:
+    """The factory [`make_focus_model`]."""
+    return make_focus_model
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte tokenizer."""
+    return make_tiny_tokenizer()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Tiny models are fastest on one thread, and their sums are the same on every machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _make_exact(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        name = type(module).__name__
+        if name.endswith("RotaryEmbedding"):
+            module.__class__ = type(name, (type(module),), {"forward": _exact_rotary})
+        elif name.endswith("RMSNorm"):
+            forward = _exact_gemma_norm if name.startswith("Gemma") else _exact_norm
+            module.__class__ = type(name, (type(module),), {"forward": forward})
+
+
+def _exact_rotary(
+    self: nn.Module, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    prefix = f"{layer_type}_" if layer_type is not None else ""
+    angles = position_ids[..., None].double() * getattr(self, f"{prefix}inv_freq").double()
+    angles, scaling = torch.cat((angles, angles), dim=-1), getattr(self, f"{prefix}attention_scaling")
+    return (angles.cos() * scaling).to(x.dtype), (angles.sin() * scaling).to(x.dtype)
+
+
+def _exact_norm(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    variance = hidden_states.pow(2).mean(-1, keepdim=True)
+    return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+
+
+def _exact_gemma_norm(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1.0 + self.weight)

@@ -1,0 +1,351 @@
+"""
+The method, slow and obvious: one sequence, one chunk, one token at a time. Nothing is imported from focus_peft.
+
+`PlainModel` runs a base model on one row of tokens behind a prefix. `SlowSequence` follows the specification literally
+with it. `make_oracle` turns that into a model for transformers' own `generate`, so that every way of generating (beams,
+sampling, processors ...) can be compared with the very same loop over logits that were recomputed the slow way.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+
+KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # a key and a value of (1, heads, tokens, head_dim) for each layer
+Twin = Callable[[torch.Tensor], torch.Tensor]
+
+LEARNED_POSITIONS = ("gpt2", "opt")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The settings of the method, in tokens."""
+
+    chunk: int
+    local: int
+    prompt: int
+    bos: int | None
+    decoding: str
+    refresh_interval: int = 1
+
+
+def read_twins(wrapped: nn.Module, adapter: str = "default") -> dict[str, Twin]:
+    """The twin of every wrapped projection, by the projection's path in the base model."""
+    base = wrapped.base_model.model
+    twins: dict[str, Twin] = {}
+    for name, module in base.named_modules():
+        if adapter in getattr(module, "focus_twin", {}):
+            twins[name] = copy.deepcopy(module.focus_twin[adapter])
+        elif adapter in getattr(module, "focus_A", {}):
+            down, up, frozen = (
+                copy.deepcopy(m) for m in (module.focus_A[adapter], module.focus_B[adapter], module.base_layer)
+            )
+            config = wrapped.peft_config[adapter]
+            scaling = (2 * config.r if config.alpha is None else config.alpha) / config.r
+            twins[name] = lambda x, d=down, u=up, f=frozen, s=scaling: f(x) + s * u(d(x))
+    return twins
+
+
+class PlainModel:
+    """A base model, and twins that take over at the last token when asked to.
+
+    Args:
+        base (`PreTrainedModel`): A plain model that nobody else uses.
+        twins (`dict[str, Twin]`): From [`read_twins`].
+    """
+
+    def __init__(self, base: PreTrainedModel, twins: dict[str, Twin]) -> None:
+        self.model = base.eval()
+        self.learned_positions = base.config.model_type in LEARNED_POSITIONS
+        self._twin_at_last = False
+        for name, twin in twins.items():
+            base.get_submodule(name).register_forward_hook(self._hook(twin))
+
+    def _hook(self, twin: Twin) -> Callable[..., torch.Tensor | None]:
+        def replace_last(
+            module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+        ) -> torch.Tensor | None:
+            if not self._twin_at_last:
+                return None
+            return torch.cat([output[:, :-1], twin(args[0][:, -1:])], dim=1)
+
+        return replace_last
+
+    @torch.no_grad()
+    def run(
+        self,
+        tokens: Sequence[int],
+        first_position: int,
+        candidates: KeyValues | None = None,
+        past: KeyValues | None = None,
+        twin_at_last: bool = False,
+    ) -> tuple[torch.Tensor, KeyValues]:
+        """Logits (tokens, vocabulary) of `tokens`, and the keys and values that they leave behind.
+
+        Args:
+            tokens (`Sequence[int]`): They follow `past`, and see it, each other causally, and all `candidates`.
+            first_position (`int`): Position of the first of them.
+            candidates, past (`KeyValues`, *optional*): What stands before the tokens.
+            twin_at_last (`bool`): The last token is a candidate.
+        """
+        count, before = _length(candidates), _length(past)
+        cache = DynamicCache()
+        for layer, pieces in enumerate(zip(*[kv for kv in (candidates, past) if kv], strict=True)):
+            cache.update(torch.cat([k for k, _ in pieces], 2), torch.cat([v for _, v in pieces], 2), layer)
+        positions = torch.arange(first_position, first_position + len(tokens))[None]
+        self._twin_at_last = twin_at_last
+        try:
+            output = self.model(
+                input_ids=torch.tensor([list(tokens)]),
+                position_ids=positions,
+                attention_mask=self._mask(len(tokens), before, count),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        finally:
+            self._twin_at_last = False
+        left = count + before
+        return output.logits[0], [(layer.keys[:, :, left:], layer.values[:, :, left:]) for layer in cache.layers]
+
+    def _mask(self, tokens: int, before: int, candidates: int) -> torch.Tensor | dict[str, torch.Tensor]:
+        config = self.model.config
+        window = getattr(config, "sliding_window", None)
+        full = self._float_mask(tokens, before, candidates, None)
+        if getattr(config, "layer_types", None) is not None:
+            return {
+                "full_attention": full,
+                "sliding_attention": self._float_mask(tokens, before, candidates, window),
+            }
+        return full if window is None else self._float_mask(tokens, before, candidates, window)
+
+    def _float_mask(self, tokens: int, before: int, candidates: int, window: int | None) -> torch.Tensor:
+        query = torch.arange(before, before + tokens)[:, None]
+        key = torch.arange(before + tokens)[None]
+        visible = key <= query
+        if window is not None:
+            visible &= query - key < window
+        visible = torch.cat([torch.ones(tokens, candidates, dtype=torch.bool), visible], dim=1)
+        dtype = self.model.dtype
+        return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
+
+
+def _length(key_values: KeyValues | None) -> int:
+    return key_values[0][0].shape[2] if key_values else 0
+
+
+def _joined(parts: Iterable[KeyValues]) -> KeyValues:
+    return [
+        (torch.cat([k for k, _ in pieces], 2), torch.cat([v for _, v in pieces], 2))
+        for pieces in zip(*[part for part in parts if part], strict=True)
+    ]
+
+
+def cut(tokens: Sequence[int], size: int) -> list[list[int]]:
+    """Pieces of `size` tokens from the left, the last one as long as it comes."""
+    return [list(tokens[start : start + size]) for start in range(0, len(tokens), size)]
+
+
+class SlowSequence:
+    """One sequence, read from its start.
+
+    Args:
+        plain (`PlainModel`): The model.
+        sizes (`Sizes`): The settings.
+        tokens (`Sequence[int]`): All tokens of the input; with a memory, the question.
+        memory (`Sequence[int]`, *optional*): Tokens of a document that stands before the question.
+    """
+
+    def __init__(
+        self, plain: PlainModel, sizes: Sizes, tokens: Sequence[int], memory: Sequence[int] | None = None
+    ) -> None:
+        self.plain, self.sizes = plain, sizes
+        tokens = [int(token) for token in tokens]
+        boundary = max(0, len(tokens) - sizes.local)
+        self.chunks = cut([int(t) for t in memory] if memory is not None else [], sizes.chunk)
+        self.chunks += cut(tokens[:boundary], sizes.chunk)
+        self.window = tokens[boundary:]
+        self._split()
+        self.logits = self._newest()
+
+    def copy(self) -> SlowSequence:
+        """An independent sequence in the same state."""
+        twin = copy.copy(self)
+        twin.chunks, twin.window, twin.prompt = list(self.chunks), list(self.window), list(self.prompt)
+        return twin
+
+    def append(self, token: int) -> torch.Tensor:
+        """Add a token, the newest, and return its logits (vocabulary,)."""
+        self.window.append(int(token))
+        if len(self.window) == self.sizes.local + self.sizes.chunk:
+            self.chunks.append(self.window[: self.sizes.chunk])
+            self.window = self.window[self.sizes.chunk :]
+            self._split()
+        else:
+            self.prompt.append(int(token))
+            self.steps += 1
+        self.logits = self._newest()
+        return self.logits
+
+    def extend(self, tokens: Sequence[int]) -> torch.Tensor | None:
+        """Add tokens that are handed over at once, of which only the last one's logits are wanted, and return these.
+
+        All but the last are plain. If some of them make the window spill, it is split as it stands when the last one has come.
+        """
+        spilled = False
+        for number, token in enumerate(tokens):
+            self.window.append(int(token))
+            if len(self.window) == self.sizes.local + self.sizes.chunk:
+                self.chunks.append(self.window[: self.sizes.chunk])
+                self.window = self.window[self.sizes.chunk :]
+                spilled = True
+            elif not spilled:
+                self.prompt.append(int(token))
+                self.steps += 1
+                if number < len(tokens) - 1:
+                    self._newest(plain=True)
+        if spilled:
+            self._split()
+        self.logits = self._newest()
+        return self.logits
+
+    def _split(self) -> None:
+        sizes = self.sizes
+        self.prompt = self._with_bos(self.window[-sizes.prompt :])
+        self.steps = 0  # tokens since the split
+        self.newest_so_far = 0  # those of them that were the newest in their turn, plain ones not counted
+        self.candidates: KeyValues | None = None
+        self.candidate_step = 0
+        self.local_past: KeyValues | None = None  # streaming: everything in the window but the newest token
+        local = self._local()
+        if sizes.decoding == "streaming" and len(local) > 1:
+            _, self.local_past = self.plain.run(local[:-1], self._position(0))
+
+    def _newest(self, plain: bool = False) -> torch.Tensor | None:
+        """Logits of the newest token; a plain one sees no candidates and has none, but leaves its key and value."""
+        if not plain:
+            self._refresh()
+        local = self._local()
+        if self.sizes.decoding == "exact":
+            if plain:
+                return None
+            logits, _ = self.plain.run(local, self._position(0, shift=self.candidate_step), self.candidates)
+            return logits[-1]
+        position = self._position(len(local) - 1)
+        logits, newest = self.plain.run(local[-1:], position, None if plain else self.candidates, self.local_past)
+        self.local_past = _joined([self.local_past, newest]) if self.local_past else newest
+        return None if plain else logits[-1]
+
+    def _refresh(self) -> None:
+        number, self.newest_so_far = self.newest_so_far, self.newest_so_far + 1
+        if not self.chunks or number % self.sizes.refresh_interval:
+            return
+        found = []
+        for number, chunk in enumerate(self.chunks):
+            row = chunk + self.prompt
+            first = 0 if self.plain.learned_positions else number + self.steps - (len(row) - 1)
+            _, key_values = self.plain.run(row, first, twin_at_last=True)
+            found.append([(keys[:, :, -1:], values[:, :, -1:]) for keys, values in key_values])
+        self.candidates, self.candidate_step = _joined(found), self.steps
+
+    def _with_bos(self, tokens: list[int]) -> list[int]:
+        bos = self.sizes.bos
+        return list(tokens) if bos is None or tokens[0] == bos else [bos, *tokens]
+
+    def _local(self) -> list[int]:
+        return self._with_bos(self.window) if self.chunks else self.window
+
+    def _position(self, local: int, shift: int = 0) -> int:
+        return local if self.plain.learned_positions else len(self.chunks) + local + shift
+
+
+class Reference:
+    """What a wrapped model should compute.
+
+    Args:
+        base (`PreTrainedModel`): A copy of the base model that was never wrapped.
+        wrapped (`PeftModel`): The model under test; its twins and its settings are read once, now.
+        overrides: Fields of [`Sizes`] that differ from the adapter's configuration.
+    """
+
+    def __init__(self, base: PreTrainedModel, wrapped: nn.Module, **overrides: Any) -> None:
+        config = wrapped.peft_config["default"]
+        fields = {
+            "chunk": config.chunk_size,
+            "local": config.local_size,
+            "prompt": config.prompt_size,
+            "bos": base.config.bos_token_id if config.add_bos else None,
+            "decoding": config.decoding,
+            "refresh_interval": config.refresh_interval,
+        }
+        self.sizes = Sizes(**{**fields, **overrides})
+        self.plain = PlainModel(base, read_twins(wrapped))
+
+    def start(self, tokens: Sequence[int], memory: Sequence[int] | None = None) -> SlowSequence:
+        """A sequence that has read `tokens` at once, as `generate` does."""
+        return SlowSequence(self.plain, self.sizes, tokens, memory)
+
+    def greedy(
+        self, tokens: Sequence[int], count: int, memory: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`count` greedy tokens (count,) and the logits (count, vocabulary) that they were taken from."""
+        sequence = self.start(tokens, memory)
+        return greedy_steps(sequence, sequence.logits, count)
+
+    def all_logits(self, tokens: Sequence[int], memory: Sequence[int] | None = None) -> torch.Tensor:
+        """Logits (tokens, vocabulary) with each token the newest in its turn."""
+        sequence = self.start(tokens[:1], memory)
+        return torch.stack([sequence.logits, *[sequence.append(token) for token in tokens[1:]]])
+
+
+def greedy_steps(sequence: SlowSequence, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Go on greedily from `logits`, the sequence's last ones; the last of the `count` tokens is not read."""
+    rows = [logits]
+    while len(rows) < count:
+        rows.append(sequence.append(int(rows[-1].argmax())))
+    return torch.stack([row.argmax() for row in rows]), torch.stack(rows)
+
+
+def make_oracle(
+    reference: Reference, prompt_width: int, memories: Sequence[Sequence[int] | None] | None = None
+) -> PreTrainedModel:
+    """A model for transformers' `generate(..., use_cache=False)` whose logits come from the reference.
+
+    Args:
+        reference (`Reference`): Computes the logits.
+        prompt_width (`int`): Columns of the `input_ids` that generation starts from.
+        memories (`list`, *optional*): The document of each row, shared by what the row is expanded to (beams).
+    """
+    oracle = copy.deepcopy(reference.plain.model)
+    known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], SlowSequence] = {}
+
+    def sequence(owner: int, prompt: tuple[int, ...], answer: tuple[int, ...]) -> SlowSequence:
+        key = (owner, prompt, answer)
+        if key not in known:
+            if answer:
+                known[key] = sequence(owner, prompt, answer[:-1]).copy()
+                known[key].append(answer[-1])
+            else:
+                known[key] = reference.start(prompt, memories[owner] if memories is not None else None)
+        return known[key]
+
+    def forward(
+        self: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> CausalLMOutputWithPast:
+        keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        rows = []
+        for number, (ids, mask) in enumerate(zip(input_ids, keep.bool(), strict=True)):
+            owner = number * len(memories) // len(input_ids) if memories is not None else 0
+            prompt = tuple(ids[:prompt_width][mask[:prompt_width]].tolist())
+            rows.append(sequence(owner, prompt, tuple(ids[prompt_width:].tolist())).logits)
+        return CausalLMOutputWithPast(logits=torch.stack(rows)[:, None])
+
+    oracle.__class__ = type("Oracle", (type(oracle),), {"forward": forward})
+    return oracle

@@ -1,0 +1,694 @@
+"""What cannot work gets a clear error, in a sentence that names the argument, before any long work."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import VOCABULARY, make_focus_model, make_tiny_model, random_ids
+from peft import PeftModel, get_peft_model
+from refusal import assert_sentence, refusal
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from focus_peft import FocusConfig
+
+
+SHORT, LONG = random_ids(4)[None], random_ids(30)[None]  # the local window has 8 tokens
+each_length = pytest.mark.parametrize("ids", [SHORT, LONG], ids=["no memory", "memory"])
+
+Call = Callable[..., Any]
+CALLS: dict[str, Call] = {
+    "generate": lambda model, ids, **options: model.generate(ids, max_new_tokens=2, **options),
+    "forward": lambda model, ids, **options: model(ids, **options),
+    "loss": lambda model, ids, **options: model(ids, labels=ids, **options),
+    "encode": lambda model, ids, **options: model.encode(ids, **options),
+}
+each_call = pytest.mark.parametrize("call", CALLS)
+
+
+def argument(call: str) -> str:
+    return "`document_ids`" if call == "encode" else "`input_ids`"
+
+
+def small(**fields: Any) -> FocusConfig:
+    return FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
+
+
+@pytest.fixture(scope="module")
+def model() -> PeftModel:
+    return make_focus_model()
+
+
+# Models
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+OLD_SIZES = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+MLA = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+def build(name: str, kind: str | None = None, **fields: Any) -> Callable[[], nn.Module]:
+    """A tiny model: its class is `name`, its configuration's `kind` + "Config" (default: what `name` starts with)."""
+
+    def make() -> nn.Module:
+        prefix = kind or name.partition("For")[0].removesuffix("Model").removesuffix("LMHead")
+        return getattr(transformers, name)(getattr(transformers, f"{prefix}Config")(**fields))
+
+    return make
+
+
+def attention_of_another_name() -> nn.Module:
+    model = make_tiny_model()
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = type("Mixer", (type(layer.self_attn),), {})
+    return model
+
+
+def implemented_by(name: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = make_tiny_model()
+        model.config._attn_implementation = name  # what loading with `attn_implementation=name` sets on a GPU machine
+        return model
+
+    return make
+
+
+T5 = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+BART = {
+    **{"vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16},
+    **{"decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
+}
+FALCON = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
+    "T5": (build("T5ForConditionalGeneration", **T5), ("encoder-decoder", "decoder-only")),
+    "BART": (build("BartForConditionalGeneration", **BART), ("encoder-decoder", "decoder-only")),
+    "BERT without a head": (build("BertModel", **SIZES), ("head", "`AutoModelForCausalLM`")),
+    "masked BERT": (build("BertForMaskedLM", **SIZES), ("BertForMaskedLM", "`AutoModelForCausalLM`")),
+    "Llama without a head": (build("LlamaModel", **SIZES), ("head", "`AutoModelForCausalLM`")),
+    "a classifier": (build("LlamaForSequenceClassification", **SIZES), ("head", "`AutoModelForCausalLM`")),
+    "no language model": (lambda: nn.Linear(3, 3), ("`model`", "Linear", "`AutoModelForCausalLM`")),
+    "no projection": (attention_of_another_name, ("No attention projection", "`target_modules`")),
+    "Mamba": (
+        build("MambaForCausalLM", vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1),
+        ("attention",),
+    ),
+    "RWKV": (build("RwkvForCausalLM", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1), ("attention",)),
+    "Bloom": (build("BloomForCausalLM", vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2), ("ALiBi",)),
+    "MPT": (build("MptForCausalLM", vocab_size=VOCABULARY, d_model=16, n_layers=1, n_heads=2), ("ALiBi",)),
+    "Falcon with ALiBi": (build("FalconForCausalLM", alibi=True, **FALCON), ("ALiBi",)),
+    "DeepSeek-V3": (
+        build(
+            "DeepseekV3ForCausalLM",
+            **GROUPED,
+            **MLA,
+            n_routed_experts=2,
+            n_group=1,
+            topk_group=1,
+            num_experts_per_tok=1,
+        ),
+        ("latent", "`kv_lora_rank`", "8"),
+    ),
+    "Jamba": (
+        build("JambaForCausalLM", **GROUPED, num_experts=2, attn_layer_period=2, attn_layer_offset=1),
+        ("layers",),
+    ),
+    "Qwen3-Next": (build("Qwen3NextForCausalLM", **GROUPED, **EXPERTS, **LINEAR), ("linear_attention",)),
+    "Llama 4": (
+        build("Llama4ForCausalLM", kind="Llama4Text", **GROUPED, num_local_experts=2, intermediate_size_mlp=8),
+        ("chunked_attention",),
+    ),
+    "LLaVA": (
+        build(
+            "LlavaForConditionalGeneration",
+            vision_config={"model_type": "clip_vision_model", **VISION},
+            text_config=SIZES,
+        ),
+        ("text model", "`AutoModelForCausalLM`"),
+    ),
+    "Qwen2-VL": (
+        build(
+            "Qwen2VLForConditionalGeneration",
+            text_config=GROUPED,
+            vision_config={"embed_dim": 16, "depth": 1, "num_heads": 2, "hidden_size": 16, "mlp_ratio": 1},
+        ),
+        ("text model", "`AutoModelForCausalLM`"),
+    ),
+    "Gemma 3 with images": (
+        build("Gemma3ForConditionalGeneration", text_config=GROUPED, vision_config=VISION, mm_tokens_per_image=4),
+        ("text model", "`AutoModelForCausalLM`"),
+    ),
+    "FlashAttention 2": (
+        implemented_by("flash_attention_2"),
+        ("`attn_implementation`", "'flash_attention_2'", "sdpa"),
+    ),
+    "FlashAttention 3": (
+        implemented_by("flash_attention_3"),
+        ("`attn_implementation`", "'flash_attention_3'", "sdpa"),
+    ),
+    "FlexAttention": (implemented_by("flex_attention"), ("`attn_implementation`", "'flex_attention'", "sdpa")),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_a_model_that_cannot_be_read_in_chunks_is_refused_and_left_alone(kind: str) -> None:
+    make, named = UNSUPPORTED[kind]
+    base = make()
+    before = [(name, id(module)) for name, module in base.named_modules()]
+    with refusal(*named) as caught:
+        get_peft_model(base, small())
+    assert [(name, id(module)) for name, module in base.named_modules()] == before
+    assert all(parameter.requires_grad for parameter in base.parameters())
+    assert "ALiBi" in named or "ALiBi" not in str(caught.value), "another reason than the true one"
+
+
+# What can be seen only by reading a few tokens
+UNREADABLE: dict[str, Callable[[], nn.Module]] = {
+    "BERT that sees what follows": build("BertLMHeadModel", **SIZES),
+    "GPT-J, whose rotary table has no negative rows": build("GPTJForCausalLM", rotary_dim=4, **OLD_SIZES),
+    "CodeGen, whose rotary table begins again": build(
+        "CodeGenForCausalLM", rotary_dim=4, **{**OLD_SIZES, "n_head": 4}
+    ),
+}
+
+
+@pytest.mark.parametrize("call", ["generate", "forward", "loss", "encode"])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_model_that_would_be_read_wrong_is_refused_at_its_first_use(kind: str, call: str) -> None:
+    base = UNREADABLE[kind]()
+    torch.manual_seed(0)
+    for parameter in base.parameters():  # large enough that positions and masks matter
+        nn.init.normal_(parameter, std=0.5)
+    wrapped = get_peft_model(base, small()).eval()
+    with refusal(type(wrapped.get_base_model()).__name__, "position"):
+        CALLS[call](wrapped, LONG)
+
+
+def test_projections_of_an_unknown_attention_can_be_named() -> None:
+    wrapped = get_peft_model(attention_of_another_name(), small(target_modules=["q_proj", "v_proj"]))
+    assert len(wrapped.base_model.targeted_module_names) == 4
+
+
+# Sizes
+
+
+@each_length
+@each_call
+@pytest.mark.parametrize("sizes", [{"prompt_size": 9}, {"local_size": 3}], ids=str)
+def test_a_prompt_larger_than_the_local_window_is_refused(
+    model: PeftModel, call: str, ids: torch.Tensor, sizes: dict[str, int]
+) -> None:
+    with refusal("`prompt_size`", "local", *map(str, sizes.values()), model=model):
+        CALLS[call](model, ids, **sizes)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_chunk_and_prompt_past_the_table_of_positions_are_refused(family: str) -> None:
+    base = make_tiny_model(family)
+    with refusal("`chunk_size` (100)", "`prompt_size` (40)", "128 positions"):
+        get_peft_model(base, FocusConfig(chunk_size=100, local_size=40, prompt_size=40))
+    assert not hasattr(base, "peft_config")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("sizes", [(100, 20, 20), (20, 120, 4)], ids=["chunk", "window"])
+def test_generating_past_the_table_of_positions_is_refused(family: str, sizes: tuple[int, int, int]) -> None:
+    chunk, local, prompt = sizes
+    wrapped = make_focus_model(family, chunk_size=chunk, local_size=local, prompt_size=prompt)
+    ids = random_ids(125)[None]
+    assert wrapped.generate(ids, max_new_tokens=2).shape == (1, 127)
+    with refusal("table of 128 positions", "40 new tokens", "`local_size`", "smaller sizes", model=wrapped):
+        wrapped.generate(ids, max_new_tokens=40)
+    memory = wrapped.encode(ids)
+    with refusal("table of 128 positions", "40 new tokens", model=wrapped):
+        wrapped.generate(ids[:, :5], memory=memory, max_new_tokens=40)
+
+
+@pytest.mark.parametrize("call", ["generate", "forward", "encode"])
+def test_more_chunks_than_the_model_has_positions_are_refused(model: PeftModel, call: str) -> None:
+    with refusal("candidates", "`local_size`", "128 positions", "`chunk_size`", model=model):
+        CALLS[call](model, random_ids(8 * 130)[None])
+
+
+# Ids
+
+
+@each_call
+@pytest.mark.parametrize("shape", [(1, 0), (0, 3), (0, 0)], ids=str)
+def test_empty_input_is_refused(model: PeftModel, call: str, shape: tuple[int, int]) -> None:
+    with refusal(argument(call), "empty", model=model):
+        CALLS[call](model, torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    "documents", [[], [[]], [[1, 2], []], torch.zeros(0, dtype=torch.long), [torch.zeros(0).long()]]
+)
+def test_an_empty_document_is_refused(model: PeftModel, documents: Any) -> None:
+    with refusal("`document_ids`", "empty", model=model):
+        model.encode(documents)
+
+
+def test_an_empty_question_is_refused(model: PeftModel) -> None:
+    memory = model.encode(LONG)
+    for call in ("generate", "forward", "encode"):
+        with refusal(argument(call), "empty", model=model):
+            CALLS[call](model, torch.zeros(1, 0, dtype=torch.long), memory=memory)
+
+
+def test_no_input_at_all_is_refused(model: PeftModel) -> None:
+    with refusal("`input_ids`", model=model):
+        model.generate(max_new_tokens=2)
+    with pytest.raises(ValueError, match="input_ids"):
+        model()
+
+
+@each_length
+@each_call
+@pytest.mark.parametrize("token", [-1, VOCABULARY, 10**9])
+def test_ids_outside_the_vocabulary_are_refused(model: PeftModel, call: str, token: int, ids: torch.Tensor) -> None:
+    ids = ids.clone()
+    ids[0, 2] = token
+    with refusal(argument(call), str(token), f"{VOCABULARY} tokens", "tokenizer", model=model):
+        CALLS[call](model, ids)
+
+
+def test_ids_outside_the_vocabulary_are_refused_in_a_question_and_in_labels(model: PeftModel) -> None:
+    memory, wrong = model.encode(LONG), LONG.clone()
+    wrong[0, 20] = VOCABULARY
+    for call in ("generate", "forward", "encode"):
+        with refusal(argument(call), str(VOCABULARY), model=model):
+            CALLS[call](model, wrong, memory=memory)
+    with refusal("`labels`", str(VOCABULARY), model=model):
+        model(LONG, labels=wrong)
+    with refusal("`labels`", "-5", model=model):
+        model(LONG, labels=torch.full_like(LONG, -5))
+
+
+@each_length
+@each_call
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.bfloat16], ids=str)
+def test_ids_that_are_no_integers_are_refused(
+    model: PeftModel, call: str, dtype: torch.dtype, ids: torch.Tensor
+) -> None:
+    with refusal(argument(call), str(dtype), "integer", model=model):
+        CALLS[call](model, ids.to(dtype))
+
+
+@pytest.mark.parametrize(
+    "documents", [[[1.5, 2.0]], [[True, False]], ["text"], "text", [["text"]], [["a", "b"]], None, 5]
+)
+def test_documents_that_are_no_ids_are_refused(model: PeftModel, documents: Any) -> None:
+    with refusal("`document_ids`", model=model, error=(ValueError, TypeError)):
+        model.encode(documents)
+
+
+@pytest.mark.parametrize("give", ["generate", "encode"])
+def test_the_output_of_a_tokenizer_is_refused_with_the_remedy(model: PeftModel, give: str) -> None:
+    batch = transformers.BatchEncoding({"input_ids": LONG, "attention_mask": torch.ones_like(LONG)})
+    with refusal(argument(give), "BatchEncoding", "input_ids", model=model, error=(ValueError, TypeError)):
+        CALLS[give](model, batch)
+
+
+@pytest.mark.parametrize("call", ["generate", "forward", "loss"])
+@pytest.mark.parametrize("reshape", [lambda ids: ids[0], lambda ids: ids[None]], ids=["one axis", "three axes"])
+def test_ids_of_another_shape_are_refused(model: PeftModel, call: str, reshape: Call) -> None:
+    with refusal("`input_ids`", "(rows, tokens)", str(tuple(reshape(LONG).shape)), model=model):
+        CALLS[call](model, reshape(LONG))
+
+
+def test_documents_of_another_shape_are_refused(model: PeftModel) -> None:
+    with refusal("`document_ids`", "(1, 1, 30)", model=model):
+        model.encode(LONG[None])
+    with refusal("`document_ids`", model=model):
+        model.encode([LONG])
+
+
+def test_labels_of_another_shape_or_type_are_refused(model: PeftModel) -> None:
+    with refusal("`labels`", "(1, 4)", "`input_ids`", "(1, 30)", model=model):
+        model(LONG, labels=SHORT)
+    with refusal("`labels`", "torch.float32", model=model):
+        model(LONG, labels=LONG.float())
+    memory = model.encode(LONG)
+    with refusal("`labels`", "`memory`", model=model):
+        model(LONG, labels=LONG, memory=memory)
+
+
+# Masks
+
+
+def mask_with(ids: torch.Tensor, *hidden: int) -> torch.Tensor:
+    mask = torch.ones_like(ids)
+    mask[0, list(hidden)] = 0
+    return mask
+
+
+@each_length
+@each_call
+@pytest.mark.parametrize("hidden", [(1,), (0, 2), (1, 3)], ids=["middle", "left and middle", "two"])
+def test_a_mask_with_a_hole_is_refused(
+    model: PeftModel, call: str, hidden: tuple[int, ...], ids: torch.Tensor
+) -> None:
+    ids = torch.cat([ids, ids[:, :1]], dim=1)
+    with refusal("`attention_mask`", "Row 0", "hole", "`input_ids`" if call != "encode" else "", model=model):
+        CALLS[call](model, ids, attention_mask=mask_with(ids, *hidden))
+
+
+@each_length
+@each_call
+def test_a_mask_that_hides_a_whole_row_is_refused(model: PeftModel, call: str, ids: torch.Tensor) -> None:
+    batch = ids.repeat(2, 1)
+    mask = torch.ones_like(batch)
+    mask[1] = 0
+    with refusal("`attention_mask`", "Row 1", "every token", model=model):
+        CALLS[call](model, batch, attention_mask=mask)
+
+
+@each_length
+@each_call
+def test_a_mask_of_another_shape_is_refused(model: PeftModel, call: str, ids: torch.Tensor) -> None:
+    for mask in (torch.ones_like(ids)[:, 1:], torch.ones_like(ids).repeat(2, 1), torch.ones_like(ids)[0]):
+        with refusal("`attention_mask`", str(tuple(mask.shape)), str(tuple(ids.shape)), model=model):
+            CALLS[call](model, ids, attention_mask=mask)
+
+
+@each_call
+def test_a_mask_that_is_no_tensor_is_refused(model: PeftModel, call: str) -> None:
+    with refusal("`attention_mask`", "list", model=model, error=(ValueError, TypeError)):
+        CALLS[call](model, LONG, attention_mask=torch.ones_like(LONG).tolist())
+
+
+def test_a_mask_beside_a_list_of_documents_is_refused(model: PeftModel) -> None:
+    with refusal("`attention_mask`", "`document_ids`", "list", model=model):
+        model.encode([LONG[0], SHORT[0]], attention_mask=torch.ones(2, 30))
+
+
+# Other arguments
+
+
+@pytest.mark.parametrize("wrong", ["a/directory", [1, 2], {"memory": 1}], ids=str)
+def test_a_memory_that_is_none_is_refused(model: PeftModel, wrong: Any) -> None:
+    for call in ("generate", "forward", "encode"):
+        with refusal("`memory`", type(wrong).__name__, "encode", model=model, error=(ValueError, TypeError)):
+            CALLS[call](model, LONG, memory=wrong)
+
+
+@pytest.mark.parametrize("call", ["generate", "forward"])
+def test_questions_must_share_out_among_the_documents(model: PeftModel, call: str) -> None:
+    memory = model.encode([LONG[0], SHORT[0]])
+    with refusal("`input_ids`", "3 rows", "2 documents", "`memory`", model=model):
+        CALLS[call](model, SHORT.repeat(3, 1), memory=memory)
+
+
+def test_embeddings_instead_of_ids_are_refused_where_chunks_are_needed(model: PeftModel) -> None:
+    embeddings = torch.zeros(1, 30, 32, dtype=torch.float64)
+    with refusal("`input_ids`", "`inputs_embeds`", model=model):
+        model.generate(inputs_embeds=embeddings, max_new_tokens=2)
+    memory = model.encode(LONG)
+    with refusal("`inputs_embeds`", "`input_ids`", model=model):
+        model(inputs_embeds=embeddings, memory=memory)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"output_hidden_states": True},
+        {"output_attentions": True},
+        {"position_ids": torch.arange(30)[None]},
+        {"no_such_option": 1},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_forward_does_not_drop_what_it_cannot_do(model: PeftModel, options: dict[str, Any]) -> None:
+    with refusal(f"`{next(iter(options))}`", model=model, error=(ValueError, TypeError)):
+        model(LONG, **options)
+
+
+def test_a_negative_number_of_logits_is_refused_and_too_many_are_all(model: PeftModel) -> None:
+    with refusal("`logits_to_keep`", "-3", model=model):
+        model(LONG, logits_to_keep=-3)
+    assert torch.equal(model(LONG, logits_to_keep=31).logits, model(LONG).logits)
+
+
+def test_an_override_of_the_adapters_own_fields_is_refused(model: PeftModel) -> None:
+    with pytest.raises(ValueError, match="chunk_size"):
+        model.generate(LONG, chunk_size=4)
+    with refusal("`chunk_size`", model=model, error=(ValueError, TypeError)):
+        model.encode(LONG, chunk_size=4)
+
+
+# Adapter files
+
+
+def adapter(directory: Path, family: str = "llama", base: dict[str, Any] | None = None, **fields: Any) -> Path:
+    """A saved adapter."""
+    make_focus_model(family, torch.float32, base=base, **fields).save_pretrained(directory)
+    return directory
+
+
+def load(directory: Path, family: str = "llama", **base: Any) -> PeftModel:
+    return PeftModel.from_pretrained(make_tiny_model(family, torch.float32, **base), directory)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
+def test_weights_that_are_not_finite_are_refused_by_name(r: int | None, value: float, tmp_path: Path) -> None:
+    file = adapter(tmp_path, r=r) / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = sorted(weights)[3]
+    weights[name].view(-1)[7] = value
+    save_file(weights, file)
+    path, _, matrix = name.partition(".focus_")
+    with refusal("adapter", f"{path}.focus_{matrix.partition('.')[0]}", "NaN" if value != value else "infinite"):
+        load(tmp_path)
+    model = make_focus_model(dtype=torch.float32)
+    before = model(LONG).logits
+    with refusal("adapter", path):
+        model.load_adapter(tmp_path, adapter_name="second")
+    assert torch.equal(model(LONG).logits, before)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 200, 0.5, -1], ids=["nothing", "5 bytes", "header", "half", "all but a byte"])
+def test_a_truncated_file_is_refused_before_the_model_is_wrapped(keep: float, tmp_path: Path) -> None:
+    path = adapter(tmp_path) / "adapter_model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    base = make_tiny_model(dtype=torch.float32)
+    with refusal(str(tmp_path), "adapter_model.safetensors", "damaged"):
+        PeftModel.from_pretrained(base, tmp_path)
+    assert not hasattr(base, "peft_config")
+    model = make_focus_model(dtype=torch.float32)
+    with refusal(str(tmp_path), "adapter_model.safetensors", "damaged"):
+        model.load_adapter(tmp_path, adapter_name="second")
+    assert list(model.peft_config) == ["default"]
+
+
+@pytest.mark.parametrize(
+    "family, fields",
+    [
+        ("gpt2", {}),
+        ("gpt_neox", {}),
+        ("opt", {}),
+        ("phi3", {}),
+        ("qwen2", {}),  # the same names, but with biases
+        ("llama", {"num_hidden_layers": 3}),
+        ("llama", {"num_hidden_layers": 1}),
+    ],
+    ids=["gpt2", "gpt_neox", "opt", "phi3", "biases", "more layers", "fewer layers"],
+)
+def test_an_adapter_of_another_architecture_is_refused(family: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    adapter(tmp_path)
+    with refusal("adapter", "another architecture"):
+        load(tmp_path, family, **fields)
+
+
+@pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"hidden_size": 64}, {"num_key_value_heads": 4}, {"head_dim": 16}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_an_adapter_of_other_shapes_is_refused_with_both_shapes(
+    r: int | None, fields: dict[str, int], tmp_path: Path
+) -> None:
+    adapter(tmp_path, r=r)
+    with refusal("adapter", "shape", "_proj") as caught:
+        load(tmp_path, **fields)
+    assert len(set(re.findall(r"\(\d+, \d+\)", str(caught.value)))) == 2
+
+
+def test_an_adapter_of_another_rank_cannot_replace_a_loaded_one(tmp_path: Path) -> None:
+    adapter(tmp_path, r=4)
+    for model in (make_focus_model(dtype=torch.float32, r=2), make_focus_model(dtype=torch.float32)):
+        before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        with refusal("adapter"):
+            model.load_adapter(tmp_path, adapter_name="default")
+        assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_a_file_with_missing_or_unknown_weights_is_refused_by_name(change: str, tmp_path: Path) -> None:
+    path = adapter(tmp_path) / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    tensor = weights.pop(name)
+    if change == "unknown":
+        weights = {**weights, name: tensor, name.replace("layers.0", "layers.7"): tensor.clone()}
+        name = name.replace("layers.0", "layers.7")
+    save_file(weights, path)
+    with refusal("adapter", name.removeprefix("base_model.model.").partition(".focus_")[0]):
+        load(tmp_path)
+
+
+def test_an_adapter_whose_sizes_do_not_fit_the_model_is_refused(tmp_path: Path) -> None:
+    adapter(tmp_path, base={"max_position_embeddings": 512}, chunk_size=200, local_size=100, prompt_size=50)
+    with refusal("`chunk_size` (200)", "128 positions"):
+        load(tmp_path)
+
+
+# A full disk (for memories see test_memory too)
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """The system refuses to write more than `size` bytes into any file (Python ignores the signal and sees an error)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# The first file that is too large: the card of 5 kB, the weights of 25 kB, a configuration with a long expression of 9 kB
+TOO_LARGE: dict[str, tuple[int, dict[str, Any]]] = {
+    "card": (100, {}),
+    "weights": (8_000, {}),
+    "configuration": (
+        7_000,
+        {"r": 1, "target_modules": ".*(q_proj|" + "|".join(f"none{n}" for n in range(1000)) + ")"},
+    ),
+}
+
+
+@pytest.mark.parametrize("safe_serialization", [True, False], ids=["safetensors", "pickle"])
+@pytest.mark.parametrize("file", TOO_LARGE)
+def test_an_adapter_that_cannot_be_written_leaves_nothing_half_written(
+    file: str, safe_serialization: bool, tmp_path: Path
+) -> None:
+    size, fields = TOO_LARGE[file]
+    model = make_focus_model(dtype=torch.float32, **fields)
+    with refusal(str(tmp_path / "new"), "could not be", error=OSError), no_file_larger_than(size):
+        model.save_pretrained(tmp_path / "new", safe_serialization=safe_serialization)
+    assert list(tmp_path.rglob("*")) == []
+    model.save_pretrained(tmp_path / "new", safe_serialization=safe_serialization)
+    assert torch.isfinite(load(tmp_path / "new")(LONG).logits).all()
+
+
+@pytest.mark.parametrize("file", TOO_LARGE)
+def test_an_adapter_that_was_there_before_survives_a_full_disk(file: str, tmp_path: Path) -> None:
+    size, fields = TOO_LARGE[file]
+    adapter(tmp_path / "kept", **fields)
+    (tmp_path / "kept" / "mine.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    other = make_focus_model(dtype=torch.float32, base={"seed": 3}, **fields)
+    with refusal(str(tmp_path / "kept"), error=OSError), no_file_larger_than(size):
+        other.save_pretrained(tmp_path / "kept")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == before
+    other.save_pretrained(tmp_path / "kept")
+    assert (tmp_path / "kept" / "mine.txt").read_text() == "mine"
+    assert (tmp_path / "kept" / "adapter_model.safetensors").read_bytes() != before["adapter_model.safetensors"]
+
+
+# Runs as root of its own namespace, in which a small file system may be mounted without anybody's leave
+FILL_THE_DISK = """
+import json, os, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", sys.argv[2]], check=True)
+os.chdir(sys.argv[2])
+from conftest import make_focus_model, random_ids
+model = make_focus_model(target_modules=["q_proj"])
+memory = model.encode(random_ids(60))
+outcomes = {"memory": [], "adapter": []}
+for taken in range(0, 65, 6):
+    with open("other", "wb") as file:
+        file.write(bytes(1024 * taken))
+    for kind, save in (("memory", memory.save), ("adapter", model.save_pretrained)):
+        try:
+            save(kind)
+            outcome = "saved"
+        except Exception as error:
+            outcome = type(error).__name__ + ": " + str(error)
+        left = sorted(os.path.join(*path) for path in ((where, name) for where, _, names in os.walk(".") for name in names))
+        outcomes[kind].append([outcome, [name for name in left if name != "./other"]])
+        subprocess.run(["rm", "-rf", kind], check=True)
+print(json.dumps(outcomes))
+"""
+
+
+def may_mount() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    attempt = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(attempt, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, list[str]]]]:
+    """What came of saving a memory and an adapter to a small disk, with less and less room on it."""
+    if not may_mount():
+        pytest.skip("needs the right to mount a small file system")
+    command = ["unshare", "-rm", sys.executable, "-W", "ignore", "-c", FILL_THE_DISK]
+    command += [str(Path(__file__).parent), str(tmp_path_factory.mktemp("disk"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "kind, files",
+    [
+        ("memory", ["memory.json", "memory.safetensors"]),
+        ("adapter", ["README.md", "adapter_config.json", "adapter_model.safetensors"]),
+    ],
+)
+def test_wherever_a_disk_fills_up_nothing_half_written_is_left(
+    full_disk: dict[str, list[tuple[str, list[str]]]], kind: str, files: list[str]
+) -> None:
+    saved = [left for outcome, left in full_disk[kind] if outcome == "saved"]
+    failed = [(outcome, left) for outcome, left in full_disk[kind] if outcome != "saved"]
+    assert saved and failed
+    assert all(left == [f"./{kind}/{name}" for name in files] for left in saved)
+    for outcome, left in failed:
+        assert left == []
+        assert_sentence(outcome, "OSError", "directory`", "No space left")

@@ -1,0 +1,411 @@
+"""`FocusConfig`: what it accepts, what it refuses, how it is stored, and the window sizes that come out of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_focus_model, make_tiny_model, random_ids
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.config import PeftConfig as PlainPeftConfig
+from refusal import refusal
+from torch import nn
+
+from focus_peft import FocusConfig
+from focus_peft.config import INFERENCE_FIELDS
+from focus_peft.settings import WindowSizes
+from focus_peft.support import ModelFacts
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+# one value for each field that differs from its default, all together possible
+OTHER_VALUES: dict[str, Any] = {
+    "target_modules": ["q_proj", "v_proj"],
+    "r": 4,
+    "alpha": 2.5,
+    "chunk_size": 24,
+    "local_size": 20,
+    "prompt_size": 6,
+    "add_bos": False,
+    "decoding": "exact",
+    "refresh_interval": 3,
+    "chunk_batch_size": 2,
+    "loss": "draw",
+    "continuation_weight": 0.5,
+    "repetition_weight": 2.0,
+    "distill_weight": 0.25,
+    "label_size": 7,
+}
+IMPOSSIBLE: dict[str, list[Any]] = {
+    "target_modules": [[], "", (), 5, True, [1], ["q_proj", ""], "(", {"q_proj": 1}],
+    "r": [0, -1, 1.5, True, "4", NAN],
+    "alpha": [0, -1, NAN, INFINITY, "x"],
+    "chunk_size": [0, -1, 2.5, "8", True],
+    "local_size": [0, -3, 2.0, "8", True],
+    "prompt_size": [0, -3, 2.0, "8", True],
+    "add_bos": [None, 1, "yes"],
+    "decoding": [None, "fast", ["exact"], "EXACT", 1],
+    "refresh_interval": [0, -1, None, 1.5, True, "1"],
+    "chunk_batch_size": [0, -1, 1.5, "8", True],
+    "loss": [None, "mean", 3],
+    "continuation_weight": [-1, NAN, INFINITY, None, "1"],
+    "repetition_weight": [-1, NAN, INFINITY, None, "1"],
+    "distill_weight": [-0.1, 1.1, NAN, None, "0"],
+    "label_size": [0, -2, None, 2.5, True],
+}
+MAX_POSITIONS = sorted({*range(64, 200), *(2**n + d for n in range(7, 18) for d in (-1, 0, 1)), 10_000, 131_072})
+
+
+def own_fields() -> list[str]:
+    inherited = {field.name for field in fields(PlainPeftConfig)}
+    return [field.name for field in fields(FocusConfig) if field.name not in inherited]
+
+
+# Fields
+
+
+def test_these_are_the_public_fields_with_their_defaults() -> None:
+    defaults = {field.name: field.default for field in fields(FocusConfig) if field.name in own_fields()}
+    assert defaults == {
+        "target_modules": None,
+        "r": None,
+        "alpha": None,
+        "chunk_size": None,
+        "local_size": None,
+        "prompt_size": None,
+        "add_bos": True,
+        "decoding": "streaming",
+        "refresh_interval": 1,
+        "chunk_batch_size": None,
+        "loss": "sum",
+        "continuation_weight": 1.0,
+        "repetition_weight": 1.0,
+        "distill_weight": 0.0,
+        "label_size": 32,
+    }
+
+
+def test_every_field_has_a_help_text_and_stands_in_the_docstring() -> None:
+    for field in fields(FocusConfig):
+        if field.name in own_fields():
+            assert field.metadata["help"].endswith("."), field.name
+            assert field.name in (FocusConfig.__doc__ or ""), field.name
+
+
+def test_the_tests_below_know_every_field() -> None:
+    assert sorted(OTHER_VALUES) == sorted(IMPOSSIBLE) == sorted(own_fields())
+
+
+@pytest.mark.parametrize("field, value", [(field, value) for field, values in IMPOSSIBLE.items() for value in values])
+def test_an_impossible_value_is_refused_by_field_and_value(field: str, value: Any) -> None:
+    needed = {"r": 4} if field == "alpha" else {}
+    shown = "empty" if value in ([], "", ()) else str(value)
+    with refusal(f"`{field}`", shown):
+        FocusConfig(**{field: value}, **needed)
+
+
+@pytest.mark.parametrize("field", own_fields())
+def test_every_field_can_be_set(field: str) -> None:
+    needed = {"r": 4} if field == "alpha" else {}
+    assert getattr(FocusConfig(**{field: OTHER_VALUES[field], **needed}), field) == OTHER_VALUES[field]
+
+
+def test_a_prompt_larger_than_the_local_window_is_refused() -> None:
+    with refusal("`prompt_size`", "9", "`local_size`", "8"):
+        FocusConfig(prompt_size=9, local_size=8)
+
+
+def test_alpha_without_r_is_refused() -> None:
+    with refusal("`alpha`", "3", "`r`"):
+        FocusConfig(alpha=3)
+
+
+def test_two_weights_of_zero_are_refused() -> None:
+    with refusal("`continuation_weight`", "`repetition_weight`", "0"):
+        FocusConfig(continuation_weight=0, repetition_weight=0)
+
+
+@pytest.mark.parametrize("names", [("v_proj", "q_proj"), {"v_proj", "q_proj"}], ids=["tuple", "set"])
+def test_target_modules_of_any_collection_become_a_list(names: Any) -> None:
+    assert FocusConfig(target_modules=names).target_modules == ["q_proj", "v_proj"]
+
+
+def test_the_scale_of_a_delta_is_alpha_by_r_and_two_by_default() -> None:
+    assert FocusConfig(r=4).scaling == 2
+    assert FocusConfig(r=4, alpha=2).scaling == 0.5
+    with refusal("`scaling`", "`r`"):
+        _ = FocusConfig().scaling
+
+
+def test_the_task_type_is_causal_lm_by_default() -> None:
+    assert FocusConfig().task_type == TaskType.CAUSAL_LM
+    assert FocusConfig(task_type=None).task_type == TaskType.CAUSAL_LM
+
+
+def test_another_task_type_is_refused() -> None:
+    with refusal("`task_type`", "CAUSAL_LM", "SEQ_CLS"):
+        FocusConfig(task_type="SEQ_CLS")
+
+
+# Storage
+
+
+@pytest.mark.parametrize(
+    "values", [{}, OTHER_VALUES, {"target_modules": ".*q_proj"}], ids=["defaults", "all", "regex"]
+)
+@pytest.mark.parametrize("reader", [FocusConfig, PeftConfig])
+def test_a_saved_configuration_comes_back_equal(
+    reader: type[PeftConfig], values: dict[str, Any], tmp_path: Path
+) -> None:
+    config = FocusConfig(**values)
+    config.save_pretrained(str(tmp_path))
+    loaded = reader.from_pretrained(str(tmp_path))
+    assert type(loaded) is FocusConfig
+    assert loaded == config
+
+
+def test_a_set_of_target_modules_is_saved_in_the_same_order_every_time(tmp_path: Path) -> None:
+    FocusConfig(target_modules={"v_proj", "k_proj", "q_proj", "o_proj"}).save_pretrained(str(tmp_path))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+
+
+def test_a_configuration_comes_through_a_saved_adapter(tmp_path: Path) -> None:
+    values = {**OTHER_VALUES, "chunk_batch_size": None}
+    get_peft_model(make_tiny_model(), FocusConfig(**values)).save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path).peft_config["default"]
+    assert {name: getattr(loaded, name) for name in own_fields()} == values
+
+
+def test_loading_warns_of_fields_that_a_later_version_may_have_added(tmp_path: Path) -> None:
+    FocusConfig(r=3).save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "invented_later": 1}))
+    with pytest.warns(UserWarning, match="invented_later"):
+        assert FocusConfig.from_pretrained(str(tmp_path)).r == 3
+
+
+def test_an_impossible_value_in_a_file_is_refused(tmp_path: Path) -> None:
+    FocusConfig(r=3).save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "r": -3}))
+    with refusal("`r`", "-3"):
+        FocusConfig.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_of_a_configuration_is_equal(copied: Any) -> None:
+    config = FocusConfig(**OTHER_VALUES)
+    assert copied(config) == config
+    assert type(copied(config)) is FocusConfig
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("maximum", MAX_POSITIONS)
+def test_derived_sizes_fit_the_model_with_room_to_grow_by_a_chunk(maximum: int) -> None:
+    sizes = WindowSizes.for_model(FocusConfig(), maximum)
+    bos = 1
+    assert sizes.chunk == sizes.local == min(2048, maximum // 4)
+    assert sizes.prompt == min(512, sizes.chunk)
+    assert sizes.chunk + bos + sizes.prompt + sizes.chunk <= maximum
+    assert sizes.limit - (bos + sizes.local + sizes.chunk) >= maximum // 4, "candidates of a quarter of the positions"
+
+
+def test_a_model_with_many_positions_gets_the_sizes_of_the_paper() -> None:
+    sizes = WindowSizes.for_model(FocusConfig(), 131072)
+    assert (sizes.chunk, sizes.local, sizes.prompt) == (2048, 2048, 512)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"chunk_size": 100},
+        {"chunk_size": 126},
+        {"chunk_size": 1},
+        {"local_size": 120},
+        {"local_size": 1},
+        {"prompt_size": 60},
+        {"prompt_size": 100},
+        {"prompt_size": 100, "local_size": 110},
+        {"prompt_size": 1},
+        {"chunk_size": 100, "local_size": 120},
+    ],
+    ids=str,
+)
+def test_sizes_that_are_left_out_make_room_for_those_that_are_given(given: dict[str, int]) -> None:
+    sizes = WindowSizes.for_model(FocusConfig(**given), 128)
+    found = {"chunk_size": sizes.chunk, "local_size": sizes.local, "prompt_size": sizes.prompt}
+    assert {name: found[name] for name in given} == given
+    assert 1 <= sizes.prompt <= sizes.local
+    assert sizes.chunk + 1 + sizes.prompt <= 128
+    assert sizes.local + 2 <= 128
+
+
+@pytest.mark.parametrize(
+    "given, named",
+    [
+        ({"chunk_size": 128}, "`chunk_size` (128)"),
+        ({"chunk_size": 1000}, "`chunk_size` (1000)"),
+        ({"chunk_size": 100, "local_size": 60, "prompt_size": 60}, "`prompt_size` (60)"),
+        ({"local_size": 127}, "`local_size` (127)"),
+        ({"local_size": 1000}, "`local_size` (1000)"),
+        ({"local_size": 1000, "prompt_size": 500}, "500"),
+    ],
+    ids=str,
+)
+def test_explicit_sizes_that_cannot_fit_are_refused_with_the_positions_of_the_model(
+    given: dict[str, int], named: str
+) -> None:
+    with refusal(named, "128 positions", "choose"):
+        WindowSizes.for_model(FocusConfig(**given), 128)
+
+
+@pytest.mark.parametrize("maximum", [1, 2])
+def test_a_model_that_has_no_room_for_anything_is_refused(maximum: int) -> None:
+    with refusal(f"{maximum} positions"):
+        WindowSizes.for_model(FocusConfig(), maximum)
+
+
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_wrapped() -> None:
+    base = make_tiny_model()
+    with refusal("`chunk_size` (300)", "128 positions"):
+        get_peft_model(base, FocusConfig(chunk_size=300, prompt_size=4))
+    assert not hasattr(base, "peft_config")
+    assert all(parameter.requires_grad for parameter in base.parameters())
+    assert all(type(module) is nn.Linear for name, module in base.named_modules() if name.endswith("_proj"))
+
+
+@contextmanager
+def recorded_positions(model: PeftModel) -> Iterator[list[tuple[int, int]]]:
+    """The first and last position of every row of every pass."""
+    found: list[tuple[int, int]] = []
+
+    def record(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        positions = kwargs["position_ids"] if kwargs.get("position_ids") is not None else torch.zeros(1, 1)
+        found.extend(zip(positions.amin(-1).flatten().tolist(), positions.amax(-1).flatten().tolist(), strict=True))
+
+    handle = model.get_base_model().base_model.register_forward_pre_hook(record, with_kwargs=True)
+    yield found
+    handle.remove()
+
+
+@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_default_sizes_keep_reading_and_generating_inside_the_positions(family: str, decoding: str) -> None:
+    maximum = 64
+    base = make_tiny_model(family, max_position_embeddings=maximum)
+    model = get_peft_model(base, FocusConfig(decoding=decoding)).eval()
+    with recorded_positions(model) as positions:
+        out = model.generate(random_ids(2 * maximum)[None], max_new_tokens=maximum // 2, do_sample=False)
+    assert out.shape[1] == 2 * maximum + maximum // 2
+    learned = model.base_model.facts.learned_positions
+    assert max(last for _, last in positions) < maximum
+    assert not learned or min(first for first, _ in positions) >= 0
+    assert max(last - first for first, last in positions) < maximum
+
+
+@pytest.mark.parametrize("maximum", [64, 8192, 131072])
+def test_sizes_come_from_the_positions_of_the_model(maximum: int) -> None:
+    model = get_peft_model(make_tiny_model(max_position_embeddings=maximum), FocusConfig())
+    assert model.base_model.settings().sizes == WindowSizes.for_model(FocusConfig(), maximum)
+
+
+def test_longrope_models_get_the_sizes_of_their_original_length() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    base = make_tiny_model(
+        "phi3", max_position_embeddings=512, original_max_position_embeddings=128, rope_parameters=rope
+    )
+    assert ModelFacts.of(base).max_positions == 128
+
+
+# Overrides for one call
+
+
+@pytest.mark.parametrize("field", INFERENCE_FIELDS)
+def test_fields_that_matter_at_inference_can_be_overridden_for_one_call(field: str) -> None:
+    value = {"local_size": 6, "prompt_size": 3}.get(field, OTHER_VALUES[field])
+    ids = random_ids(40)[None]
+    options: dict[str, Any] = {
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+    }
+    model, configured = make_focus_model(), make_focus_model(**{field: value})
+    before = copy.deepcopy(model.peft_config["default"])
+    found, expected = model.generate(ids, **options, **{field: value}), configured.generate(ids, **options)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert torch.equal(torch.stack(found.scores), torch.stack(expected.scores))
+    assert model.peft_config["default"] == before
+    plain = torch.stack(model.generate(ids, **options).scores)
+    assert torch.equal(plain, torch.stack(make_focus_model().generate(ids, **options).scores))
+    assert field == "chunk_batch_size" or not torch.allclose(torch.stack(found.scores), plain)
+
+
+@pytest.mark.parametrize("field", INFERENCE_FIELDS)
+def test_forward_takes_the_same_overrides(field: str) -> None:
+    value = {"local_size": 6, "prompt_size": 3}.get(field, OTHER_VALUES[field])
+    ids = random_ids(30)[None]
+    found = make_focus_model()(ids, **{field: value}).logits
+    torch.testing.assert_close(found, make_focus_model(**{field: value})(ids).logits, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("length", [4, 30], ids=["no memory", "memory"])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("local_size", 0),
+        ("local_size", 3),  # less than the configured prompt
+        ("local_size", 1000),
+        ("prompt_size", 9),  # more than the configured window
+        ("prompt_size", -1),
+        ("add_bos", "yes"),
+        ("decoding", "fast"),
+        ("refresh_interval", 0),
+        ("chunk_batch_size", 1.5),
+    ],
+)
+def test_an_impossible_override_is_refused_before_anything_is_read(field: str, value: Any, length: int) -> None:
+    model = make_focus_model()
+    ids = random_ids(length)[None]
+    with refusal(f"`{field}`", str(value), model=model):
+        model.generate(ids, **{field: value})
+    with refusal(f"`{field}`", str(value), model=model):
+        model.encode(ids, **{field: value})
+    with refusal(f"`{field}`", str(value), model=model):
+        model(ids, **{field: value})
+
+
+@pytest.mark.parametrize("field, value", [("chunk_size", 4), ("r", 2), ("loss", "draw"), ("add_boss", True)])
+def test_what_belongs_to_the_adapter_cannot_be_overridden(field: str, value: Any) -> None:
+    model = make_focus_model()
+    with refusal(f"`{field}`", model=model, error=(ValueError, TypeError)):
+        model.encode(random_ids(30)[None], **{field: value})
+    with pytest.raises((ValueError, TypeError), match=field):
+        model.generate(random_ids(30)[None], max_new_tokens=2, **{field: value})
+    with refusal(f"`{field}`", error=(ValueError, TypeError)):
+        model.base_model.settings(**{field: value})
+
+
+def test_none_overrides_nothing() -> None:
+    config = FocusConfig(**OTHER_VALUES)
+    assert config.with_overrides(**dict.fromkeys(INFERENCE_FIELDS)) == config
+
+
+def test_no_field_is_mandatory() -> None:
+    assert all(field.default is not MISSING for field in fields(FocusConfig))

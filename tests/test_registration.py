@@ -1,0 +1,229 @@
+"""`import focus_peft` makes the method one of PEFT's own, in whatever way it is imported."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FAMILIES, make_focus_model, make_tiny_model, random_ids
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PeftModelForCausalLM,
+    PeftType,
+    get_peft_config,
+    get_peft_model,
+    inject_adapter_in_model,
+)
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from transformers import AutoModelForCausalLM
+
+import focus_peft
+from focus_peft import FocusConfig, FocusModel
+from focus_peft.registration import FOCUS, register
+
+
+# A real member of PeftType
+
+
+@pytest.mark.parametrize(
+    "lookup",
+    [
+        lambda: PeftType.FOCUS,  # type: ignore[attr-defined]
+        lambda: PeftType["FOCUS"],
+        lambda: PeftType("FOCUS"),
+        lambda: PeftType(FOCUS),
+        lambda: PeftType.__members__["FOCUS"],
+        lambda: {member.value: member for member in PeftType}["FOCUS"],
+        lambda: FocusConfig().peft_type,
+        lambda: copy.copy(FOCUS),
+        lambda: copy.deepcopy(FOCUS),
+        lambda: copy.deepcopy({"nested": [FOCUS]})["nested"][0],
+        *(
+            lambda protocol=protocol: pickle.loads(pickle.dumps(FOCUS, protocol))
+            for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+        ),
+    ],
+)
+def test_every_way_to_the_member_leads_to_the_same_object(lookup: Callable[[], Any]) -> None:
+    assert lookup() is FOCUS
+
+
+def test_the_member_looks_like_the_other_members() -> None:
+    lora = PeftType.LORA
+    assert type(FOCUS) is PeftType
+    assert isinstance(FOCUS, str)
+    assert (FOCUS.name, FOCUS.value, FOCUS._name_, FOCUS._value_) == ("FOCUS",) * 4
+    assert repr(FOCUS) == repr(lora).replace("LORA", "FOCUS")
+    assert str(FOCUS) == str(lora).replace("LORA", "FOCUS")
+    assert f"{FOCUS}" == f"{lora}".replace("LORA", "FOCUS")
+    assert FOCUS == "FOCUS" and hash(FOCUS) == hash("FOCUS")
+    assert lora != FOCUS
+    assert sorted(vars(FOCUS)) == sorted(vars(lora))
+
+
+def test_the_member_is_iterated_over_once_and_last() -> None:
+    members = list(PeftType)
+    assert members.count(FOCUS) == 1 and members[-1] is FOCUS
+    assert list(reversed(PeftType))[0] is FOCUS
+    assert len(PeftType) == len(members) == len(set(members)) == len(PeftType.__members__)
+    assert FOCUS in PeftType
+    assert [member._sort_order_ for member in members] == list(range(len(members)))
+
+
+def test_the_member_is_written_to_json_as_its_name() -> None:
+    assert json.loads(json.dumps({"peft_type": FOCUS})) == {"peft_type": "FOCUS"}
+    assert json.loads(json.dumps({FOCUS: 1})) == {"FOCUS": 1}
+
+
+def test_the_member_cannot_be_replaced() -> None:
+    with pytest.raises(AttributeError):
+        PeftType.FOCUS = "other"  # type: ignore[attr-defined,misc]
+    assert PeftType["FOCUS"] is FOCUS
+
+
+def test_other_names_are_still_refused() -> None:
+    with pytest.raises(ValueError):
+        PeftType("FOCUSED")
+
+
+def test_peft_knows_configuration_tuner_and_prefix() -> None:
+    assert PEFT_TYPE_TO_CONFIG_MAPPING[FOCUS] is PEFT_TYPE_TO_CONFIG_MAPPING["FOCUS"] is FocusConfig
+    assert PEFT_TYPE_TO_TUNER_MAPPING[FOCUS] is PEFT_TYPE_TO_TUNER_MAPPING["FOCUS"] is FocusModel
+    assert PEFT_TYPE_TO_PREFIX_MAPPING[FOCUS] == FocusModel.prefix == "focus_"
+
+
+def test_a_configuration_can_be_made_from_the_name_alone() -> None:
+    config = get_peft_config({"peft_type": "FOCUS", "r": 3})
+    assert type(config) is FocusConfig and config.r == 3
+
+
+# Any number of times
+
+
+def test_registering_again_changes_nothing() -> None:
+    before = list(PeftType), dict(PEFT_TYPE_TO_CONFIG_MAPPING), dict(PEFT_TYPE_TO_TUNER_MAPPING)
+    for _ in range(3):
+        register()
+    assert (list(PeftType), dict(PEFT_TYPE_TO_CONFIG_MAPPING), dict(PEFT_TYPE_TO_TUNER_MAPPING)) == before
+
+
+FRESH_PROCESS = """
+import importlib, json, pickle, sys
+with open(sys.argv[1], "rb") as file:
+    config = pickle.load(file)
+found = {"unpickled": [type(config).__name__, config.peft_type.value, config.r]}
+
+import torch
+from peft import PeftType, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+import focus_peft
+import focus_peft.registration
+
+first = PeftType.FOCUS
+for module in (focus_peft.registration, focus_peft.config, focus_peft.model, focus_peft, focus_peft):
+    importlib.reload(module)
+for name in [name for name in sys.modules if name.split(".")[0] == "focus_peft"]:
+    del sys.modules[name]
+import focus_peft
+
+found["same member"] = PeftType.FOCUS is first is focus_peft.FocusConfig().peft_type
+found["members"] = list(PeftType).count(first)
+sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+base = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, max_position_embeddings=64))
+model = get_peft_model(base, focus_peft.FocusConfig())
+found["tokens"] = model.generate(torch.randint(3, 50, (1, 40)), max_new_tokens=2).shape[1]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process found that first opened a pickled configuration, and then reloaded and imported focus_peft anew."""
+    path = tmp_path_factory.mktemp("pickle") / "config.pickle"
+    path.write_bytes(pickle.dumps(FocusConfig(r=5)))
+    command = [sys.executable, "-W", "ignore", "-c", FRESH_PROCESS, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_pickled_configuration_registers_the_method_where_it_is_opened(fresh_process: dict[str, Any]) -> None:
+    assert fresh_process["unpickled"] == ["FocusConfig", "FOCUS", 5]
+
+
+def test_reloading_and_importing_anew_keep_the_method_working(fresh_process: dict[str, Any]) -> None:
+    assert fresh_process["same member"]
+    assert fresh_process["members"] == 1
+    assert fresh_process["tokens"] == 42
+
+
+def test_reloading_in_this_process_keeps_the_member() -> None:
+    importlib.reload(focus_peft)
+    assert PeftType["FOCUS"] is FOCUS
+    assert list(PeftType).count(FOCUS) == 1
+
+
+# Models
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_get_peft_model_works_with_defaults_on_every_family(family: str) -> None:
+    model = get_peft_model(make_tiny_model(family, torch.float32), FocusConfig()).eval()
+    assert type(model) is PeftModelForCausalLM and type(model.base_model) is FocusModel
+    ids = random_ids(70)[None]
+    assert model.generate(ids, max_new_tokens=2).shape == (1, 72)
+    assert torch.isfinite(model(ids).logits).all()
+    assert torch.isfinite(model(ids, labels=ids).loss)
+
+
+def test_an_adapter_can_have_any_name(tmp_path: Path) -> None:
+    model = get_peft_model(make_tiny_model(), FocusConfig(), adapter_name="reader")
+    assert model.active_adapters == ["reader"]
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path / "reader", adapter_name="again")
+    assert loaded.active_adapters == ["again"]
+
+
+def test_other_methods_of_peft_work_as_before(tmp_path: Path) -> None:
+    ids = random_ids(10)[None]
+    model = get_peft_model(make_tiny_model(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    assert torch.equal(model(ids).logits, make_tiny_model()(ids).logits)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(PeftModel.from_pretrained(make_tiny_model(), tmp_path)(ids).logits, model(ids).logits)
+
+
+def test_a_tuner_that_would_be_lost_is_refused_instead(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="get_peft_model"):
+        inject_adapter_in_model(FocusConfig(), make_tiny_model())
+    with pytest.raises(ValueError, match="get_peft_model"):
+        make_tiny_model().add_adapter(FocusConfig())
+    base = make_tiny_model(dtype=torch.float32)
+    base.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    get_peft_model(base, FocusConfig()).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="get_peft_model"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+
+
+def test_a_model_that_is_wrapped_twice_reads_with_the_new_adapter() -> None:
+    ids = random_ids(30)[None]
+    base = make_tiny_model()
+    get_peft_model(base, FocusConfig(chunk_size=8, local_size=8, prompt_size=4))
+    with pytest.warns(UserWarning, match="second time"):
+        again = get_peft_model(base, FocusConfig(chunk_size=8, local_size=8, prompt_size=4)).eval()
+    with torch.no_grad():
+        expected = make_focus_model()
+        trained = dict(expected.named_parameters())
+        for name, parameter in again.named_parameters():
+            parameter.copy_(trained[name])
+    torch.testing.assert_close(again(ids).logits, expected(ids).logits, rtol=0, atol=1e-9)

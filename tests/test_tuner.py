@@ -1,0 +1,592 @@
+"""`FocusModel` as a PEFT tuner: what is trainable, what is stored, several adapters, and the way back to the base model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import BOS, FAMILIES, make_focus_model, make_tiny_model, perturb_twins, random_ids
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from reference import PlainModel, Sizes, SlowSequence, greedy_steps
+from refusal import refusal
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from focus_peft import FocusConfig
+from focus_peft.layer import TwinLayer
+
+
+IDS = random_ids(30)[None]
+RANKS = [None, 4]
+each_rank = pytest.mark.parametrize("r", RANKS, ids=["full", "low-rank"])
+each_family = pytest.mark.parametrize("family", sorted(FAMILIES))
+# separate and fused projections, nn.Linear and Conv1D, with and without biases, rotary and learned positions
+each_kind = pytest.mark.parametrize(
+    "family, r", [("llama", None), ("llama", 4), ("gpt2", None), ("opt", 4), ("phi3", 4)]
+)
+each_decoding = pytest.mark.parametrize("decoding", ["streaming", "exact"])
+
+
+def small(**fields: Any) -> FocusConfig:
+    return FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
+
+
+def untrained(family: str = "llama", dtype: torch.dtype = torch.float64, **fields: Any) -> PeftModel:
+    """A wrapped model as `get_peft_model` leaves it."""
+    return get_peft_model(make_tiny_model(family, dtype), small(**fields)).eval()
+
+
+def logits_of(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def greedy(model: nn.Module, ids: torch.Tensor = IDS, tokens: int = 6) -> torch.Tensor:
+    return model.generate(ids, max_new_tokens=tokens, do_sample=False)
+
+
+def trainable(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+# Nothing but candidates goes through twins
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@each_family
+def test_without_candidates_the_wrapped_model_is_the_base_model_bit_for_bit(family: str, dtype: torch.dtype) -> None:
+    model, base = make_focus_model(family, dtype), make_tiny_model(family, dtype)
+    inner = model.get_base_model()
+    with torch.no_grad():
+        for ids in (IDS[:, :8], IDS):
+            found, expected = inner(ids, output_hidden_states=True), base(ids, output_hidden_states=True)
+            assert torch.equal(found.logits, expected.logits)
+            assert all(map(torch.equal, found.hidden_states, expected.hidden_states))
+        assert torch.equal(logits_of(model, IDS[:, :8]), base(IDS[:, :8]).logits)
+    assert torch.equal(greedy(inner, tokens=3), greedy(base, tokens=3))
+
+
+@each_rank
+@each_family
+def test_at_the_start_a_candidate_equals_the_ordinary_last_token(family: str, r: int | None) -> None:
+    model = untrained(family, r=r)
+    out = model.generate(IDS, max_new_tokens=1, return_dict_in_generate=True)
+    found = out.past_key_values.candidates
+    # every chunk row once more through a base model that knows of no candidates
+    plain = PlainModel(make_tiny_model(family), {})
+    ids = IDS[0].tolist()
+    chunks, prompt = [ids[:8], ids[8:16], ids[16:22]], [BOS, *ids[-4:]]
+    assert found[0][0].shape[2] == len(chunks)
+    for number, chunk in enumerate(chunks):
+        row = chunk + prompt
+        first = 0 if plain.learned_positions else number - (len(row) - 1)
+        _, ordinary = plain.run(row, first)
+        for (keys, values), (expected_keys, expected_values) in zip(found, ordinary, strict=True):
+            torch.testing.assert_close(keys[:, :, number], expected_keys[:, :, -1], rtol=0, atol=1e-6)
+            torch.testing.assert_close(values[:, :, number], expected_values[:, :, -1], rtol=0, atol=1e-6)
+
+
+@each_decoding
+@each_kind
+def test_at_the_start_the_answer_is_what_the_base_model_computes_from_plain_chunks(
+    family: str, r: int | None, decoding: str
+) -> None:
+    model = untrained(family, r=r, decoding=decoding)
+    sequence = SlowSequence(PlainModel(make_tiny_model(family), {}), Sizes(8, 8, 4, BOS, decoding), IDS[0].tolist())
+    tokens, expected = greedy_steps(sequence, sequence.logits, 10)  # the window spills on the way
+    out = model.generate(IDS, max_new_tokens=10, do_sample=False, output_scores=True, return_dict_in_generate=True)
+    assert torch.equal(out.sequences[0, 30:], tokens)
+    torch.testing.assert_close(torch.stack(out.scores)[:, 0], expected.float(), rtol=0, atol=1e-5)
+
+
+@each_rank
+def test_trained_twins_change_the_answer(r: int | None) -> None:
+    assert (logits_of(make_focus_model(r=r)) - logits_of(untrained(r=r))).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@each_rank
+def test_models_of_every_type_read_like_their_float64_twin(r: int | None, dtype: torch.dtype) -> None:
+    model = get_peft_model(make_tiny_model(dtype=dtype), small(r=r)).eval()
+    assert {p.dtype for name, p in model.named_parameters() if "focus_" in name} == {torch.float32}
+    assert {p.dtype for name, p in model.named_parameters() if "focus_" not in name} == {dtype}
+    found = logits_of(model)
+    assert found.dtype == dtype
+    expected = logits_of(get_peft_model(make_tiny_model(dtype=dtype).double(), small(r=r)).eval())
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    error = (found.double() - expected).norm() / expected.norm()
+    assert error < tolerance
+
+
+def test_an_adapter_can_keep_the_type_of_its_base() -> None:
+    model = get_peft_model(make_tiny_model(dtype=torch.bfloat16), small(r=2), autocast_adapter_dtype=False)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(logits_of(model)).all()
+
+
+# What gets a twin
+
+
+def twin_paths(model: nn.Module) -> set[str]:
+    return {name for name, module in model.get_base_model().named_modules() if isinstance(module, TwinLayer)}
+
+
+@pytest.mark.parametrize(
+    "targets, count",
+    [(["q_proj"], 2), (["q_proj", "v_proj"], 4), (["layers.1.self_attn.o_proj"], 1), (["self_attn.k_proj"], 2)],
+    ids=str,
+)
+def test_target_modules_by_name_get_a_twin_and_no_others(targets: list[str], count: int) -> None:
+    model = untrained(target_modules=targets)
+    assert len(twin_paths(model)) == count
+    assert all(path.endswith(tuple(targets)) for path in twin_paths(model))
+    assert torch.isfinite(logits_of(model)).all()
+
+
+@pytest.mark.parametrize(
+    "regex, paths",
+    [
+        (r".*\.[qk]_proj", {f"model.layers.{n}.self_attn.{p}_proj" for n in (0, 1) for p in "qk"}),
+        (r"model\.layers\.1\..*_proj", None),
+        (r".*layers\.0\.self_attn\.v_proj", {"model.layers.0.self_attn.v_proj"}),
+    ],
+)
+def test_target_modules_by_regular_expression_match_the_whole_path(regex: str, paths: set[str] | None) -> None:
+    if paths is None:
+        paths = {name for name, _ in make_tiny_model().named_modules() if name.startswith("model.layers.1.")}
+        paths = {path for path in paths if path.endswith("_proj")}
+    assert twin_paths(untrained(target_modules=regex)) == paths
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2", "gpt_neox"])
+def test_a_fused_projection_can_be_named(family: str) -> None:
+    fused = {"phi3": "qkv_proj", "gpt2": "c_attn", "gpt_neox": "query_key_value"}[family]
+    model = untrained(family, target_modules=[fused])
+    assert {path.rpartition(".")[2] for path in twin_paths(model)} == {fused}
+    assert torch.isfinite(logits_of(model)).all()
+
+
+@pytest.mark.parametrize("targets", [["nothing"], ".*nothing"], ids=["name", "regex"])
+def test_target_modules_that_match_nothing_are_refused(targets: Any) -> None:
+    with refusal("nothing"):
+        untrained(target_modules=targets)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "mlp"], ["q_proj", "embed_tokens"], ".*(q_proj|norm)"], ids=str)
+def test_target_modules_that_are_no_projection_are_refused_and_leave_the_model_alone(targets: Any) -> None:
+    base = make_tiny_model()
+    before = dict(base.named_modules())
+    with refusal("`target_modules`", "linear"):
+        get_peft_model(base, small(target_modules=targets))
+    assert dict(base.named_modules()) == before
+    assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+# What is trainable
+
+
+@each_kind
+def test_only_twins_are_trainable_and_frozen_weights_never_get_a_gradient(family: str, r: int | None) -> None:
+    model = make_focus_model(family, torch.float32, r=r).train()
+    assert trainable(model) == [name for name, _ in model.named_parameters() if "focus_" in name]
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    after = dict(model.named_parameters())
+    assert all(after[name].grad is None and torch.equal(after[name], weight) for name, weight in frozen.items())
+    assert any("focus_" in name and p.grad is not None and p.grad.any() for name, p in after.items())
+
+
+@each_rank
+def test_the_printed_number_of_trainable_parameters_is_right(
+    r: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_tiny_model()
+    frozen = sum(parameter.numel() for parameter in base.parameters())
+    shapes = [(32, 32), (32, 16), (32, 16), (32, 32)]  # q, k, v, o of each of two layers
+    expected = 2 * sum(i * o if r is None else r * (i + o) for i, o in shapes)
+    model = get_peft_model(base, small(r=r))
+    assert model.get_nb_trainable_parameters() == (expected, frozen + expected)
+    model.print_trainable_parameters()
+    share = 100 * expected / (frozen + expected)
+    assert capsys.readouterr().out == (
+        f"trainable params: {expected:,d} || all params: {frozen + expected:,d} || trainable%: {share:.4f}\n"
+    )
+
+
+@pytest.mark.parametrize("r, expected", [(None, 2_147_483_648), (16, 16_777_216)], ids=["full", "low-rank"])
+def test_a_model_of_seven_billion_has_the_papers_number_of_twins_or_megabytes(r: int | None, expected: int) -> None:
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(LlamaConfig(), dtype=torch.bfloat16)  # Llama-2-7B
+        model = get_peft_model(base, FocusConfig(r=r), autocast_adapter_dtype=False)
+    assert model.get_nb_trainable_parameters()[0] == expected
+
+
+def test_modes_and_gradients_of_the_base_follow_the_wrapped_model() -> None:
+    model = untrained()
+    assert model.train().get_base_model().training
+    assert not model.eval().get_base_model().training
+    model.requires_grad_(False)
+    assert trainable(model) == []
+
+
+# Several adapters
+
+
+def model_with_three() -> PeftModel:
+    """Adapters "default" (full), "low" (low-rank) and "other" (other sizes), all trained."""
+    model = make_focus_model()
+    model.add_adapter("low", small(r=3))
+    model.add_adapter("other", small(chunk_size=5, local_size=6, target_modules=["q_proj", "v_proj"]))
+    for seed, name in enumerate(("low", "other")):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for path, parameter in model.named_parameters():
+                if f".{name}." in path:
+                    parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return model
+
+
+def test_each_adapter_reads_as_if_it_were_alone() -> None:
+    model = model_with_three()
+    results = {}
+    for name in ("default", "low", "other"):
+        model.set_adapter(name)
+        assert model.active_adapters == [name]
+        results[name] = logits_of(model)
+        alone = get_peft_model(make_tiny_model(), copy.deepcopy(model.peft_config[name])).eval()
+        trained = dict(model.named_parameters())
+        with torch.no_grad():
+            for path, parameter in alone.named_parameters():
+                if "focus_" in path:
+                    parameter.copy_(trained[path.replace(".default.", f".{name}.")])
+        torch.testing.assert_close(results[name], logits_of(alone), rtol=0, atol=1e-9)
+        assert torch.equal(greedy(model), greedy(alone))
+    assert not torch.allclose(results["default"], results["low"])
+    assert not torch.allclose(results["default"], results["other"])
+
+
+def test_only_the_active_adapter_is_trainable() -> None:
+    model = model_with_three()
+    assert all(".default." in name for name in trainable(model))
+    for name in ("low", "other", "default"):
+        model.set_adapter(name)
+        expected = [path for path, _ in model.named_parameters() if f".{name}." in path]
+        assert trainable(model) == expected != []
+        model(IDS, labels=IDS).loss.backward()
+        assert all(p.grad is None for path, p in model.named_parameters() if path not in expected)
+        model.zero_grad(set_to_none=True)
+
+
+def test_adding_an_adapter_changes_nothing_until_it_is_set() -> None:
+    model = make_focus_model()
+    before, names = logits_of(model), trainable(model)
+    model.add_adapter("second", small(r=2, chunk_size=4))
+    assert model.active_adapters == ["default"]
+    assert trainable(model) == names
+    assert torch.equal(logits_of(model), before)
+
+
+def test_an_unknown_adapter_cannot_be_set_and_changes_nothing() -> None:
+    model = model_with_three()
+    before = logits_of(model)
+    with pytest.raises(ValueError, match="nobody"):
+        model.set_adapter("nobody")
+    assert model.active_adapters == ["default"]
+    assert torch.equal(logits_of(model), before)
+
+
+def test_two_adapters_at_once_are_refused() -> None:
+    with refusal("`adapter_name`", "['low', 'other']", "one"):
+        model_with_three().base_model.set_adapter(["low", "other"])
+
+
+def test_an_adapter_that_cannot_fit_is_refused_and_not_added() -> None:
+    model = make_focus_model()
+    before = logits_of(model)
+    with refusal("`chunk_size` (300)", "128 positions"):
+        model.add_adapter("large", small(chunk_size=300))
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits_of(model), before)
+
+
+def test_an_adapter_of_another_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="different peft types"):
+        make_focus_model().add_adapter("lora", LoraConfig())
+
+
+def test_deleting_an_adapter_leaves_the_others_as_they_were() -> None:
+    model = model_with_three()
+    before = logits_of(model)
+    model.delete_adapter("low")
+    assert list(model.peft_config) == ["default", "other"]
+    assert not any(".low." in name for name in model.state_dict())
+    assert torch.equal(logits_of(model), before)
+    with pytest.warns(UserWarning, match="default was active"):
+        model.delete_adapter("default")
+    assert model.active_adapters == ["other"]
+    model.add_adapter("low", small(r=2))
+    model.set_adapter("low")
+    assert torch.isfinite(logits_of(model)).all()
+
+
+def test_after_the_last_adapter_is_deleted_another_can_be_added() -> None:
+    model = make_focus_model()
+    model.delete_adapter("default")
+    assert not any("focus_" in name for name in model.state_dict())
+    with refusal("adapter"):
+        model.base_model.settings()
+    model.add_adapter("new", small(r=2))
+    model.set_adapter("new")
+    torch.testing.assert_close(logits_of(model), logits_of(untrained()), rtol=0, atol=1e-9)
+
+
+# The way back
+
+
+def disabled(model: PeftModel, call: Callable[[], torch.Tensor]) -> torch.Tensor:
+    with model.disable_adapter():
+        return call()
+
+
+@each_kind
+def test_a_disabled_adapter_leaves_forward_and_generate_to_the_base_model(family: str, r: int | None) -> None:
+    model, base = make_focus_model(family, r=r), make_tiny_model(family)
+    before = logits_of(model)
+    assert torch.equal(disabled(model, lambda: logits_of(model)), logits_of(base))
+    assert torch.equal(disabled(model, lambda: greedy(model)), greedy(base))
+    assert torch.equal(logits_of(model), before)
+
+
+def test_a_disabled_adapter_takes_the_arguments_of_the_enabled_one() -> None:
+    model, base = make_focus_model(), make_tiny_model()
+    with model.disable_adapter():
+        tokens = model.generate(IDS, max_new_tokens=3, do_sample=False, decoding="exact", local_size=6, progress=False)
+        logits = model(IDS, generator=torch.Generator(), logits_to_keep=2).logits
+        loss = model(IDS, labels=IDS).loss
+    assert torch.equal(tokens, greedy(base, tokens=3))
+    assert torch.equal(logits, base(IDS, logits_to_keep=2).logits)
+    assert torch.equal(loss, base(IDS, labels=IDS).loss)
+
+
+def test_a_disabled_adapter_refuses_a_memory() -> None:
+    model = make_focus_model()
+    memory = model.encode(IDS)
+    with model.disable_adapter():
+        with refusal("`memory`", "disabled", model=model):
+            model.generate(IDS, memory=memory)
+        with refusal("`memory`", "disabled", model=model):
+            model(IDS, memory=memory)
+
+
+def test_an_adapter_is_enabled_again_after_an_error() -> None:
+    model = make_focus_model()
+    before, names = logits_of(model), trainable(model)
+    with pytest.raises(KeyError), model.disable_adapter():
+        raise KeyError
+    assert torch.equal(logits_of(model), before)
+    assert trainable(model) == names
+
+
+def test_layers_can_be_disabled_and_enabled_without_a_context() -> None:
+    model = make_focus_model()
+    before = logits_of(model)
+    model.base_model.disable_adapter_layers()
+    assert torch.equal(logits_of(model), logits_of(make_tiny_model()))
+    model.base_model.enable_adapter_layers()
+    assert torch.equal(logits_of(model), before)
+
+
+@each_kind
+def test_unload_gives_back_the_base_model_with_its_original_modules(family: str, r: int | None) -> None:
+    base = make_tiny_model(family)
+    modules = dict(base.named_modules())
+    attributes = set(vars(base))
+    model = get_peft_model(base, small(r=r))
+    perturb_twins(model)
+    greedy(model)
+    unloaded = model.unload()
+    assert unloaded is base
+    found = dict(unloaded.named_modules())
+    assert list(found) == list(modules) and all(found[name] is module for name, module in modules.items())
+    assert set(vars(unloaded)) == attributes, "nothing of ours is left on the model"
+    expected = make_tiny_model(family)
+    assert torch.equal(logits_of(unloaded), logits_of(expected))
+    assert torch.equal(greedy(unloaded), greedy(expected))
+
+
+def test_an_unloaded_model_can_be_wrapped_again() -> None:
+    model = make_focus_model()
+    again = get_peft_model(model.unload(), small()).eval()
+    torch.testing.assert_close(logits_of(again), logits_of(untrained()), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("call", ["merge_and_unload", "merge_adapter", "unmerge_adapter"])
+def test_merging_is_refused_with_the_reason(call: str) -> None:
+    model = make_focus_model()
+    before = logits_of(model)
+    with refusal("cannot be merged", "candidate positions only", "`unload()`", error=NotImplementedError):
+        getattr(model, call)()
+    assert torch.equal(logits_of(model), before)
+
+
+# On disk
+
+
+def assert_same_adapter(found: PeftModel, expected: PeftModel) -> None:
+    ours = {name: p for name, p in expected.named_parameters() if "focus_" in name}
+    theirs = {name: p for name, p in found.named_parameters() if "focus_" in name}
+    assert list(ours) == list(theirs) and ours
+    assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True], ids=["", "low_cpu_mem_usage"])
+@each_kind
+def test_a_loaded_adapter_computes_the_same_logits(
+    family: str, r: int | None, low_cpu_mem_usage: bool, tmp_path: Path
+) -> None:
+    model = make_focus_model(family, r=r)
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    loaded = PeftModel.from_pretrained(make_tiny_model(family), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert_same_adapter(loaded, model)
+    assert trainable(loaded) == [] and not loaded.training
+    torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=0, atol=1e-9)
+    assert torch.equal(greedy(loaded), greedy(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@each_rank
+def test_an_adapter_on_a_base_of_any_type_is_loaded_unchanged(
+    r: int | None, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = make_focus_model(dtype=dtype, r=r)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_tiny_model(dtype=dtype), tmp_path)
+    assert_same_adapter(loaded, model)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=tolerance, atol=tolerance)
+
+
+@each_rank
+def test_a_file_holds_the_twins_and_nothing_else(r: int | None, tmp_path: Path) -> None:
+    model = make_focus_model(r=r)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    expected = {n.replace(".default", ""): p for n, p in model.named_parameters() if "focus_" in n}
+    assert sorted(saved) == sorted(expected)
+    assert all(torch.equal(saved[name], expected[name]) for name in saved)
+
+
+def test_low_rank_adapters_are_small_on_disk(tmp_path: Path) -> None:
+    sizes = {}
+    for r in (None, 2):
+        base = make_tiny_model(dtype=torch.float32, hidden_size=128, num_key_value_heads=4, head_dim=32)
+        get_peft_model(base, small(r=r)).save_pretrained(tmp_path / str(r))
+        sizes[r] = (tmp_path / str(r) / "adapter_model.safetensors").stat().st_size
+    assert sizes[None] > 2 * 4 * 128 * 128 * 4
+    assert sizes[2] < sizes[None] / 20
+
+
+def train(model: PeftModel, steps: int) -> PeftModel:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(IDS, labels=IDS, generator=torch.Generator().manual_seed(step)).loss.backward()
+        optimizer.step()
+    return model
+
+
+@each_rank
+def test_training_goes_on_from_a_loaded_adapter(r: int | None, tmp_path: Path) -> None:
+    model = train(make_focus_model(r=r), 2)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path, is_trainable=True)
+    assert trainable(loaded) == trainable(model)
+    assert loaded.get_nb_trainable_parameters() == model.get_nb_trainable_parameters()
+    assert_same_adapter(train(loaded, 2), train(model, 2))
+
+
+def test_every_adapter_of_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = model_with_three()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path)
+    for name in ("low", "other"):
+        loaded.load_adapter(tmp_path / name, adapter_name=name)
+    assert loaded.active_adapters == ["default"]
+    for name in ("default", "low", "other"):
+        model.set_adapter(name)
+        loaded.set_adapter(name)
+        torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=0, atol=1e-9)
+    only = tmp_path / "only"
+    model.save_pretrained(only, selected_adapters=["low"])
+    assert sorted(path.name for path in only.iterdir()) == ["README.md", "low"]
+
+
+def test_an_adapter_finds_its_base_model_by_itself(tmp_path: Path) -> None:
+    make_tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "base")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), small()).eval()
+    perturb_twins(model)
+    model.save_pretrained(tmp_path / "adapter")
+    assert model.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert_same_adapter(loaded, model)
+    torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=1e-4, atol=1e-4)
+
+
+def test_an_old_style_file_of_weights_is_loaded_too(tmp_path: Path) -> None:
+    model = make_focus_model()
+    model.save_pretrained(tmp_path, safe_serialization=False)
+    assert_same_adapter(PeftModel.from_pretrained(make_tiny_model(), tmp_path), model)
+
+
+# Copies
+
+
+@each_rank
+def test_a_deep_copy_is_a_model_of_its_own(r: int | None) -> None:
+    model = make_focus_model(r=r)
+    greedy(model)  # whatever a call may leave behind is copied too
+    before = logits_of(model)
+    copied = copy.deepcopy(model)
+    assert torch.equal(logits_of(copied), before)
+    assert torch.equal(greedy(copied), greedy(model))
+    shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in copied.parameters()}
+    assert not shared
+    states = {id(module.state) for module in copied.modules() if isinstance(module, TwinLayer)}
+    assert states == {id(copied.base_model.state)} != {id(model.base_model.state)}
+    perturb_twins(copied, std=0.5)
+    assert not torch.allclose(logits_of(copied), before)
+    assert torch.equal(logits_of(model), before)
+    with copied.disable_adapter():
+        assert torch.equal(logits_of(model), before)
+
+
+def test_a_copy_reads_a_memory_of_the_original() -> None:
+    model = make_focus_model()
+    memory = model.encode(IDS)
+    copied = copy.deepcopy(model)
+    question = IDS[:, :5]
+    found = copied.generate(question, memory=memory, max_new_tokens=4, do_sample=False)
+    assert torch.equal(found, model.generate(question, memory=memory, max_new_tokens=4, do_sample=False))
+
+
+def test_the_base_model_can_be_reached() -> None:
+    base = make_tiny_model()
+    model = get_peft_model(base, small())
+    assert model.get_base_model() is base
+    assert isinstance(model.get_base_model(), PreTrainedModel)
+    assert model.config is base.config
+    assert model.device == base.device and model.dtype == base.dtype
