@@ -136,7 +136,7 @@ class FocusConfig(PeftConfig):
             raise ValueError(f"`distill_weight` must lie between 0 and 1, got {self.distill_weight}.")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> FocusConfig:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> FocusConfig:  # type: ignore[override]
         """Load a configuration, as `PeftConfig.from_pretrained`. A damaged adapter file beside it is refused at once.
 
         Raises:
@@ -144,7 +144,7 @@ class FocusConfig(PeftConfig):
         """
         subfolder = kwargs.get("subfolder") or ""
         check_adapter_file(os.path.join(pretrained_model_name_or_path, subfolder))
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
 
     @property
     def scaling(self) -> float:

@@ -39,6 +39,15 @@ class _Snapshot:
     candidates: list[LayerStates] | None
 
 
+@dataclass
+class _Renewal:
+    """Candidates, and the number of tokens when they were made: some are kept for more than one token, and may come back."""
+
+    length: int
+    candidates: list[LayerStates]
+    local_start: int
+
+
 class FocusCache(Cache):
     """Owns what has been read: chunks, streams, and their local keys and values.
 
@@ -82,6 +91,7 @@ class FocusCache(Cache):
         self.tokens = 0  # columns of the batch that have been handed over
         self.may_crop = False
         self._snapshots: list[_Snapshot] = []
+        self._renewals: list[_Renewal] = []  # of the last read, and the last one before it
 
     # What the generation loops ask of a cache
 
@@ -138,6 +148,10 @@ class FocusCache(Cache):
         stream.since = max(0, stream.since - (len(stream.ids) - length))
         del stream.ids[length:]
         stream.cached = min(stream.cached, len(self._window(stream)))
+        while len(self._renewals) > 1 and self._renewals[-1].length > length:
+            self._renewals.pop()
+        if self._renewals and stream.since:
+            self.candidates, stream.local_start = self._renewals[-1].candidates, self._renewals[-1].local_start
         stream.fed = min(stream.fed, len(self._prompt(stream)))
         self.regions[0].truncate(stream.fed)
 
@@ -179,6 +193,7 @@ class FocusCache(Cache):
             candidates yet.
         """
         self._snapshots.clear()
+        del self._renewals[:-1]
         if not self.streams:
             self._open(len(new))
         self.tokens += width or max(map(len, new))
@@ -340,6 +355,10 @@ class FocusCache(Cache):
             stream.fed = len(prompt) - 1
             if self.settings.decoding == "exact":
                 stream.local_start = self.frames.local_start(len(stream.rows), len(prompt))
+
+        if self.may_crop and len(self.streams) == 1 and self.settings.refresh_interval > 1:
+            stream = self.streams[0]
+            self._renewals.append(_Renewal(len(stream.ids), self.candidates, stream.local_start))
 
     def _local_pass(self, newest: int) -> torch.Tensor:
         exact = self.settings.decoding == "exact"

@@ -89,7 +89,7 @@ def run(scenario: Scenario, rank: int) -> dict[str, Any]:
 def main(rank: int, processes: int, store: str, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=processes, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=processes, timeout=timedelta(seconds=120)
     )
     results = {name: run(scenario, rank) for name, scenario in SCENARIOS.items()}
     torch.save(results, Path(directory) / f"{rank}.pt")

@@ -124,7 +124,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         build("MambaForCausalLM", vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1),
         ("attention",),
     ),
-    "RWKV": (build("RwkvForCausalLM", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1), ("attention",)),
+    "RWKV": (build("RwkvForCausalLM", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2), ("attention",)),
     "Bloom": (build("BloomForCausalLM", vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2), ("ALiBi",)),
     "MPT": (build("MptForCausalLM", vocab_size=VOCABULARY, d_model=16, n_layers=1, n_heads=2), ("ALiBi",)),
     "Falcon with ALiBi": (build("FalconForCausalLM", alibi=True, **FALCON), ("ALiBi",)),

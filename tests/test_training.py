@@ -402,7 +402,7 @@ def run_processes(directory: Path) -> list[dict[str, Any]]:
         for rank in range(count)
     ]
     try:
-        outputs = [worker.communicate(timeout=150)[0] for worker in workers]
+        outputs = [worker.communicate(timeout=300)[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
@@ -430,6 +430,7 @@ def check_scenario(scenario: ddp_worker.Scenario, results: list[dict[str, Any]])
         assert all(torch.equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_two_processes_end_up_with_the_mean_gradient(tmp_path: Path) -> None:
     processes = run_processes(tmp_path)
     wrong = {}
