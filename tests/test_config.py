@@ -341,7 +341,7 @@ def test_fields_that_matter_at_inference_can_be_overridden_for_one_call(field: s
     value = {"local_size": 6, "prompt_size": 3}.get(field, OTHER_VALUES[field])
     ids = random_ids(40)[None]
     options: dict[str, Any] = {
-        "max_new_tokens": 12,
+        "max_new_tokens": 6,
         "do_sample": False,
         "output_scores": True,
         "return_dict_in_generate": True,
@@ -353,8 +353,7 @@ def test_fields_that_matter_at_inference_can_be_overridden_for_one_call(field: s
     assert torch.equal(torch.stack(found.scores), torch.stack(expected.scores))
     assert model.peft_config["default"] == before
     plain = torch.stack(model.generate(ids, **options).scores)
-    assert torch.equal(plain, torch.stack(make_focus_model().generate(ids, **options).scores))
-    assert field == "chunk_batch_size" or not torch.allclose(torch.stack(found.scores), plain)
+    assert torch.allclose(torch.stack(found.scores), plain) == (field == "chunk_batch_size")
 
 
 @pytest.mark.parametrize("field", INFERENCE_FIELDS)

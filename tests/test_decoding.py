@@ -115,13 +115,13 @@ def test_forward_takes_the_kept_tokens_for_the_newest_and_the_others_for_the_inp
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_equals_the_reference(family: str, decoding: str) -> None:
     model, reference = make_pair(family, decoding=decoding)
-    ids = random_ids(29, seed=3)
+    ids = random_ids(21, seed=3)
     # eager attention takes its softmax in float32, whatever the model's type
     eager = model.config._attn_implementation == "eager"
     with torch.no_grad():
         logits = model(ids[None]).logits[0]
     torch.testing.assert_close(logits, reference.all_logits(ids), rtol=0, atol=1e-5 if eager else 1e-9)
-    assert_row_is(generate(model, ids, 11), 0, len(ids), reference.greedy(ids, 11))  # its eighth token spills
+    assert_row_is(generate(model, ids, 10), 0, len(ids), reference.greedy(ids, 10))  # its eighth token spills
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
@@ -131,7 +131,7 @@ def test_low_rank_twins_equal_the_reference(family: str, decoding: str) -> None:
     assert_row_is(generate(model, ids, 10), 0, len(ids), reference.greedy(ids, 10))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(16))
 def test_any_sizes_equal_the_reference(seed: int) -> None:
     draw = random.Random(seed)
     local = draw.randint(1, 12)
@@ -145,14 +145,14 @@ def test_any_sizes_equal_the_reference(seed: int) -> None:
         "chunk_batch_size": draw.choice([None, 1, 3]),
     }
     model, reference = make_pair(draw.choice(["llama", "gemma3", "gpt2"]), **fields)
-    ids = random_ids(draw.randint(1, 24), seed=seed)
+    ids = random_ids(draw.randint(1, 20), seed=seed)
     ids[torch.rand(len(ids), generator=torch.Generator().manual_seed(seed)) < 0.2] = BOS
     memory = random_ids(draw.randint(1, 16), seed=seed + 100) if draw.random() < 0.5 else None
     encoded = model.encode(memory) if memory is not None else None
     with torch.no_grad():
         logits = model(ids[None], memory=encoded).logits[0]
     torch.testing.assert_close(logits, reference.all_logits(ids, memory), **TIGHT)
-    assert_row_is(generate(model, ids, 10, memory=encoded), 0, len(ids), reference.greedy(ids, 10, memory))
+    assert_row_is(generate(model, ids, 8, memory=encoded), 0, len(ids), reference.greedy(ids, 8, memory))
 
 
 def test_generation_spills_into_the_memory_again_and_again(decoding: str) -> None:
@@ -164,14 +164,14 @@ def test_generation_spills_into_the_memory_again_and_again(decoding: str) -> Non
 def test_a_sequence_without_memory_spills_too(decoding: str) -> None:
     model, reference = make_pair(decoding=decoding, chunk_size=8, local_size=8, prompt_size=4)
     ids = random_ids(3)
-    assert_row_is(generate(model, ids, 40), 0, len(ids), reference.greedy(ids, 40))
+    assert_row_is(generate(model, ids, 24), 0, len(ids), reference.greedy(ids, 24))
 
 
-@pytest.mark.parametrize("interval", [2, 3, 7, 100])
+@pytest.mark.parametrize("interval", [2, 5])
 def test_candidates_are_renewed_at_the_refresh_interval(decoding: str, interval: int) -> None:
     model, reference = make_pair(decoding=decoding, refresh_interval=interval)
     ids = random_ids(30)
-    assert_row_is(generate(model, ids, 20), 0, len(ids), reference.greedy(ids, 20))
+    assert_row_is(generate(model, ids, 14), 0, len(ids), reference.greedy(ids, 14))
 
 
 def test_sizes_and_mode_can_be_overridden_for_one_call() -> None:
@@ -247,10 +247,10 @@ def test_without_its_adapter_the_model_reads_a_long_input_as_the_base_model(deco
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_each_row_of_a_ragged_batch_equals_that_row_alone(family: str, decoding: str) -> None:
     model, reference = make_pair(family, decoding=decoding)
-    rows = [random_ids(length, seed=length) for length in (30, 1, 8, 17, 9)]
+    rows = [random_ids(length, seed=length) for length in (26, 1, 8, 17)]
     expected = [reference.greedy(row, 12) for row in rows]
     left_padded, _ = pad_rows(rows, "left")
     for side in ("left", "right"):
@@ -322,7 +322,7 @@ def compare_with_oracle(
 ) -> tuple[Any, Any]:
     """Generate with the model, and with transformers' own loop over the reference's logits; both outputs, found equal."""
     ids, mask = pad_rows(rows)
-    options = {"max_new_tokens": 14, "return_dict_in_generate": True, "attention_mask": mask, **options}
+    options = {"max_new_tokens": 10, "return_dict_in_generate": True, "attention_mask": mask, **options}
     oracle = make_oracle(reference, ids.shape[1], memories)
     if seed is not None:
         torch.manual_seed(seed)
@@ -375,7 +375,7 @@ class BanEvenTokens(LogitsProcessor):
         {"repetition_penalty": 1.5},
         {"no_repeat_ngram_size": 1},
         {"bad_words_ids": [[number] for number in range(3, 80)]},
-        {"min_new_tokens": 9, "eos_token_id": list(range(3, 60)), "pad_token_id": 0},
+        {"min_new_tokens": 7, "eos_token_id": list(range(3, 60)), "pad_token_id": 0},
         {"logits_processor": LogitsProcessorList([BanEvenTokens()])},
         {"suppress_tokens": list(range(3, 60)), "forced_eos_token_id": EOS},
     ],
@@ -384,7 +384,7 @@ class BanEvenTokens(LogitsProcessor):
 def test_logits_processors_see_what_they_see_over_the_reference(decoding: str, options: dict[str, Any]) -> None:
     model, reference = make_pair(decoding=decoding)
     rows = [random_ids(22, seed=1), random_ids(6, seed=2)]
-    plain = generate(model, pad_rows(rows)[0], 14, attention_mask=pad_rows(rows)[1]).sequences
+    plain = generate(model, pad_rows(rows)[0], 10, attention_mask=pad_rows(rows)[1]).sequences
     found, expected = compare_with_oracle(
         model, reference, rows, do_sample=False, output_scores=True, output_logits=True, **options
     )
@@ -398,10 +398,10 @@ def test_scores_are_returned_as_the_base_model_returns_them(decoding: str) -> No
     found, expected = compare_with_oracle(
         model, reference, [random_ids(22)], do_sample=False, output_scores=True, output_logits=True
     )
-    assert len(found.scores) == len(found.logits) == 14
+    assert len(found.scores) == len(found.logits) == 10
     torch.testing.assert_close(torch.stack(found.scores), torch.stack(expected.scores), **GENERATED)
     transitions = model.base_model.model.compute_transition_scores(found.sequences, found.scores)
-    assert transitions.shape == (1, 14)
+    assert transitions.shape == (1, 10)
 
 
 class CountingCriteria(StoppingCriteria):
@@ -466,13 +466,13 @@ def test_a_streamer_gets_every_token_as_it_comes(decoding: str) -> None:
 def test_assisted_decoding_equals_greedy_decoding_across_spills(decoding: str, length: int) -> None:
     model, reference = make_pair(decoding=decoding)
     ids = random_ids(length)
-    expected = reference.greedy(ids, 22)
+    expected = reference.greedy(ids, 20)
     for seed in (0, 1):  # the base model itself, which is right for a while, and one that never is
         assistant = make_tiny_model(seed=seed)
         assistant.generation_config.update(
             num_assistant_tokens=5, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
         )
-        assert_row_is(generate(model, ids, 22, assistant_model=assistant), 0, length, expected)
+        assert_row_is(generate(model, ids, 20, assistant_model=assistant), 0, length, expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
@@ -564,12 +564,12 @@ def test_a_chat_goes_through_its_template(decoding: str) -> None:
 def test_a_memory_is_encoded_once_and_asked_twice_in_either_order(decoding: str) -> None:
     model, reference = make_pair(decoding=decoding)
     document, questions = random_ids(29, seed=1), [random_ids(5, seed=2), random_ids(7, seed=3)]
-    expected = [reference.greedy(question, 20, document) for question in questions]
+    expected = [reference.greedy(question, 12, document) for question in questions]
     for order in ([0, 1, 0], [1, 0]):
         memory = model.encode(document)
         assert (memory.num_documents, memory.num_chunks, memory.num_tokens) == (1, 4, 29)
-        for number in order:  # 20 tokens spill: what spills must not get into the memory that the next question sees
-            output = generate(model, questions[number], 20, memory=memory)
+        for number in order:  # 12 tokens spill: what spills must not get into the memory that the next question sees
+            output = generate(model, questions[number], 12, memory=memory)
             assert_row_is(output, 0, len(questions[number]), expected[number])
         assert (memory.num_documents, memory.num_chunks, memory.num_tokens) == (1, 4, 29)
 
@@ -588,9 +588,9 @@ def test_a_batch_of_questions_is_asked_on_one_memory(decoding: str) -> None:
     document = random_ids(29, seed=1)
     questions = [random_ids(length, seed=length) for length in (5, 1, 7, 14)]
     ids, mask = pad_rows(questions)
-    output = generate(model, ids, 18, attention_mask=mask, memory=model.encode(document))
+    output = generate(model, ids, attention_mask=mask, memory=model.encode(document))
     for row, question in enumerate(questions):
-        assert_row_is(output, row, ids.shape[1], reference.greedy(question, 18, document))
+        assert_row_is(output, row, ids.shape[1], reference.greedy(question, 12, document))
 
 
 def test_several_documents_each_answer_their_own_questions(decoding: str) -> None:
@@ -643,8 +643,11 @@ def test_a_question_longer_than_the_local_window_goes_partly_into_the_memory(dec
     assert memory.num_tokens == 13
 
 
-@pytest.mark.parametrize("first", [8, 16, 11, 3], ids=["boundary", "second boundary", "inside", "first chunk"])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "first"),
+    [("llama", 8), ("llama", 16), ("llama", 11), ("llama", 3), ("gpt2", 11)],
+    ids=["boundary", "second boundary", "inside", "first chunk", "learned positions"],
+)
 def test_an_extended_memory_equals_a_memory_made_at_once(family: str, decoding: str, first: int) -> None:
     model, reference = make_pair(family, decoding=decoding)
     document, question = random_ids(29, seed=1), random_ids(6, seed=2)
@@ -721,9 +724,9 @@ def test_a_conversation_goes_on_from_its_cache(decoding: str, length: int, turn:
     tokens, _ = greedy_steps(sequence, sequence.logits, 6)
     assert_row_is(first, 0, length, reference.greedy(ids, 6))
     full = torch.cat([first.sequences[0], news])
-    second = generate(model, full, 12, attention_mask=ones(full), past_key_values=first.past_key_values)
+    second = generate(model, full, 9, attention_mask=ones(full), past_key_values=first.past_key_values)
     logits = sequence.extend([int(tokens[-1]), *news.tolist()])  # the last generated token has not been read yet
-    assert_row_is(second, 0, len(full), greedy_steps(sequence, logits, 12))
+    assert_row_is(second, 0, len(full), greedy_steps(sequence, logits, 9))
 
 
 @pytest.mark.parametrize("interval", [1, 3])
