@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -98,12 +99,10 @@ class FocusConfig(PeftConfig):
             raise ValueError(
                 f"`task_type` must be CAUSAL_LM, because FocusLLM decodes the next token; got {self.task_type!r}."
             )
-        if isinstance(self.target_modules, (set, tuple)):
+        if isinstance(self.target_modules, (set, frozenset, tuple)):
             self.target_modules = sorted(self.target_modules)
-        if self.target_modules is not None and not self.target_modules:
-            raise ValueError(
-                "`target_modules` is empty; name at least one projection, or leave it out for q, k, v and o."
-            )
+        if self.target_modules is not None:
+            _check_target_modules(self.target_modules)
 
         for name in ("r", "chunk_size", "local_size", "prompt_size", "chunk_batch_size"):
             value = getattr(self, name)
@@ -121,19 +120,22 @@ class FocusConfig(PeftConfig):
                 raise ValueError(
                     f"`alpha` is {self.alpha} but `r` is None; full twins have no scale. Give `r`, or leave `alpha` out."
                 )
-            if not self.alpha > 0:
-                raise ValueError(f"`alpha` must be above 0, got {self.alpha}; leave it out for 2 * r.")
+            if not _is_number(self.alpha) or not 0 < self.alpha < float("inf"):
+                raise ValueError(
+                    f"`alpha` must be a finite number above 0, got {self.alpha!r}; leave it out for 2 * r."
+                )
         _check_choice("decoding", self.decoding, ("streaming", "exact"))
         _check_choice("loss", self.loss, ("sum", "draw"))
         if not isinstance(self.add_bos, bool):
             raise ValueError(f"`add_bos` must be True or False, got {self.add_bos!r}.")
         for name in ("continuation_weight", "repetition_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"`{name}` must be a finite number, 0 or above, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < float("inf"):
+                raise ValueError(f"`{name}` must be a finite number, 0 or above, got {value!r}.")
         if self.continuation_weight + self.repetition_weight == 0:
             raise ValueError("`continuation_weight` and `repetition_weight` are both 0; at least one must be above 0.")
-        if not 0 <= self.distill_weight <= 1:
-            raise ValueError(f"`distill_weight` must lie between 0 and 1, got {self.distill_weight}.")
+        if not _is_number(self.distill_weight) or not 0 <= self.distill_weight <= 1:
+            raise ValueError(f"`distill_weight` must be a number from 0 to 1, got {self.distill_weight!r}.")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> FocusConfig:  # type: ignore[override]
@@ -161,6 +163,25 @@ class FocusConfig(PeftConfig):
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         return replace(self, **given) if given else self
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_target_modules(value: Any) -> None:
+    if not isinstance(value, (str, list)) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"`target_modules` must be a list of names or a regular expression, got {value!r}.")
+    if not value or "" in list(value):
+        raise ValueError(
+            f"`target_modules` is empty or has an empty name ({value!r}); name at least one projection, or leave it out for "
+            "q, k, v and o."
+        )
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"`target_modules` is {value!r}, which is no regular expression: {error}.") from error
 
 
 def _check_positive_int(name: str, value: Any, expected: str) -> None:

@@ -7,12 +7,13 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .chunking import check_vocabulary, pad_left, unpad
+from .chunking import check_ids, check_vocabulary, pad_left, unpad
 from .decoding import FocusCache
 from .memory import Memory
 from .reader import Reader
@@ -36,7 +37,9 @@ def generate(
     input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
     if input_ids is None:
         raise ValueError("`input_ids` is missing; `inputs_embeds` alone cannot be split into chunks.")
-    input_ids = torch.as_tensor(input_ids)
+    if isinstance(input_ids, (list, tuple, np.ndarray)):
+        input_ids = torch.as_tensor(input_ids)
+    check_ids(input_ids, "input_ids")
     attention_mask = kwargs.pop("attention_mask", None)
     config = _generation_config(model, kwargs)
     if attention_mask is None:
@@ -62,7 +65,7 @@ def generate(
             raise ValueError(
                 f"`input_ids` has {len(rows)} rows, which is no multiple of the {documents} documents in `memory`."
             )
-        _check_room(settings, facts, rows, memory, new_tokens)
+        check_room(settings, facts, rows, memory, new_tokens)
         cache = FocusCache(reader, settings, documents, memory, progress)
     elif not isinstance(cache, FocusCache):
         raise ValueError(
@@ -178,9 +181,10 @@ def _refused(config: Any, kwargs: dict[str, Any]) -> str | None:
     return None
 
 
-def _check_room(
+def check_room(
     settings: Settings, facts: ModelFacts, rows: list[list[int]], memory: Memory | None, new_tokens: int
 ) -> None:
+    """Raise a ValueError if what is read, and is still to be written, leaves the positions of the model."""
     held = 0 if memory is None else max(memory.chunks_of(document) for document in range(memory.num_documents))
     beyond = max(0, max(map(len, rows)) + new_tokens - settings.sizes.local)
     chunks = held + -(-beyond // settings.sizes.chunk)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import threading
+import uuid
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .chunking import cut
+from .chunking import cut, document_rows
 from .frames import Frames
 from .layout import ChunkRow
 from .reader import Reader
@@ -146,16 +146,20 @@ class Memory:
             FileExistsError: if `directory` exists and is not empty.
             OSError: if writing fails, for example on a full disk; nothing half-written is left behind.
         """
-        target = Path(directory)
+        target = Path(directory).absolute()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise FileExistsError(
                 f"`directory` {str(target)!r} exists and is not empty; choose a new one, or remove it."
             )
+        longest = max((row.length for row in self.rows), default=0)
+        read = torch.arange(longest)[None] < torch.tensor([row.length for row in self.rows])[:, None]
         tensors = {}
         with self.lock:
             for layer, states in enumerate(self.slab.layers):
                 for name, side in zip(("key", "value"), states):
-                    tensors[f"{name}.{layer}"] = side[:, :, : self.chunk_size].contiguous()
+                    # behind a ragged chunk stands what is left of a question
+                    kept = read[:, None, :, None].to(side.device)
+                    tensors[f"{name}.{layer}"] = side[:, :, :longest].where(kept, side.new_zeros(())).contiguous()
         description = {
             "format": FORMAT,
             "documents": self.documents,
@@ -164,20 +168,26 @@ class Memory:
             "learned": self.frames.learned,
             "model": self.fingerprint.to_dict(),
             "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+            "states": _described(tensors),
         }
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        new = not target.exists()
+        # an empty folder that is there may be where a disk is mounted, so the files are made inside
+        scratch = (target.parent if new else target) / f".{target.name}.{uuid.uuid4().hex[:8]}"
         try:
-            try:
-                save_file(tensors, scratch / STATES_FILE, metadata={"format": "pt"})
-            except SafetensorError as error:  # how safetensors reports a full disk
-                raise OSError(f"`directory` {str(target)!r} could not be written: {error}") from error
+            scratch.mkdir(parents=True)
+            save_file(tensors, scratch / STATES_FILE, metadata={"format": "pt"})
             (scratch / MEMORY_FILE).write_text(json.dumps(description))
-            if target.exists():
-                target.rmdir()
-            os.replace(scratch, target)
-        except BaseException:
+            shutil.copymode(scratch / MEMORY_FILE, scratch / STATES_FILE)  # safetensors lets only the owner read
+            if new:
+                os.replace(scratch, target)
+            else:
+                for name in (STATES_FILE, MEMORY_FILE):
+                    os.replace(scratch / name, target / name)
+                scratch.rmdir()
+        except BaseException as error:
             shutil.rmtree(scratch, ignore_errors=True)
+            if isinstance(error, (OSError, SafetensorError)):  # the second is how safetensors reports a full disk
+                raise OSError(f"`directory` {str(target)!r} could not be written: {error}.") from error
             raise
 
     @classmethod
@@ -210,16 +220,23 @@ class Memory:
             if tokenizer is not None and saved is not None and saved != tokenizer_fingerprint(tokenizer):
                 raise ValueError("it was made with another tokenizer; encode the documents again")
             frames = Frames(description["nominal"], description["learned"])
-            memory = cls(description["documents"], description["chunk_size"], frames, fingerprint, room)
+            documents = document_rows(description["documents"], None)
+            memory = cls(documents, description["chunk_size"], frames, fingerprint, room)
             tensors = load_file(source / STATES_FILE, device=str(device))
+            if _described(tensors) != description["states"]:
+                raise ValueError(f"{STATES_FILE} does not hold what {MEMORY_FILE} says")
             for layer in range(len(tensors) // 2):
                 states = tensors.pop(f"key.{layer}"), tensors.pop(f"value.{layer}")
                 for mine, theirs in zip(memory.slab.layer(layer, states), states):
                     if theirs.shape[0] != len(memory.rows):
                         raise ValueError(f"it holds {theirs.shape[0]} chunks where {len(memory.rows)} belong")
                     mine[:, :, : theirs.shape[2]] = theirs
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ValueError(f"The memory in {str(source)!r} cannot be used: {error}.") from error
+        except KeyError as error:
+            raise ValueError(
+                f"The memory in {str(source)!r} cannot be used: {error} is missing in {MEMORY_FILE}."
+            ) from error
+        except (ValueError, TypeError, AttributeError, SafetensorError) as error:
+            raise ValueError(f"The memory in {str(source)!r} cannot be used: {str(error).rstrip('.')}.") from error
         return memory
 
     def __repr__(self) -> str:
@@ -227,6 +244,11 @@ class Memory:
             f"Memory({self.num_documents} documents, {self.num_tokens} tokens, {self.num_chunks} chunks of "
             f"{self.chunk_size}, {self.nbytes / 2**20:.1f} MiB)"
         )
+
+
+def _described(tensors: dict[str, torch.Tensor]) -> dict[str, list]:
+    """Type and shape of every tensor, as JSON gives them back."""
+    return {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in sorted(tensors.items())}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

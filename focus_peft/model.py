@@ -12,10 +12,10 @@ from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .chunking import Ids, check_vocabulary, document_rows, real_tokens, unpad
+from .chunking import Ids, check_ids, check_vocabulary, document_rows, real_tokens, unpad
 from .config import INFERENCE_FIELDS, FocusConfig
 from .fingerprint import Fingerprint
-from .generation import generate
+from .generation import check_room, generate
 from .layer import MERGE_REFUSAL, CandidateState, TwinLayer
 from .memory import Memory
 from .objectives import FocusOutput, focus_loss
@@ -28,6 +28,8 @@ from .settings import Settings
 from .support import ModelFacts, find_projections, is_projection
 
 
+# Arguments of a base model's forward that change nothing of what is computed here
+HARMLESS = ("use_cache", "return_dict", "num_items_in_batch", "token_type_ids")
 # Evaluation without a generator draws the same spans every time
 EVALUATION_SEED = 0
 
@@ -58,7 +60,8 @@ class FocusModel(BaseTuner):
         facts = ModelFacts.of(model)
         config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
         Settings.of(config, facts)  # sizes that do not fit fail before anything is wrapped
-        state = CandidateState()
+        # a model that is wrapped a second time keeps its layers, and they their state
+        state = next((layer.state for layer in model.modules() if isinstance(layer, TwinLayer)), CandidateState())
         # nn.Module's constructor comes with BaseTuner's, which injects; so these are set past its attribute checks
         self.__dict__["facts"], self.__dict__["state"] = facts, state
         super().__init__(model, peft_config, adapter_name, **kwargs)
@@ -73,6 +76,15 @@ class FocusModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         Settings.of(cast(FocusConfig, peft_config), self.facts)
+        inside = tuple(f"{path}." for path, module in self.model.named_modules() if isinstance(module, TwinLayer))
+        for path, module in self.model.named_modules():
+            if not path or path.startswith(inside) or isinstance(module, TwinLayer) or is_projection(module):
+                continue
+            if self._check_target_module_exists(peft_config, path):
+                raise ValueError(
+                    f"`target_modules` matches {path!r}, a {type(module).__name__}; a twin can be made of a linear "
+                    "projection only. Name the attention's q, k, v and o projections."
+                )
         return peft_config
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:  # type: ignore[override]
@@ -99,11 +111,6 @@ class FocusModel(BaseTuner):
         if isinstance(target, TwinLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        if not is_projection(target):
-            raise ValueError(
-                f"`target_modules` matches {current_key!r}, a {type(target).__name__}; a twin can be made of a linear "
-                "projection only. Name the attention's q, k, v and o projections."
-            )
         layer = TwinLayer(target, adapter_name, peft_config, self.state)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
@@ -126,13 +133,19 @@ class FocusModel(BaseTuner):
         Raises:
             ValueError: if several are given: a candidate goes through one twin.
         """
-        if not isinstance(adapter_name, str):
+        if not isinstance(adapter_name, str) and adapter_name:
             if len(adapter_name) != 1:
                 raise ValueError(
                     f"`adapter_name` is {adapter_name!r}, but a candidate goes through one twin; activate one adapter."
                 )
             adapter_name = adapter_name[0]
         super().set_adapter(adapter_name, inference_mode=inference_mode)
+
+    def unload(self) -> nn.Module:
+        """The base model, with its own projections and without anything of ours."""
+        model = super().unload()
+        model.__dict__.pop("accepts_loss_kwargs", None)
+        return model
 
     def enable_adapter_layers(self) -> None:
         super().enable_adapter_layers()
@@ -158,7 +171,12 @@ class FocusModel(BaseTuner):
 
         Raises:
             ValueError: if a value cannot work, or there is no adapter.
+            TypeError: for a name that is no such field.
         """
+        for name in overrides:
+            if name not in INFERENCE_FIELDS:
+                fields = ", ".join(f"`{field}`" for field in INFERENCE_FIELDS)
+                raise TypeError(f"`{name}` cannot be given for one call; only {fields} can.")
         return Settings.of(self.active_config.with_overrides(**overrides), self.facts)
 
     @property
@@ -243,6 +261,10 @@ class FocusModel(BaseTuner):
         settings = self.settings()
         room = settings.frames.nominal + 64
         memory = Memory.load(directory, self.fingerprint, self.reader.device, room, tokenizer)
+        try:
+            check_vocabulary(memory.documents, self.facts.vocab_size, "documents")
+        except ValueError as error:
+            raise ValueError(f"The memory in {str(directory)!r} cannot be used: {error}") from error
         self._check_memory(memory, settings)
         return memory
 
@@ -306,8 +328,16 @@ class FocusModel(BaseTuner):
         Raises:
             ValueError: for inputs that cannot be read; the message says why.
         """
-        short = memory is None and labels is None and self._fits(input_ids, kwargs)
-        if not self.adapters_enabled or short:
+        overrides = {name: kwargs.pop(name) for name in INFERENCE_FIELDS if name in kwargs}
+        settings = self.settings(**overrides) if self.adapters_enabled else None
+        if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
+            raise ValueError(f"`logits_to_keep` must be an integer, 0 or above, got {logits_to_keep!r}.")
+        short = settings is not None and memory is None and labels is None and _fits(input_ids, kwargs, settings)
+        goes_on = kwargs.get("past_key_values") is not None
+        prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4
+        if short and input_ids is not None and not goes_on and not prepared:
+            check_vocabulary(unpad(input_ids, attention_mask), self.facts.vocab_size)
+        if settings is None or short:
             if memory is not None:
                 raise ValueError("`memory` was given, but the adapter is disabled, and the base model cannot read it.")
             if logits_to_keep:
@@ -317,6 +347,11 @@ class FocusModel(BaseTuner):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if input_ids is None:
             raise ValueError("`inputs_embeds` cannot be split into chunks; give `input_ids`.")
+        for name, value in kwargs.items():
+            if value is not None and value is not False and name not in HARMLESS:
+                raise ValueError(
+                    f"`{name}` is not possible with chunks, which are read in several passes; leave it out."
+                )
         rows = unpad(input_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size)
         if labels is not None:
@@ -324,17 +359,11 @@ class FocusModel(BaseTuner):
                 raise ValueError(
                     "`memory` and `labels` exclude each other: the losses cut their own memory from the rows."
                 )
-            return self._loss(input_ids, attention_mask, rows, labels, generator)
-        settings = self.settings()
+            return self._loss(input_ids, attention_mask, rows, labels, generator, settings)
         if memory is not None:
             self._check_memory(memory, settings)
+        check_room(settings, self.facts, rows, memory, 0)
         return read_logits(self.reader, settings, rows, input_ids.shape[1], attention_mask, memory, logits_to_keep)
-
-    def _fits(self, input_ids: torch.Tensor | None, kwargs: dict[str, Any]) -> bool:
-        """Whether an input is the base model's business alone."""
-        if input_ids is None or kwargs.get("past_key_values") is not None:
-            return True
-        return input_ids.dim() == 2 and 0 < input_ids.shape[1] <= self.settings().sizes.local
 
     def _loss(
         self,
@@ -343,7 +372,9 @@ class FocusModel(BaseTuner):
         rows: list[list[int]],
         labels: torch.Tensor,
         generator: torch.Generator | None,
+        settings: Settings,
     ) -> FocusOutput:
+        check_ids(labels, "labels")
         if labels.shape != input_ids.shape:
             raise ValueError(
                 f"`labels` has the shape {tuple(labels.shape)}, but `input_ids` has {tuple(input_ids.shape)}; they must be "
@@ -353,7 +384,8 @@ class FocusModel(BaseTuner):
         check_vocabulary([[t for t in row if t != IGNORE] or [0] for row in targets], self.facts.vocab_size, "labels")
         if generator is None and not self.training:
             generator = torch.Generator().manual_seed(EVALUATION_SEED)
-        config, settings = self.active_config, self.settings()
+        config = self.active_config
+        settings.check_labels(self.facts, config.label_size)
         samples = [draw_sample([target != IGNORE for target in row], settings, config, generator) for row in targets]
         output = focus_loss(self.reader, settings, config, rows, targets, samples)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -397,6 +429,13 @@ class FocusModel(BaseTuner):
             self._check_memory(memory, settings)
         overridden = [name for name, value in overrides.items() if value is not None]
         return generate(self.reader, settings, self.facts, inputs, memory, progress, overridden, kwargs)
+
+
+def _fits(input_ids: Any, kwargs: dict[str, Any], settings: Settings) -> bool:
+    """Whether an input is the base model's business alone."""
+    if input_ids is None or kwargs.get("past_key_values") is not None:
+        return True
+    return isinstance(input_ids, torch.Tensor) and input_ids.dim() == 2 and input_ids.shape[1] <= settings.sizes.local
 
 
 def _adapter_of(name: str) -> str:

@@ -29,11 +29,13 @@ class FocusOutput(ModelOutput):
 
     Attributes:
         loss (`torch.FloatTensor`):
-            (1 − λ)·(w_c·`loss_continuation` + w_r·`loss_repetition`) + λ·`loss_distillation`, where λ is `distill_weight`.
+            (1 − λ)·(w_c·`loss_continuation` + w_r·`loss_repetition`) + λ·`loss_distillation`, where λ is `distill_weight`. With
+            `loss="draw"`, where weights are odds, the mean over all labels drawn stands in place of the weighted sum.
         loss_continuation, loss_repetition (`torch.FloatTensor`):
             Mean cross-entropy over the labels of each loss; 0 where there are none.
         loss_distillation (`torch.FloatTensor`, *optional*):
-            Mean KL(base model reading everything ‖ adapter), weighted like the losses. Only with `distill_weight`.
+            Mean KL(base model reading everything ‖ adapter), summed like the losses. Where memory and window do not fit the
+            base model, cross-entropy stands in for it. Only with `distill_weight`.
         num_continuation, num_repetition (`torch.LongTensor`): How many labels each had.
     """
 
@@ -206,16 +208,20 @@ def _combine(
     config: FocusConfig,
     device: torch.device,
 ) -> FocusOutput:
-    weights = config.continuation_weight, config.repetition_weight
-    share = config.distill_weight
-
     def mean(pieces: list[torch.Tensor]) -> torch.Tensor:
         joined = torch.cat(pieces) if pieces else torch.zeros(0, device=device)
         return joined.mean() if len(joined) else joined.sum()
 
+    def combined(pieces: dict[str, list[torch.Tensor]]) -> torch.Tensor:
+        if config.loss == "draw":  # the weights were the odds
+            return mean(pieces["continuation"] + pieces["repetition"])
+        weighted = config.continuation_weight * mean(pieces["continuation"])
+        return weighted + config.repetition_weight * mean(pieces["repetition"])
+
+    share = config.distill_weight
     means = {name: mean(pieces) for name, pieces in parts.items()}
     counts = {name: torch.tensor(sum(map(len, pieces)), device=device) for name, pieces in parts.items()}
-    entropy = weights[0] * means["continuation"] + weights[1] * means["repetition"]
+    entropy = combined(parts)
     output = FocusOutput(
         loss=entropy,
         loss_continuation=means["continuation"].detach(),
@@ -224,7 +230,7 @@ def _combine(
         num_repetition=counts["repetition"],
     )
     if share:
-        divergence = weights[0] * mean(distilled["continuation"]) + weights[1] * mean(distilled["repetition"])
+        divergence = combined(distilled)
         output.loss = (1 - share) * entropy + share * divergence
         output.loss_distillation = divergence.detach()
     return output

@@ -121,9 +121,9 @@ def _draw_span(
     """
     labels = min(label_size, max(1, (high - low) // 2))
     counts = torch.tensor([0, *labelled], dtype=torch.long).cumsum(0)
-    firsts = torch.arange(low + 1, high - labels + 1)
-    if not len(firsts):
+    if high - labels <= low:
         return None
+    firsts = torch.arange(low + 1, high - labels + 1)
     firsts = firsts[counts[firsts + labels] > counts[firsts]]
     if not len(firsts):
         return None

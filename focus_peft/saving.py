@@ -21,7 +21,7 @@ CARD_FILE = "README.md"
 def saves_whole(save_pretrained: Callable[..., None], peft_type: Any) -> Callable[..., None]:
     """Wrap `PeftModel.save_pretrained`, which writes in place, for models with an adapter of the given type.
 
-    Everything is written to a folder beside the target and moved when it is complete, so a full disk leaves what was there before.
+    Everything is written to a hidden folder and moved when it is complete, so a full disk leaves what was there before.
     PEFT offers no hook for this; other adapters are saved as ever.
     """
 
@@ -31,15 +31,20 @@ def saves_whole(save_pretrained: Callable[..., None], peft_type: Any) -> Callabl
         if not ours or os.path.isfile(save_directory) or not kwargs.get("is_main_process", True):
             return save_pretrained(self, save_directory, *args, **kwargs)
         target = Path(save_directory)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        # inside a folder that is there: it may be where a disk is mounted, or the only place that may be written to
+        place = target if target.is_dir() else target.parent
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=place) as folder:
             scratch = Path(folder)
-            if (target / CARD_FILE).is_file():  # PEFT completes a card that is there
-                shutil.copy(target / CARD_FILE, scratch / CARD_FILE)
             try:
+                if (target / CARD_FILE).is_file():  # PEFT completes a card that is there
+                    shutil.copy(target / CARD_FILE, scratch / CARD_FILE)
                 save_pretrained(self, str(scratch), *args, **kwargs)
-            except SafetensorError as error:  # how safetensors reports a full disk
-                raise OSError(f"`save_directory` {str(target)!r} could not be written: {error}") from error
+            except (OSError, RuntimeError, SafetensorError) as error:
+                # a full disk is a SafetensorError to safetensors, and a RuntimeError of its zip writer to torch.save
+                if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                    raise
+                raise OSError(f"`save_directory` {str(target)!r} could not be written: {error}.") from error
             for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
                 place = target / file.relative_to(scratch)
                 place.parent.mkdir(parents=True, exist_ok=True)

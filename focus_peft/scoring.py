@@ -40,7 +40,7 @@ def read_logits(
                 f"`input_ids` has {len(rows)} rows, which is no multiple of the {memory.num_documents} documents in `memory`."
             )
         group = len(rows) // memory.num_documents
-    kept = logits_to_keep or width
+    kept = min(logits_to_keep, width) or width
     logits: torch.Tensor | None = None
     for row, ids in enumerate(rows):  # each at its own length
         document = None if memory is None else row // group

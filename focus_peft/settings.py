@@ -36,9 +36,11 @@ class WindowSizes:
             ValueError: if the given sizes do not fit.
         """
         quarter = max(1, min(2048, max_positions // 4))
-        chunk = config.chunk_size or quarter
-        local = config.local_size or quarter
-        prompt = config.prompt_size or min(512, chunk, local)
+        least = config.prompt_size or 1
+        # what is left out makes room for what is given
+        chunk = config.chunk_size or max(1, min(quarter, max_positions - 1 - least))
+        local = config.local_size or max(quarter, least)
+        prompt = config.prompt_size or max(1, min(512, chunk, local, max_positions - 1 - chunk))
         if prompt > local:
             raise ValueError(
                 f"`prompt_size` ({prompt}) is larger than the local window of {local} tokens, whose end it is; choose a "
@@ -91,20 +93,31 @@ class Settings:
 
     def check_room(self, facts: ModelFacts, chunks: int, new_tokens: int) -> None:
         """Raise a ValueError if `new_tokens` more tokens behind so many chunks would leave the positions of the model."""
-        growth = min(new_tokens, self.sizes.chunk)
+        growth = min(new_tokens, self.sizes.chunk)  # then the oldest chunk goes to the memory
         bos = int(self.bos is not None)
-        if facts.learned_positions:
-            row = self.sizes.chunk + bos + self.sizes.prompt + growth
-            window = bos + self.sizes.local + growth
-            if max(row, window) > facts.max_positions:
-                raise ValueError(
-                    f"The model has a table of {facts.max_positions} positions, and {new_tokens} new tokens would need "
-                    f"{max(row, window)}: `chunk_size` ({self.sizes.chunk}) + `prompt_size` ({self.sizes.prompt}) or "
-                    f"`local_size` ({self.sizes.local}), BOS, and as many tokens as are generated, a chunk at most. Choose "
-                    "smaller sizes, or fewer new tokens."
-                )
-        elif chunks + bos + self.sizes.local > facts.max_positions:
+        row = self.sizes.chunk + bos + self.sizes.prompt + growth
+        # where positions are learned, the local window starts at 0 again
+        window = (0 if facts.learned_positions else chunks) + bos + self.sizes.local + growth
+        if row > facts.max_positions:
             raise ValueError(
-                f"{chunks} candidates and a `local_size` of {self.sizes.local} exceed the {facts.max_positions} positions of "
-                f"the model; choose a larger `chunk_size` than {self.sizes.chunk}, or a smaller `local_size`."
+                f"`chunk_size` ({self.sizes.chunk}), BOS, `prompt_size` ({self.sizes.prompt}) and {growth} new tokens make "
+                f"{row} positions, but the model has {facts.max_positions}; choose smaller sizes, or fewer new tokens."
+            )
+        if window > facts.max_positions:
+            raise ValueError(
+                f"{chunks} candidates, BOS, `local_size` ({self.sizes.local}) and {growth} new tokens make {window} positions, "
+                f"but the model has {facts.max_positions}; choose a larger `chunk_size` than {self.sizes.chunk}, a smaller "
+                "`local_size`, or fewer new tokens."
+            )
+
+    def check_labels(self, facts: ModelFacts, labels: int) -> None:
+        """Raise a ValueError if so many consecutive labels would leave a table of learned positions."""
+        bos = int(self.bos is not None)
+        row = self.sizes.chunk + bos + self.sizes.prompt + (labels - 1 if self.decoding == "streaming" else 0)
+        window = bos + self.sizes.local + labels - 1
+        if facts.learned_positions and max(row, window) > facts.max_positions:
+            raise ValueError(
+                f"The model has a table of {facts.max_positions} positions, and a `label_size` of {labels} would need "
+                f"{max(row, window)}: `chunk_size` ({self.sizes.chunk}) + `prompt_size` ({self.sizes.prompt}) or "
+                f"`local_size` ({self.sizes.local}), BOS, and all labels but the last. Choose smaller sizes."
             )

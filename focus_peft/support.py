@@ -75,9 +75,13 @@ class ModelFacts:
         )
         accepted = inspect.signature(model.base_model.forward).parameters
         if getattr(config, "alibi", False) or "position_ids" not in accepted:
+            counts = any("alibi" in attribute for attribute in dir(model.base_model))
+            reason = (
+                "ALiBi counts keys instead" if counts else "it has no attention over positions, or counts its keys"
+            )
             raise ValueError(
-                f"{name} takes no position ids (ALiBi counts keys instead), so its candidates cannot be placed before the "
-                "local window; such models are not supported yet."
+                f"{name} takes no position ids ({reason}), so its candidates cannot be placed before the local window; such "
+                "models are not supported yet."
             )
         implementation = getattr(config, "_attn_implementation", None)
         if implementation not in (None, "eager", "sdpa"):
