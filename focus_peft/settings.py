@@ -100,14 +100,15 @@ class Settings:
         window = (0 if facts.learned_positions else chunks) + bos + self.sizes.local + growth
         if row > facts.max_positions:
             raise ValueError(
-                f"`chunk_size` ({self.sizes.chunk}), BOS, `prompt_size` ({self.sizes.prompt}) and {growth} new tokens make "
-                f"{row} positions, but the model has {facts.max_positions}; choose smaller sizes, or fewer new tokens."
+                f"`chunk_size` ({self.sizes.chunk}), BOS, `prompt_size` ({self.sizes.prompt}) and {new_tokens} new tokens, a chunk "
+                f"at most, need {row} places, but the model has {facts.max_positions} positions; choose smaller sizes, or "
+                "fewer new tokens."
             )
         if window > facts.max_positions:
             raise ValueError(
-                f"{chunks} candidates, BOS, `local_size` ({self.sizes.local}) and {growth} new tokens make {window} positions, "
-                f"but the model has {facts.max_positions}; choose a larger `chunk_size` than {self.sizes.chunk}, a smaller "
-                "`local_size`, or fewer new tokens."
+                f"{chunks} candidates, BOS, `local_size` ({self.sizes.local}) and {new_tokens} new tokens, a chunk at most, need "
+                f"{window} places, but the model has {facts.max_positions} positions; choose a larger `chunk_size` than "
+                f"{self.sizes.chunk}, a smaller `local_size`, or fewer new tokens."
             )
 
     def check_labels(self, facts: ModelFacts, labels: int) -> None:

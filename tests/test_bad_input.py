@@ -248,10 +248,10 @@ def test_generating_past_the_table_of_positions_is_refused(family: str, sizes: t
     wrapped = make_focus_model(family, chunk_size=chunk, local_size=local, prompt_size=prompt)
     ids = random_ids(125)[None]
     assert wrapped.generate(ids, max_new_tokens=2).shape == (1, 127)
-    with refusal("table of 128 positions", "40 new tokens", "`local_size`", "smaller sizes", model=wrapped):
+    with refusal("128 positions", "40 new tokens", "fewer new tokens", model=wrapped):
         wrapped.generate(ids, max_new_tokens=40)
     memory = wrapped.encode(ids)
-    with refusal("table of 128 positions", "40 new tokens", model=wrapped):
+    with refusal("128 positions", "40 new tokens", model=wrapped):
         wrapped.generate(ids[:, :5], memory=memory, max_new_tokens=40)
 
 
