@@ -122,7 +122,7 @@ def train(model: Any, documents: list[torch.Tensor], args: argparse.Namespace) -
 
 
 @torch.no_grad()
-def evaluate(model: Any, documents: list[torch.Tensor], spans: int = 2) -> dict[str, float]:
+def evaluate(model: Any, documents: list[torch.Tensor], spans: int = 1) -> dict[str, float]:
     """Mean losses on spans that are the same at every call."""
     model.eval()
     generator = torch.Generator().manual_seed(0)

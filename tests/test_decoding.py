@@ -261,6 +261,18 @@ def test_each_row_of_a_ragged_batch_equals_that_row_alone(family: str, decoding:
             assert_row_is(output, number, ids.shape[1], alone)
 
 
+def test_rows_that_spill_at_different_times_keep_their_own_refresh_interval(decoding: str) -> None:
+    model, reference = make_pair(decoding=decoding, chunk_size=3, refresh_interval=5)
+    documents, questions = (
+        [random_ids(3, seed=1), random_ids(9, seed=2)],
+        [random_ids(3, seed=3), random_ids(10, seed=4)],
+    )
+    ids, mask = pad_rows(questions)
+    output = generate(model, ids, attention_mask=mask, memory=model.encode(documents))
+    for row, question in enumerate(questions):
+        assert_row_is(output, row, ids.shape[1], reference.greedy(question, 12, documents[row]))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_forward_of_a_ragged_batch_equals_each_row_alone(decoding: str, side: str) -> None:
     model, reference = make_pair(decoding=decoding)
