@@ -148,7 +148,7 @@ class FocusCache(Cache):
         stream.since = max(0, stream.since - (len(stream.ids) - length))
         del stream.ids[length:]
         stream.cached = min(stream.cached, len(self._window(stream)))
-        while len(self._renewals) > 1 and self._renewals[-1].length > length:
+        while self._renewals and self._renewals[-1].length > length:
             self._renewals.pop()
         if self._renewals and stream.since:
             self.candidates, stream.local_start = self._renewals[-1].candidates, self._renewals[-1].local_start
@@ -351,9 +351,9 @@ class FocusCache(Cache):
         numbers = [stream.member for stream in self.streams]
         seen = [stream.rows for stream in self.streams]
         self.candidates = select_candidates(pool, seen, numbers, newest, kept, self.candidates)
-        for stream, prompt in zip(self.streams, prompts):
+        for number, (stream, prompt) in enumerate(zip(self.streams, prompts)):
             stream.fed = len(prompt) - 1
-            if self.settings.decoding == "exact":
+            if self.settings.decoding == "exact" and number in renewed:
                 stream.local_start = self.frames.local_start(len(stream.rows), len(prompt))
 
         if self.may_crop and len(self.streams) == 1 and self.settings.refresh_interval > 1:

@@ -261,6 +261,16 @@ def test_each_row_of_a_ragged_batch_equals_that_row_alone(family: str, decoding:
             assert_row_is(output, number, ids.shape[1], alone)
 
 
+@pytest.mark.parametrize("drafts", [3, 6])
+def test_drafts_taken_back_across_the_first_spill_bring_no_candidates(decoding: str, drafts: int) -> None:
+    model, reference = make_pair(
+        "phi3", decoding=decoding, chunk_size=3, local_size=12, prompt_size=8, refresh_interval=2
+    )
+    ids = random_ids(4, seed=3).repeat(3)[:11]
+    output = generate(model, ids, 18, prompt_lookup_num_tokens=drafts)
+    assert_row_is(output, 0, len(ids), reference.greedy(ids, 18))
+
+
 def test_rows_that_spill_at_different_times_keep_their_own_refresh_interval(decoding: str) -> None:
     model, reference = make_pair(decoding=decoding, chunk_size=3, refresh_interval=5)
     documents, questions = (
