@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -47,3 +48,14 @@ def assert_sentence(message: str, *named: str) -> None:
     assert message[0].isupper() or message[0].isdigit() or message[0] == "`", message
     assert message.rstrip().endswith("."), message
     assert len(message.split()) >= 5, message
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """The system refuses to write more than `size` bytes into any file (Python ignores the signal and sees an error)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 import transformers
 from conftest import VOCABULARY, make_focus_model, make_tiny_model, random_ids
 from peft import PeftModel, get_peft_model
-from refusal import assert_sentence, refusal
+from refusal import assert_sentence, no_file_larger_than, refusal
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -577,17 +575,6 @@ def test_an_adapter_whose_sizes_do_not_fit_the_model_is_refused(tmp_path: Path) 
 
 
 # A full disk (for memories see test_memory too)
-
-
-@contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
-    """The system refuses to write more than `size` bytes into any file (Python ignores the signal and sees an error)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # The first file that is too large: the card of 5 kB, the weights of 25 kB, a configuration with a long expression of 9 kB

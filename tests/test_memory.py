@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 import torch
 from conftest import VOCABULARY, make_focus_model, make_tiny_tokenizer, pad_rows, perturb_twins, random_ids
 from peft import PeftModel
-from refusal import refusal
+from refusal import no_file_larger_than, refusal
 from safetensors.torch import load_file, save_file
 
 from focus_peft import FocusConfig, Memory
@@ -259,17 +257,6 @@ def test_a_directory_that_is_not_empty_is_refused_and_left_alone(model: PeftMode
         memory.save(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "memory"]
-
-
-@contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
-    """The system refuses to write more than `size` bytes into any file (Python ignores the signal and sees an error)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [0, 50, 4000])
