@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -132,12 +133,13 @@ def _join(batches: Sequence[Sequence[LayerStates]]) -> list[LayerStates]:
 
 def _tokens(inputs: PassInput, tokens: slice) -> PassInput:
     """Some of the new tokens of a pass."""
-    return PassInput(
-        inputs.tokens[:, tokens],
-        inputs.positions[:, tokens],
-        inputs.columns[:, tokens],
-        inputs.visible[:, tokens],
-        inputs.distances[:, tokens],
+    return replace(
+        inputs,
+        tokens=inputs.tokens[:, tokens],
+        positions=inputs.positions[:, tokens],
+        columns=inputs.columns[:, tokens],
+        visible=inputs.visible[:, tokens],
+        query_index=inputs.query_index[:, tokens],
     )
 
 
@@ -147,11 +149,8 @@ def _behind(inputs: PassInput) -> PassInput:
     visible = inputs.visible.expand(rows, -1, -1).clone()
     visible.scatter_(2, inputs.columns[:, :, None], False)  # each sees itself in the new place
     itself = torch.eye(tokens, dtype=torch.bool)[None].expand(rows, -1, -1)
-    distances = inputs.distances.expand(rows, -1, -1)
-    return PassInput(
-        inputs.tokens,
-        inputs.positions,
-        inputs.columns,
-        torch.cat([visible, itself], dim=2),
-        torch.cat([distances, distances.new_zeros(rows, tokens, tokens)], dim=2),
+    return replace(
+        inputs,
+        visible=torch.cat([visible, itself], dim=2),
+        key_index=torch.cat([inputs.key_index, inputs.query_index], dim=1),
     )

@@ -18,6 +18,7 @@ from .decoding import FocusCache
 from .memory import Memory
 from .reader import Reader
 from .settings import Settings
+from .slab import GraphCache, PassCache
 from .support import ModelFacts
 
 
@@ -85,21 +86,27 @@ def generate(
     if padded or attention_mask is None:
         attention_mask = pad_left([[1] * len(row) for row in rows]).to(input_ids.device)
     kwargs["past_key_values"] = cache
+    kwargs["use_cache"] = True  # which some models (MPT) have off
     with _reads_through_cache(model):
         return model_generate(input_ids, attention_mask=attention_mask, **kwargs)
 
 
 @contextlib.contextmanager
 def _reads_through_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context, a forward call that is given a `FocusCache` reads through it. Other calls are the model's own."""
+    """Within the context, forward calls read through the `FocusCache` that they are given."""
     previous = model.__dict__.get("forward")
     original = model.forward
 
     @functools.wraps(original)  # the loops look at the signature
     def forward(*args: Any, **kwargs: Any) -> Any:
         cache = kwargs.get("past_key_values")
-        if not isinstance(cache, FocusCache):
+        if isinstance(cache, (PassCache, GraphCache)):  # one of the passes that our own cache runs
             return original(*args, **kwargs)
+        if not isinstance(cache, FocusCache):  # a model may drop it in `prepare_inputs_for_generation`
+            raise RuntimeError(
+                f"{type(model).__name__} was called by `generate` without the cache that holds the memory (`past_key_values` is a "
+                f"{type(cache).__name__}), and would have read the input without it; this way of generating is not supported."
+            )
         input_ids: torch.Tensor = kwargs["input_ids"]
         mask = kwargs.get("attention_mask")
         new = unpad(input_ids, None if mask is None else mask[:, -input_ids.shape[1] :])
@@ -170,7 +177,7 @@ def _refused(config: Any, kwargs: dict[str, Any]) -> str | None:
         return "`inputs_embeds` cannot be split into chunks; give `input_ids`."
     if kwargs.get("position_ids") is not None:
         return "`position_ids` cannot be given, because every chunk has positions of its own; leave it out."
-    if config.use_cache is False:
+    if kwargs.get("use_cache") is False or getattr(kwargs.get("generation_config"), "use_cache", None) is False:
         return "`use_cache=False` would read the whole memory again for every token; leave it out."
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name):

@@ -39,7 +39,9 @@ class PassInput:
         positions (`torch.LongTensor` of shape (rows, tokens)): Their positions.
         columns (`torch.LongTensor` of shape (rows, tokens)): Where their keys and values go; padding goes to the last column.
         visible (`torch.BoolTensor` of shape (rows or 1, tokens, read columns)): What each token sees.
-        distances (`torch.LongTensor` of the same shape): Tokens between query and key, for sliding windows. 0 for candidates.
+        query_index (`torch.LongTensor` of shape (rows or 1, tokens)): Each token's place in the order of its row.
+        key_index (`torch.LongTensor` of shape (rows or 1, read columns)): The place of the key in each column.
+        prefix (`int`): The first so many columns hold candidates that stand before all else, outside of sliding windows.
         read_start (`int`): The first column that is read.
     """
 
@@ -47,8 +49,16 @@ class PassInput:
     positions: torch.Tensor
     columns: torch.Tensor
     visible: torch.Tensor
-    distances: torch.Tensor
+    query_index: torch.Tensor
+    key_index: torch.Tensor
+    prefix: int = 0
     read_start: int = 0
+
+    def within(self, window: int) -> torch.Tensor:
+        """`visible`, with each token seeing `window` tokens at most, itself included, and all candidates of the prefix."""
+        near = self.query_index[:, :, None] - self.key_index[:, None] < window
+        near[..., : self.prefix] = True
+        return self.visible & near
 
 
 @dataclass
@@ -160,7 +170,7 @@ def chunk_pass_input(
     """
     width = max(len(placements[row.document].ids) for row in rows)
     read = max(row.length + len(placements[row.document].all_depths) for row in rows)
-    masks: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+    layouts: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
     columns = torch.full((len(rows), width), trash)
     positions = torch.zeros(len(rows), width, dtype=torch.long)
     for number, (row, start) in enumerate(zip(rows, starts)):
@@ -169,22 +179,22 @@ def chunk_pass_input(
         columns[number, width - new :] = row.length + old + torch.arange(new)
         positions[number, width - new :] = start + row.length + placement.depth
         key = (row.document, row.length)
-        if key not in masks:
+        if key not in layouts:
             visible = torch.zeros(width, read, dtype=torch.bool)
-            distances = torch.zeros(width, read, dtype=torch.long)
+            query_index = torch.zeros(width, dtype=torch.long)
+            key_index = torch.zeros(read, dtype=torch.long)
             visible[: width - new, 0] = True  # padding sees something, so that no softmax is empty
             visible[width - new :, : row.length] = True
             visible[width - new :, row.length : row.length + old + new] = placement.visible()
-            keys = torch.cat([torch.arange(row.length), row.length + placement.all_depths])
-            distances[width - new :, : len(keys)] = row.length + placement.depth[:, None] - keys[None]
-            masks[key] = visible, distances
-    if len(masks) == 1:  # one mask serves every row
-        visible, distances = (mask[None] for mask in next(iter(masks.values())))
-    else:
-        picked = [masks[row.document, row.length] for row in rows]
-        visible, distances = torch.stack([p[0] for p in picked]), torch.stack([p[1] for p in picked])
+            query_index[width - new :] = row.length + placement.depth
+            key_index[: row.length] = torch.arange(row.length)
+            key_index[row.length : row.length + old + new] = row.length + placement.all_depths
+            layouts[key] = visible, query_index, key_index
+    # one layout serves every row
+    picked = list(layouts.values()) if len(layouts) == 1 else [layouts[row.document, row.length] for row in rows]
+    visible, query_index, key_index = (torch.stack(part) for part in zip(*picked))
     tokens = pad_left([placements[row.document].ids for row in rows])
-    return PassInput(tokens, positions, columns, visible, distances)
+    return PassInput(tokens, positions, columns, visible, query_index, key_index)
 
 
 def local_pass_input(
@@ -218,19 +228,23 @@ def local_pass_input(
     columns = torch.full((len(windows), width), trash)
     positions = torch.zeros(len(windows), width, dtype=torch.long)
     visible = torch.zeros(len(windows), width, prefix + longest, dtype=torch.bool)
-    distances = torch.zeros(len(windows), width, prefix + longest, dtype=torch.long)
+    query_index = torch.zeros(len(windows), width, dtype=torch.long)
+    # candidate i has the index i, local token j the index chunks + j; in blocks that are not full, columns to the left are nobody's
+    candidate_index = torch.arange(block).repeat(newest) - block
+    key_index = torch.cat([candidate_index, torch.arange(longest)])[None] + torch.tensor(chunks)[:, None]
     for row, (window, done) in enumerate(zip(windows, cached)):
         pad = width - len(new[row])
         place = torch.arange(done, len(window))
         columns[row, pad:] = front + place
         positions[row, pad:] = starts[row] + place
-        distance = place[:, None] - torch.arange(longest)[None]
         visible[row, :pad, prefix] = True  # padding sees something, so that no softmax is empty
-        visible[row, pad:, prefix:] = distance >= 0
-        distances[row, pad:, prefix:] = distance
+        visible[row, pad:, prefix:] = place[:, None] >= torch.arange(longest)[None]
+        query_index[row, pad:] = chunks[row] + place
         if chunks[row]:
             for number in range(newest):
                 seen = slice((number + 1) * block - chunks[row], (number + 1) * block)
                 seers = slice(pad, None) if everyone_sees else width - newest + number
                 visible[row, seers, seen] = True
-    return PassInput(pad_left(new), positions, columns, visible, distances, read_start=front - prefix)
+    return PassInput(
+        pad_left(new), positions, columns, visible, query_index, key_index, prefix, read_start=front - prefix
+    )

@@ -166,6 +166,7 @@ class Memory:
             "chunk_size": self.chunk_size,
             "nominal": self.frames.nominal,
             "learned": self.frames.learned,
+            "offset": self.frames.offset,
             "model": self.fingerprint.to_dict(),
             "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
             "states": _described(tensors),
@@ -219,7 +220,7 @@ class Memory:
             saved = description["tokenizer"]
             if tokenizer is not None and saved is not None and saved != tokenizer_fingerprint(tokenizer):
                 raise ValueError("it was made with another tokenizer; encode the documents again")
-            frames = Frames(description["nominal"], description["learned"])
+            frames = Frames(description["nominal"], description["learned"], description["offset"])
             documents = document_rows(description["documents"], None)
             memory = cls(documents, description["chunk_size"], frames, fingerprint, room)
             tensors = load_file(source / STATES_FILE, device=str(device))

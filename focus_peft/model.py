@@ -21,7 +21,7 @@ from .memory import Memory
 from .objectives import FocusOutput, focus_loss
 from .probe import check_reading
 from .reader import Reader
-from .sampling import IGNORE, draw_sample
+from .sampling import CHUNK_SIZES, IGNORE, draw_sample
 from .saving import check_adapter_weights
 from .scoring import read_logits
 from .settings import Settings
@@ -78,6 +78,11 @@ class FocusModel(BaseTuner):
         Settings.of(cast(FocusConfig, peft_config), self.facts)
         inside = tuple(f"{path}." for path, module in self.model.named_modules() if isinstance(module, TwinLayer))
         for path, module in self.model.named_modules():
+            if path.endswith("kv_b_proj") and self._check_target_module_exists(peft_config, path):
+                raise ValueError(
+                    f"`target_modules` matches {path!r}, which expands the cached latents of all tokens at once, so a candidate has "
+                    "no twin of it; name `kv_a_proj_with_mqa`, which makes the latents."
+                )
             if not path or path.startswith(inside) or isinstance(module, TwinLayer) or is_projection(module):
                 continue
             if self._check_target_module_exists(peft_config, path):
@@ -385,7 +390,8 @@ class FocusModel(BaseTuner):
         if generator is None and not self.training:
             generator = torch.Generator().manual_seed(EVALUATION_SEED)
         config = self.active_config
-        settings.check_labels(self.facts, config.label_size)
+        most = -(-max(map(len, rows)) // min(min(CHUNK_SIZES), settings.sizes.chunk))
+        settings.check_labels(self.facts, config.label_size, most)
         samples = [draw_sample([target != IGNORE for target in row], settings, config, generator) for row in targets]
         output = focus_loss(self.reader, settings, config, rows, targets, samples)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -141,8 +141,9 @@ def _local_logits(
     hidden = inputs.visible.new_zeros(1, inputs.visible.shape[1], width - used * chunks)
     at = used * chunks
     inputs.visible = torch.cat([inputs.visible[..., :at], hidden, inputs.visible[..., at:]], dim=2)
-    far = inputs.distances.new_zeros(hidden.shape)
-    inputs.distances = torch.cat([inputs.distances[..., :at], far, inputs.distances[..., at:]], dim=2)
+    nowhere = inputs.key_index.new_zeros(1, hidden.shape[-1])
+    inputs.key_index = torch.cat([inputs.key_index[:, :at], nowhere, inputs.key_index[:, at:]], dim=1)
+    inputs.prefix = width
     return reader.run(inputs, GraphCache(past), logits=window.labels)[0]
 
 

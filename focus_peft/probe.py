@@ -43,7 +43,7 @@ def check_reading(reader: Reader, frames: Frames) -> None:
 
 def _read_in_pieces(reader: Reader, frames: Frames, ids: torch.Tensor) -> torch.Tensor:
     """Logits (1, `NEW`, vocabulary) of the last tokens of ids (1, `HELD + NEW`)."""
-    start = Frames(2, frames.learned).chunk_start(0, HELD)  # positions on both sides of 0
+    start = Frames(2, frames.learned, frames.offset).chunk_start(0, HELD)  # without an offset, on both sides of 0
     slab = Slab(1, HELD + HIDDEN + NEW)
     reader.read_chunks(slab, 0, [ids[0, :HELD].tolist()], [start])
     for keys, values in slab.layers:
@@ -52,8 +52,8 @@ def _read_in_pieces(reader: Reader, frames: Frames, ids: torch.Tensor) -> torch.
     columns = torch.arange(HELD + HIDDEN, HELD + HIDDEN + NEW).flip(0)
     place = torch.cat([torch.arange(HELD), torch.full((HIDDEN,), HELD + NEW), HELD + torch.arange(NEW).flip(0)])
     query = HELD + torch.arange(NEW)
-    distances = query[:, None] - place[None]
-    inputs = PassInput(ids[:, HELD:], start + query[None], columns[None], distances[None] >= 0, distances[None])
+    visible = query[None, :, None] >= place[None, None]
+    inputs = PassInput(ids[:, HELD:], start + query[None], columns[None], visible, query[None], place[None])
     return reader.run(inputs, PassCache(slab, slice(0, 1), columns[None], slice(0, slab.columns)), logits=NEW)
 
 

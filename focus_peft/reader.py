@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -14,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .alibi import Alibi
 from .chunking import pad_right
 from .layer import CandidateState
 from .layout import ChunkRow, PassInput
@@ -43,6 +46,8 @@ class Reader:
         self.sliding_window = sliding_window
         self.layer_types = layer_types
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
+        self.alibi = Alibi.of(model)
 
     @property
     def device(self) -> torch.device:
@@ -64,11 +69,19 @@ class Reader:
         arguments: dict[str, Any] = {
             "input_ids": inputs.tokens.to(self.device),
             "position_ids": inputs.positions.to(self.device),
-            "attention_mask": self._masks(inputs),
             "past_key_values": cache,
             "use_cache": True,
         }
-        with self._frozen(), self.state.candidates(candidates), self._checkpointing():
+        masks = self._masks(inputs)
+        biases: Callable[[], AbstractContextManager] = contextlib.nullcontext
+        if self.alibi is None:
+            arguments["attention_mask"] = masks
+        else:  # its attention modules take the mask; the model itself wants one that it can count keys with
+            arguments["attention_mask"] = torch.ones(len(inputs.tokens), inputs.visible.shape[-1], device=self.device)
+            biases = functools.partial(self.alibi.given, inputs.key_index, masks)
+        if not self.takes_positions:
+            del arguments["position_ids"]
+        with self._frozen(), self.state.candidates(candidates), biases(), self._checkpointing(biases):
             if not logits:
                 return self.model.base_model(**arguments)[0]
             if self.keeps_logits:
@@ -94,7 +107,7 @@ class Reader:
                 batch = chunks[begin : begin + batch_size]
                 tokens = pad_right(batch)  # padding comes last, so causality alone hides it
                 place = torch.arange(tokens.shape[1])[None].expand_as(tokens)
-                positions = place + torch.tensor(starts[begin : begin + len(batch)])[:, None]
+                positions = (place + torch.tensor(starts[begin : begin + len(batch)])[:, None]).to(self.device)
                 rows = slice(first_row + begin, first_row + begin + len(batch))
                 cache = PassCache(slab, rows, place, slice(0, tokens.shape[1]), fresh=True)
                 with torch.no_grad(), self._frozen():
@@ -102,9 +115,9 @@ class Reader:
                         input_ids=tokens.to(self.device),
                         # an explicit mask: without one, unusual positions are taken for packed sequences
                         attention_mask=torch.ones_like(tokens).to(self.device),
-                        position_ids=positions.to(self.device),
                         past_key_values=cache,
                         use_cache=True,
+                        **({"position_ids": positions} if self.takes_positions else {}),
                     )
                 bar.update(sum(map(len, batch)))
 
@@ -120,8 +133,15 @@ class Reader:
     ) -> Iterator[slice]:
         """Slices of chunk rows that one pass of `tokens` new tokens over `columns` columns each may hold."""
         size = batch_size or max(1, min(TOKEN_BUDGET // max(1, tokens), COLUMN_BUDGET // columns))
-        for begin in range(0, len(rows), size):
-            yield slice(begin, min(begin + size, len(rows)))
+        alike = self.alibi is not None and not self.alibi.per_row
+        begin = 0
+        while begin < len(rows):
+            end = min(begin + size, len(rows))
+            if alike:  # rows of one document whose chunks have one length; they are neighbours
+                kind = rows[begin].document, rows[begin].length
+                end = next((n for n in range(begin, end) if (rows[n].document, rows[n].length) != kind), end)
+            yield slice(begin, end)
+            begin = end
 
     def _masks(self, inputs: PassInput) -> torch.Tensor | dict[str, torch.Tensor]:
         """Additive masks (rows or 1, 1, tokens, columns): one, or one for each type of layer."""
@@ -129,7 +149,7 @@ class Reader:
         for kind in self.layer_types:
             visible = inputs.visible
             if kind == "sliding_attention" and self.sliding_window is not None:
-                visible = visible & (inputs.distances < self.sliding_window)
+                visible = inputs.within(self.sliding_window)
             mask = torch.zeros(visible.shape, dtype=self.model.dtype)
             mask.masked_fill_(~visible, torch.finfo(self.model.dtype).min)
             masks[kind] = mask[:, None].expand(len(inputs.tokens), -1, -1, -1).to(self.device)
@@ -148,7 +168,7 @@ class Reader:
                 module.training = True
 
     @contextlib.contextmanager
-    def _checkpointing(self) -> Iterator[None]:
+    def _checkpointing(self, biases: Callable[[], AbstractContextManager]) -> Iterator[None]:
         """Gradient checkpointing of our own (never reentrant), if the model has it on and a graph is being made.
 
         The model's own drops the cache. Ours runs a layer again with the state that it had in the forward pass.
@@ -159,7 +179,7 @@ class Reader:
             layers = [layer for layer in every if layer.gradient_checkpointing]
         patched = [(layer, layer.__dict__.get("forward")) for layer in layers]
         for layer in layers:
-            layer.forward = self._checkpointed(layer.forward)
+            layer.forward = self._checkpointed(layer.forward, biases)
         try:
             yield
         finally:
@@ -168,11 +188,13 @@ class Reader:
                 if previous is not None:  # a hook of somebody else's, such as accelerate's
                     layer.forward = previous
 
-    def _checkpointed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _checkpointed(
+        self, forward: Callable[..., Any], biases: Callable[[], AbstractContextManager]
+    ) -> Callable[..., Any]:
         count = self.state.count
 
         def again(*args: Any, **kwargs: Any) -> Any:
-            with self._frozen(), self.state.candidates(count):
+            with self._frozen(), self.state.candidates(count), biases():
                 return forward(*args, **kwargs)
 
         return lambda *args, **kwargs: checkpoint(again, *args, use_reentrant=False, **kwargs)

@@ -88,7 +88,9 @@ class Settings:
         """
         sizes = WindowSizes.for_model(config, facts.max_positions)
         bos = facts.bos if config.add_bos else None
-        frames = Frames(sizes.prompt + (bos is not None), facts.learned_positions)
+        nominal = sizes.prompt + (bos is not None)
+        offset = nominal + sizes.chunk if facts.rotary_table else 0  # then the longest row starts above 0
+        frames = Frames(nominal, facts.learned_positions, offset)
         return cls(sizes, frames, bos, config.decoding, config.refresh_interval, config.chunk_batch_size)
 
     def check_room(self, facts: ModelFacts, chunks: int, new_tokens: int) -> None:
@@ -97,7 +99,7 @@ class Settings:
         bos = int(self.bos is not None)
         row = self.sizes.chunk + bos + self.sizes.prompt + growth
         # where positions are learned, the local window starts at 0 again
-        window = (0 if facts.learned_positions else chunks) + bos + self.sizes.local + growth
+        window = (0 if facts.learned_positions else chunks + self.frames.offset) + bos + self.sizes.local + growth
         if row > facts.max_positions:
             raise ValueError(
                 f"`chunk_size` ({self.sizes.chunk}), BOS, `prompt_size` ({self.sizes.prompt}) and {new_tokens} new tokens, a chunk "
@@ -111,12 +113,12 @@ class Settings:
                 f"{self.sizes.chunk}, a smaller `local_size`, or fewer new tokens."
             )
 
-    def check_labels(self, facts: ModelFacts, labels: int) -> None:
-        """Raise a ValueError if so many consecutive labels would leave a table of learned positions."""
+    def check_labels(self, facts: ModelFacts, labels: int, chunks: int) -> None:
+        """Raise a ValueError if so many consecutive labels behind so many chunks would leave a table of positions."""
         bos = int(self.bos is not None)
         row = self.sizes.chunk + bos + self.sizes.prompt + (labels - 1 if self.decoding == "streaming" else 0)
-        window = bos + self.sizes.local + labels - 1
-        if facts.learned_positions and max(row, window) > facts.max_positions:
+        window = bos + self.sizes.local + labels - 1 + (chunks + self.frames.offset if facts.rotary_table else 0)
+        if (facts.learned_positions or facts.rotary_table) and max(row, window) > facts.max_positions:
             raise ValueError(
                 f"The model has a table of {facts.max_positions} positions, and a `label_size` of {labels} would need "
                 f"{max(row, window)}: `chunk_size` ({self.sizes.chunk}) + `prompt_size` ({self.sizes.prompt}) or "

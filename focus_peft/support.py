@@ -6,9 +6,12 @@ import inspect
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from .alibi import Alibi
 
 
 # Where a configuration says nothing of its positions
@@ -17,6 +20,8 @@ DEFAULT_POSITIONS = 8192
 PROJECTIONS = frozenset(
     ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "query", "key", "value", "dense", "c_proj", "q_attn"]
     + ["qkv_proj", "query_key_value", "c_attn", "Wqkv"]  # fused
+    # latent attention (MLA); what expands the cached latents, `kv_b_proj`, sees every token at once and has no twin
+    + ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa"]
 )
 LEARNED_TABLES = ("wpe", "embed_positions", "position_embeddings")
 
@@ -28,6 +33,7 @@ class ModelFacts:
     Attributes:
         max_positions (`int`): Positions that the model was made for.
         learned_positions (`bool`): Whether they come from a table.
+        rotary_table (`bool`): Whether rotary angles come from a table, which has none for negative positions.
         bos (`int`, *optional*): The id of its BOS token.
         vocab_size (`int`): Rows of its embedding.
         sliding_window (`int`, *optional*): Tokens that a sliding-window layer sees.
@@ -36,6 +42,7 @@ class ModelFacts:
 
     max_positions: int
     learned_positions: bool
+    rotary_table: bool
     bos: int | None
     vocab_size: int
     sliding_window: int | None
@@ -62,11 +69,6 @@ class ModelFacts:
             raise ValueError(
                 f"{name} wraps its text model in a multimodal one; load the text model alone (`AutoModelForCausalLM`)."
             )
-        if getattr(config, "kv_lora_rank", None):
-            raise ValueError(
-                f"{name} uses multi-head latent attention (`kv_lora_rank` is {config.kv_lora_rank}): its cache holds latents, "
-                "and candidates made of latents are not supported yet."
-            )
         if not model.can_generate() or model.get_output_embeddings() is None:
             raise ValueError(f"{name} has no language-model head; load it with `AutoModelForCausalLM`.")
         learned = any(
@@ -74,14 +76,10 @@ class ModelFacts:
             for path, module in model.named_modules()
         )
         accepted = inspect.signature(model.base_model.forward).parameters
-        if getattr(config, "alibi", False) or "position_ids" not in accepted:
-            counts = any("alibi" in attribute for attribute in dir(model.base_model))
-            reason = (
-                "ALiBi counts keys instead" if counts else "it has no attention over positions, or counts its keys"
-            )
+        if "position_ids" not in accepted and Alibi.of(model) is None:
             raise ValueError(
-                f"{name} takes no position ids ({reason}), so its candidates cannot be placed before the local window; such "
-                "models are not supported yet."
+                f"{name} takes no `position_ids`: it has no attention over positions, or counts its keys in a way of its own, so "
+                "candidates cannot be placed before its local window."
             )
         implementation = getattr(config, "_attn_implementation", None)
         if implementation not in (None, "eager", "sdpa"):
@@ -94,6 +92,7 @@ class ModelFacts:
         return cls(
             max_positions=_max_positions(config),
             learned_positions=learned,
+            rotary_table=any(torch.is_tensor(getattr(module, "embed_positions", None)) for module in model.modules()),
             bos=bos[0] if isinstance(bos, (list, tuple)) else bos,
             vocab_size=cast(int, model.get_input_embeddings().num_embeddings),
             sliding_window=window,
@@ -139,7 +138,10 @@ def _max_positions(config: object) -> int:
         original = original or parameters.get("original_max_position_embeddings")
         if original:
             return int(original)
-    return int(getattr(config, "max_position_embeddings", None) or DEFAULT_POSITIONS)
+    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        if getattr(config, name, None):
+            return int(getattr(config, name))
+    return DEFAULT_POSITIONS
 
 
 def _layer_types(model: PreTrainedModel) -> tuple[frozenset[str], int | None]:

@@ -1,0 +1,99 @@
+"""ALiBi (arXiv 2108.12409): biases by key index, for models that take no positions.
+
+Such models count the keys of their cache from its first column, and add `slope * index` to the scores of every key. Here keys stand
+where there was room for them, several questions may share a chunk row, and some columns are stale. So in every pass the attention
+modules are given the biases of the order that is meant: `[chunk][dynamic prompt]` in a chunk row, and
+`[candidates][local window]` in the local pass. There the candidates are a true prefix: candidate i of n has the index i, local token
+j the index n + j, in both ways of decoding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class Alibi:
+    """The biases of one model.
+
+    Args:
+        build (`Callable[[int], torch.Tensor]`): The model's own biases (heads, 1, keys) for so many keys.
+        modules (`list[nn.Module]`): Its attention modules.
+        per_row (`bool`): Whether the modules take biases of each row. If not, all rows of a pass need the same distances.
+        scale (`float`): What the modules multiply biases with.
+    """
+
+    def __init__(
+        self, build: Callable[[int], torch.Tensor], modules: list[nn.Module], per_row: bool, scale: float
+    ) -> None:
+        self.build, self.modules, self.per_row, self.scale = build, modules, per_row, scale
+        self._table = torch.zeros(0, 0)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Alibi | None:
+        """The biases of a model with ALiBi, or None for any other model."""
+        inner: Any = model.base_model
+        modules = [m for m in model.modules() if type(m).__name__.endswith("Attention")]
+        taken = inspect.signature(modules[0].forward).parameters if modules else {}
+
+        def ones(keys: int) -> torch.Tensor:
+            return torch.ones(1, keys, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+
+        if "position_bias" in taken and hasattr(inner, "build_mpt_alibi_tensor"):  # MPT
+            return cls(lambda keys: inner.build_mpt_alibi_tensor(inner.num_heads, keys), modules, False, 1.0)
+        if "alibi" in taken and hasattr(inner, "build_alibi_tensor"):  # Bloom
+            return cls(
+                lambda keys: inner.build_alibi_tensor(ones(keys), inner.num_heads, model.dtype), modules, True, 1.0
+            )
+        if "alibi" in taken and getattr(model.config, "alibi", False):  # Falcon
+            build = sys.modules[type(inner).__module__].build_alibi_tensor
+            scale = (model.config.hidden_size // inner.num_heads) ** -0.5
+            if model.config._attn_implementation == "eager":  # where Falcon adds them twice
+                scale *= 2
+            return cls(lambda keys: build(ones(keys), inner.num_heads, model.dtype), modules, True, scale)
+        return None
+
+    @contextlib.contextmanager
+    def given(self, key_index: torch.Tensor, mask: torch.Tensor) -> Iterator[None]:
+        """Within the context, attention gets the biases of `key_index`, and `mask`.
+
+        Args:
+            key_index (`torch.LongTensor` of shape (rows or 1, columns)): Each key's place in the order that is meant.
+            mask (`torch.Tensor` of shape (rows, 1, tokens, columns)): 0 where a key is visible, the dtype's minimum elsewhere.
+        """
+        # columns that nobody sees may have any index; where all rows share biases, only differences matter
+        index = key_index.clamp_min(0) if self.per_row else key_index[:1] - key_index[:1].min()
+        bias = self._biases(int(index.max()) + 1)[:, index].to(mask.device)  # (heads, rows or 1, columns)
+        if self.per_row:
+            hidden = mask == torch.finfo(mask.dtype).min
+            biased = (
+                (bias.to(mask.dtype) * self.scale).transpose(0, 1)[:, :, None].expand(len(mask), -1, mask.shape[2], -1)
+            )
+            biased = biased.masked_fill(hidden, torch.finfo(mask.dtype).min)  # (rows, heads, tokens, columns)
+            none = mask.new_zeros(len(mask) * len(bias), 1, mask.shape[-1])
+            changes = {"attention_mask": biased, "alibi": none}
+        else:
+            changes = {"attention_mask": mask != 0, "position_bias": bias[:, :1].expand(-1, mask.shape[2], -1)}
+
+        def change(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {**kwargs, **changes}
+
+        handles = [module.register_forward_pre_hook(change, with_kwargs=True) for module in self.modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _biases(self, keys: int) -> torch.Tensor:
+        """(heads, at least `keys`)."""
+        if self._table.shape[-1] < keys:
+            self._table = self.build(2 * keys)[:, 0]
+        return self._table
