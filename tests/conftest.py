@@ -52,9 +52,11 @@ def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, *
         "tie_word_embeddings": False,  # tied random embeddings make every model repeat its last token
     }
     config = getattr(transformers, kind.config)(**{**defaults, **kind.fields, **overrides})
+    # torch has no grouped products of float64, which experts are computed with
+    options = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for what is not drawn anew below
-        model = AutoModelForCausalLM.from_config(config).eval()
+        model = AutoModelForCausalLM.from_config(config, **options).eval()
     model.generation_config.eos_token_id = config.eos_token_id
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -172,7 +172,6 @@ FAMILIES: dict[str, Family] = {
         {**_GROUPED, **_ALTERNATE},
         "q, k, v, o, norms of q and k; rotary in sliding layers, no positions in full ones",
     ),
-    "hunyuan": Family("HunYuanDenseV1Config", _HEADS, "q, k, v, o, norms of rotated q and k; rotary"),
     "doge": Family("DogeConfig", _GROUPED, "q, k, v, o, a mask made of the values; rotary"),
     "apertus": Family("ApertusConfig", _GROUPED, "q, k, v, o, norms of q and k; rotary"),
     "bitnet": Family("BitNetConfig", _GROUPED, "q, k, v, o with a norm before o; rotary"),

@@ -115,7 +115,14 @@ def test_chunked_attention_has_borders_of_its_own() -> None:
 
 def test_an_encoder_decoder_model_reads_with_its_encoder() -> None:
     model = make(
-        AutoModelForSeq2SeqLM, "T5Config", vocab_size=VOCABULARY, d_model=32, d_ff=48, num_layers=1, num_heads=4, d_kv=8
+        AutoModelForSeq2SeqLM,
+        "T5Config",
+        vocab_size=VOCABULARY,
+        d_model=32,
+        d_ff=48,
+        num_layers=1,
+        num_heads=4,
+        d_kv=8,
     )
     with refusal("T5ForConditionalGeneration", "encoder-decoder"):
         wrap(model)
@@ -196,4 +203,18 @@ def test_positions_that_cannot_be_shifted_are_noticed() -> None:
     )
     wrapped = wrap(model)
     with refusal("XGLMForCausalLM", "cannot be read in chunks"):
+        read(wrapped)
+
+
+def test_norms_behind_the_rotation_are_noticed() -> None:
+    # a weight for each feature, put on keys that are rotated already: differences of positions are not all that counts
+    model = make(AutoModelForCausalLM, "HunYuanDenseV1Config", **GROUPED, head_dim=8)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "key_layernorm" in name:
+                parameter.copy_(torch.linspace(0.5, 2.0, len(parameter)))
+            elif parameter.dim() > 1:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    wrapped = wrap(model)
+    with refusal("HunYuanDenseV1ForCausalLM", "cannot be read in chunks", "differ"):
         read(wrapped)
