@@ -9,6 +9,7 @@ tell rounding from a mistake.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -48,12 +49,26 @@ def make_exact(model: nn.Module) -> None:
     """
     inside: set[nn.Module] = set()
     for module in list(model.modules()):
+        if isinstance(getattr(module, "embed_positions", None), torch.Tensor):
+            module.embed_positions = _exact_table(module)
         if module in inside:
             continue
         name = type(module).__name__
         if isinstance(module, GradientCheckpointingLayer) or "Rotary" in name or "Norm" in name:
             inside.update(module.modules())
             module.__class__ = type(name, (type(module),), {"forward": _in_float64(type(module).forward)})
+
+
+def _exact_table(module: nn.Module) -> torch.Tensor:
+    """The table of rotations of GPT-J and CodeGen, which was computed in float32."""
+    make_table = vars(sys.modules[type(module).__module__])["create_sinusoidal_positions"]
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # what integers are divided in
+    try:
+        with InFloat64():
+            return make_table(*module.embed_positions.shape)
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _in_float64(forward: Callable[..., Any]) -> Callable[..., Any]:

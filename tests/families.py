@@ -48,7 +48,8 @@ class Family:
         config (`str`): The name of its configuration class in transformers.
         fields (`Mapping`): What the tiny configuration differs in from the defaults.
         about (`str`): Its projections and positions, in a line.
-        positions (`str`): "rotary" (differences count; none at all is rotary too), "learned" (a table) or "alibi" (places of keys).
+        positions (`str`): "rotary" (differences count; none at all is rotary too), "rotary table" (they do, but positions start at
+            0), "learned" (positions themselves count) or "alibi" (places of keys in the cache do).
         attention (`tuple[str, ...]`): The implementations of attention that transformers has for it, its default first.
     """
 
@@ -182,13 +183,17 @@ FAMILIES: dict[str, Family] = {
         "q, k, v, out, norms of q and k; rotary (attention layers only, no convolutions)",
     ),
     "gptj": Family(
-        "GPTJConfig", {**_GPT2, "rotary_dim": 4}, "q, k, v, out; interleaved rotary from a table", "rotary", _EAGER
+        "GPTJConfig",
+        {**_GPT2, "rotary_dim": 4},
+        "q, k, v, out; interleaved rotary from a table",
+        "rotary table",
+        _EAGER,
     ),
     "codegen": Family(
         "CodeGenConfig",
         {**_GPT2, "rotary_dim": 4},
         "fused qkv, out; interleaved rotary from a table",
-        "rotary",
+        "rotary table",
         _EAGER,
     ),
     "deepseek_v2": Family(
@@ -215,8 +220,8 @@ PENDING: dict[str, str] = {
 
 
 def positions_of(config: transformers.PreTrainedConfig) -> str:
-    """The kind of positions of any model of the table: "rotary", "learned" or "alibi"."""
+    """The kind of positions of a model, by its configuration; rotary for one that is not in the table."""
     if getattr(config, "alibi", False):
         return "alibi"
-    same = [family for family in FAMILIES.values() if type(config).__name__ == family.config]
-    return next((family.positions for family in same if family.config != "FalconConfig"), "rotary")
+    same = [kind.positions for kind in FAMILIES.values() if kind.config == type(config).__name__]
+    return same[0] if same else "rotary"

@@ -49,6 +49,7 @@ class NaiveFocus:
         self.model = base.eval().requires_grad_(False)
         self.decoding, self.prompt, self.bos = decoding, prompt, bos
         self.positions = positions_of(base.config)
+        self.relative = self.positions.startswith("rotary")
         self.twin_at_last = False
         # our own copies, by the names that they have in the model under test
         self.parameters = {
@@ -101,7 +102,7 @@ class NaiveFocus:
         size = min(self.prompt, span.chunk, span.local)
         prompt = self._with_bos(window[-size:])
         local = self._with_bos(window)
-        first = len(chunks) if self.positions == "rotary" else 0
+        first = len(chunks) if self.relative else 0
         if self.decoding == "exact":
             candidates = self._candidates(chunks, prompt, 0)
             logits, _ = self._run(local + following, first, candidates, None)
@@ -123,7 +124,7 @@ class NaiveFocus:
         states: States | None = None
         for index, chunk in enumerate(chunks):
             row = chunk + prompt
-            start = index + step - (len(row) - 1) if self.positions == "rotary" else 0
+            start = index + step - (len(row) - 1) if self.relative else 0
             _, everything = self._run(row, start, None, None, twin_at_last=True)
             states = _joined(states, [(keys[:, :, -1:], values[:, :, -1:]) for keys, values in everything])
         assert states is not None
@@ -146,6 +147,7 @@ class NaiveFocus:
         if self.positions == "alibi":  # positions are places in the cache
             place = {"attention_mask": torch.ones(1, _length(before) + len(tokens), dtype=torch.long)}
         else:
+            start += 64 if self.positions == "rotary table" else 0  # the middle of the table
             place = {
                 "position_ids": torch.arange(start, start + len(tokens))[None],
                 "attention_mask": self._masks(len(tokens), _length(candidates), _length(past)),

@@ -23,6 +23,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # a key and a value of (1, heads, tokens, head_dim) for each layer
 Twin = Callable[[torch.Tensor], torch.Tensor]
 
+# Where position 0 is put in a table of 128 rotations, so that there are some on both sides
+ORIGIN = 64
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -64,6 +67,9 @@ class PlainModel:
     def __init__(self, base: PreTrainedModel, twins: dict[str, Twin]) -> None:
         self.model = base.eval()
         self.positions = positions_of(base.config)
+        self.relative = self.positions.startswith(
+            "rotary"
+        )  # differences of positions count, so rows may start anywhere
         self._twin_at_last = False
         for name, twin in twins.items():
             base.get_submodule(name).register_forward_hook(self._hook(twin))
@@ -116,6 +122,7 @@ class PlainModel:
         """What tells the model where tokens stand and what they see."""
         if self.positions == "alibi":  # the place of a key in the cache is its position, and nothing is hidden
             return {"attention_mask": torch.ones(1, candidates + before + tokens, dtype=torch.long)}
+        first += ORIGIN if self.positions == "rotary table" else 0
         positions = torch.arange(first, first + tokens)[None]
         return {"position_ids": positions, "attention_mask": self._mask(tokens, before, candidates)}
 
@@ -253,7 +260,7 @@ class SlowSequence:
         found = []
         for number, chunk in enumerate(self.chunks):
             row = chunk + self.prompt
-            first = number + self.steps - (len(row) - 1) if self.plain.positions == "rotary" else 0
+            first = number + self.steps - (len(row) - 1) if self.plain.relative else 0
             _, key_values = self.plain.run(row, first, twin_at_last=True)
             found.append([(keys[:, :, -1:], values[:, :, -1:]) for keys, values in key_values])
         self.candidates, self.candidate_step = _joined(found), self.steps
@@ -266,7 +273,7 @@ class SlowSequence:
         return self._with_bos(self.window) if self.chunks else self.window
 
     def _position(self, local: int, shift: int = 0) -> int:
-        return len(self.chunks) + local + shift if self.plain.positions == "rotary" else local
+        return len(self.chunks) + local + shift if self.plain.relative else local
 
 
 class Reference:

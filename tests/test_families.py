@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import BOS, make_focus_model, make_tiny_model, pad_rows, perturb_twins, random_ids
 from families import FAMILIES, PENDING
 from peft import PeftModel, get_peft_model
@@ -20,6 +21,7 @@ from reference import PlainModel, Reference, Sizes, SlowSequence, make_oracle
 from test_objectives import loss_of, naive_loss, naive_of
 from torch import nn
 from training import assert_equal_to, assert_same_gradients, document, gradients_of
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from focus_peft import FocusConfig
 from focus_peft.sampling import Sample, Span
@@ -213,6 +215,13 @@ def test_beams_with_a_shared_memory_equal_beams_without(family: str) -> None:
     found = generate(model, questions, 3, memory=model.encode(documents), **options)
     assert torch.equal(found.sequences, expected.sequences)
     torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, **GENERATED)
+
+
+def test_the_matrix_has_every_attention_that_transformers_has() -> None:
+    for kind in FAMILIES.values():
+        if not kind.missing:
+            model = MODEL_FOR_CAUSAL_LM_MAPPING[getattr(transformers, kind.config)]
+            assert model._supports_sdpa == ("sdpa" in kind.attention), model.__name__
 
 
 def test_what_the_matrix_generates_is_varied() -> None:

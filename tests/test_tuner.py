@@ -84,7 +84,7 @@ def test_at_the_start_a_candidate_equals_the_ordinary_last_token(family: str, r:
     assert found[0][0].shape[2] == len(chunks)
     for number, chunk in enumerate(chunks):
         row = chunk + prompt
-        first = number - (len(row) - 1) if plain.positions == "rotary" else 0
+        first = number - (len(row) - 1) if plain.relative else 0
         _, ordinary = plain.run(row, first)
         for (keys, values), (expected_keys, expected_values) in zip(found, ordinary, strict=True):
             torch.testing.assert_close(keys[:, :, number], expected_keys[:, :, -1], rtol=0, atol=1e-6)
