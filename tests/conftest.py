@@ -58,6 +58,15 @@ def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, *
         torch.manual_seed(seed)  # for what is not drawn anew below
         model = AutoModelForCausalLM.from_config(config, **options).eval()
     model.generation_config.eos_token_id = config.eos_token_id
+    randomize(model, seed, weight_std)
+    model = model.to(dtype)
+    if dtype == torch.float64:
+        make_exact(model)
+    return model
+
+
+def randomize(model: nn.Module, seed: int = 0, weight_std: float = 0.3) -> None:
+    """Seeded weights, large enough that attention is peaky and no part of a model can be left out unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -67,10 +76,6 @@ def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, *
             else:
                 std = 1.0 if "emb" in name or "wte" in name or "wpe" in name else weight_std
                 parameter.copy_((std * noise).to(parameter.dtype))
-    model = model.to(dtype)
-    if dtype == torch.float64:
-        make_exact(model)
-    return model
 
 
 def perturb_twins(model: nn.Module, std: float = 0.1, seed: int = 1) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import VOCABULARY, random_ids
+from conftest import VOCABULARY, random_ids, randomize
 from peft import PeftModel, get_peft_model
 from refusal import refusal
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
@@ -53,7 +53,9 @@ def make(kind: Any, config: str, **fields: Any) -> PreTrainedModel:
     if not hasattr(transformers, config):
         pytest.skip(f"transformers {transformers.__version__} has no {config}")
     made = getattr(transformers, config)(**fields)
-    return (getattr(transformers, kind)(made) if isinstance(kind, str) else kind.from_config(made)).eval()
+    model = (getattr(transformers, kind)(made) if isinstance(kind, str) else kind.from_config(made)).eval()
+    randomize(model)
+    return model
 
 
 def wrap(model: PreTrainedModel) -> PeftModel:
@@ -209,12 +211,12 @@ def test_positions_that_cannot_be_shifted_are_noticed() -> None:
 def test_norms_behind_the_rotation_are_noticed() -> None:
     # a weight for each feature, put on keys that are rotated already: differences of positions are not all that counts
     model = make(AutoModelForCausalLM, "HunYuanDenseV1Config", **GROUPED, head_dim=8)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "key_layernorm" in name:
-                parameter.copy_(torch.linspace(0.5, 2.0, len(parameter)))
-            elif parameter.dim() > 1:
-                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
     wrapped = wrap(model)
     with refusal("HunYuanDenseV1ForCausalLM", "cannot be read in chunks", "differ"):
+        read(wrapped)
+
+
+def test_an_encoder_with_a_language_model_head_reads_in_both_directions() -> None:
+    wrapped = wrap(make("BertLMHeadModel", "BertConfig", **PLAIN, is_decoder=False))
+    with refusal("BertLMHeadModel", "cannot be read in chunks"):
         read(wrapped)
