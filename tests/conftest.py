@@ -49,6 +49,7 @@ def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, *
         "bos_token_id": BOS,
         "eos_token_id": None,  # so that nothing stops early; a test that wants a stop names its token
         "pad_token_id": PAD,
+        "attn_implementation": kind.attention[0],
         "tie_word_embeddings": False,  # tied random embeddings make every model repeat its last token
     }
     config = getattr(transformers, kind.config)(**{**defaults, **kind.fields, **overrides})

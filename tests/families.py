@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import transformers
+from packaging.version import Version
 
 
 _PLAIN = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -216,6 +217,17 @@ PENDING: dict[str, str] = {
     "codegen": "rotary from a table is not supported yet",
     "deepseek_v2": "latent attention is not supported yet",
     "deepseek_v3": "latent attention is not supported yet",
+}
+
+
+# What an older transformers reads in a way that focus_peft refuses at the first use, by family and attention
+IS_OLD = Version(transformers.__version__) < Version("5.23")
+OLD: dict[tuple[str, str], str] = {
+    (
+        "gpt2",
+        "eager",
+    ): "older transformers let eager attention of GPT-2 hide keys by their place, whatever the mask says",
+    ("doge", "sdpa"): "older transformers let sdpa attention of Doge read in both directions where nothing is padded",
 }
 
 

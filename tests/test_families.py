@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from conftest import BOS, make_focus_model, make_tiny_model, pad_rows, perturb_twins, random_ids
-from families import FAMILIES, PENDING
+from families import FAMILIES, IS_OLD, OLD, PENDING
 from peft import PeftModel, get_peft_model
 from reference import PlainModel, Reference, Sizes, SlowSequence, make_oracle
 from test_objectives import loss_of, naive_loss, naive_of
@@ -33,15 +33,21 @@ GENERATED = {"rtol": 0, "atol": 1e-5}
 TIGHT = {"rtol": 0, "atol": 1e-9}
 
 
-def _marks(family: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xfail(reason=PENDING[family], strict=False)] if family in PENDING else []
+def _marks(family: str, attention: str) -> list[pytest.MarkDecorator]:
+    if family in PENDING:
+        return [pytest.mark.xfail(reason=PENDING[family], strict=False)]
+    if IS_OLD and (family, attention) in OLD:
+        return [pytest.mark.xfail(reason=OLD[family, attention], raises=ValueError, strict=False)]
+    return []
 
 
-each_family = pytest.mark.parametrize("family", [pytest.param(name, marks=_marks(name)) for name in FAMILIES])
+each_family = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=_marks(name, family.attention[0])) for name, family in FAMILIES.items()]
+)
 each_attention = pytest.mark.parametrize(
     ("family", "attention"),
     [
-        pytest.param(name, attention, marks=_marks(name), id=f"{name}-{attention}")
+        pytest.param(name, attention, marks=_marks(name, attention), id=f"{name}-{attention}")
         for name, family in FAMILIES.items()
         for attention in family.attention
     ],
@@ -217,6 +223,7 @@ def test_beams_with_a_shared_memory_equal_beams_without(family: str) -> None:
     torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, **GENERATED)
 
 
+@pytest.mark.skipif(IS_OLD, reason="older transformers read Gemma2 with sdpa, but without capping its logits")
 def test_the_matrix_has_every_attention_that_transformers_has() -> None:
     for kind in FAMILIES.values():
         if not kind.missing:
