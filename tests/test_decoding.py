@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BOS, EOS, FAMILIES, make_focus_model, make_tiny_model, make_tiny_tokenizer, pad_rows, random_ids
+from conftest import BOS, EOS, make_focus_model, make_tiny_model, make_tiny_tokenizer, pad_rows, random_ids
+from families import CORE
 from peft import PeftModel
 from reference import Reference, greedy_steps, make_oracle
 from transformers import (
@@ -112,7 +113,7 @@ def test_forward_takes_the_kept_tokens_for_the_newest_and_the_others_for_the_inp
     torch.testing.assert_close(logits[0], torch.stack(expected), **TIGHT)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", CORE)
 def test_every_family_equals_the_reference(family: str, decoding: str) -> None:
     model, reference = make_pair(family, decoding=decoding)
     ids = random_ids(21, seed=3)
@@ -221,7 +222,7 @@ def test_an_input_that_fits_the_local_window_is_the_base_model_bit_for_bit(decod
     assert torch.equal(torch.stack(ours.logits), torch.stack(theirs.logits))
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"llama"}))
+@pytest.mark.parametrize("family", sorted(set(CORE) - {"llama"}))
 def test_every_family_is_its_base_model_where_there_is_no_memory(family: str) -> None:
     model, base = make_focus_model(family, local_size=24), make_tiny_model(family).requires_grad_(False)
     ids = random_ids(20)[None]

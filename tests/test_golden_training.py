@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import _make_exact
+from exact import make_exact
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_golden import CASES, GOLDEN, golden_model
@@ -130,7 +130,7 @@ def test_what_remains_between_the_gradients_is_rounding(case: Case) -> None:
     for exact in (False, True):
         model = case.model()
         if exact:  # float64, and so the rotations, which transformers computes in float32 otherwise
-            _make_exact(model.double())
+            make_exact(model.double())
         logits = case.logits(model)
         loss = F.cross_entropy(logits, torch.tensor([case.label]))
         loss.backward()

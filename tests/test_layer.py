@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, make_tiny_model, perturb_twins
+from conftest import make_tiny_model, perturb_twins
+from families import CORE
 from peft import get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -211,7 +212,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", CORE)
 def test_attention_projections_are_found_by_structure(family: str) -> None:
     base = make_tiny_model(family)
     names = EXPECTED.get(family, {"q_proj", "k_proj", "v_proj", "o_proj"})

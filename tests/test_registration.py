@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, make_focus_model, make_tiny_model, random_ids
+from conftest import make_focus_model, make_tiny_model, random_ids
+from families import CORE
 from peft import (
     LoraConfig,
     PeftModel,
@@ -176,7 +177,7 @@ def test_reloading_in_this_process_keeps_the_member() -> None:
 # Models
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", CORE)
 def test_get_peft_model_works_with_defaults_on_every_family(family: str) -> None:
     model = get_peft_model(make_tiny_model(family, torch.float32), FocusConfig()).eval()
     assert type(model) is PeftModelForCausalLM and type(model.base_model) is FocusModel

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BOS, FAMILIES, make_focus_model, make_tiny_model, perturb_twins, random_ids
+from conftest import BOS, make_focus_model, make_tiny_model, perturb_twins, random_ids
+from families import CORE
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from reference import PlainModel, Sizes, SlowSequence, greedy_steps
 from refusal import refusal
@@ -24,7 +25,7 @@ from focus_peft.layer import TwinLayer
 IDS = random_ids(30)[None]
 RANKS = [None, 4]
 each_rank = pytest.mark.parametrize("r", RANKS, ids=["full", "low-rank"])
-each_family = pytest.mark.parametrize("family", sorted(FAMILIES))
+each_family = pytest.mark.parametrize("family", CORE)
 # separate and fused projections, nn.Linear and Conv1D, with and without biases, rotary and learned positions
 each_kind = pytest.mark.parametrize(
     "family, r", [("llama", None), ("llama", 4), ("gpt2", None), ("opt", 4), ("phi3", 4)]
@@ -83,7 +84,7 @@ def test_at_the_start_a_candidate_equals_the_ordinary_last_token(family: str, r:
     assert found[0][0].shape[2] == len(chunks)
     for number, chunk in enumerate(chunks):
         row = chunk + prompt
-        first = 0 if plain.learned_positions else number - (len(row) - 1)
+        first = number - (len(row) - 1) if plain.relative else 0
         _, ordinary = plain.run(row, first)
         for (keys, values), (expected_keys, expected_values) in zip(found, ordinary, strict=True):
             torch.testing.assert_close(keys[:, :, number], expected_keys[:, :, -1], rtol=0, atol=1e-6)
