@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -14,10 +14,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention import taking_masks
 from .chunking import pad_right
 from .layer import CandidateState
 from .layout import ChunkRow, PassInput
 from .slab import PassCache, Slab
+from .weights import differentiable_weights, execution_device
 
 
 # Tokens, and key/value columns, that one pass of chunk rows may hold where `chunk_batch_size` is not given
@@ -47,7 +49,7 @@ class Reader:
     @property
     def device(self) -> torch.device:
         """Where ids go: the device of the embeddings."""
-        return cast(torch.device, self.model.get_input_embeddings().weight.device)
+        return execution_device(self.model.get_input_embeddings())
 
     def run(self, inputs: PassInput, cache: Cache, candidates: int = 0, logits: int = 0) -> torch.Tensor:
         """One pass. Keys and values go where `cache` puts them.
@@ -68,7 +70,7 @@ class Reader:
             "past_key_values": cache,
             "use_cache": True,
         }
-        with self._frozen(), self.state.candidates(candidates), self._checkpointing():
+        with self._frozen(), taking_masks(self.model), self.state.candidates(candidates), self._checkpointing():
             if not logits:
                 return self.model.base_model(**arguments)[0]
             if self.keeps_logits:
@@ -142,7 +144,8 @@ class Reader:
         for module in training:
             module.training = False
         try:
-            yield
+            with differentiable_weights(self.model):
+                yield
         finally:
             for module in training:
                 module.training = True
@@ -172,7 +175,7 @@ class Reader:
         count = self.state.count
 
         def again(*args: Any, **kwargs: Any) -> Any:
-            with self._frozen(), self.state.candidates(count):
+            with self._frozen(), taking_masks(self.model), self.state.candidates(count):
                 return forward(*args, **kwargs)
 
         return lambda *args, **kwargs: checkpoint(again, *args, use_reentrant=False, **kwargs)

@@ -10,6 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from .attention import check_attention
+
 
 # Where a configuration says nothing of its positions
 DEFAULT_POSITIONS = 8192
@@ -83,12 +85,7 @@ class ModelFacts:
                 f"{name} takes no position ids ({reason}), so its candidates cannot be placed before the local window; such "
                 "models are not supported yet."
             )
-        implementation = getattr(config, "_attn_implementation", None)
-        if implementation not in (None, "eager", "sdpa"):
-            raise ValueError(
-                f"`attn_implementation` is {implementation!r}, which cannot express the mask of a candidate; load the model "
-                'with `attn_implementation="sdpa"` or "eager".'
-            )
+        check_attention(model)
         types, window = _layer_types(model)
         bos = config.bos_token_id
         return cls(
