@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
-from .weights import differentiable_weights, real_weights, stored_tensors
+from .weights import differentiable_weights, execution_device, real_weights, stored_tensors
 
 
 # Values sampled from each weight
@@ -65,9 +64,13 @@ class Fingerprint:
                 )
 
 
-def _frozen_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+def _frozen_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
     """Everything that frozen layers keep, in the order of their names: a tied weight once, a quantized one in its parts."""
     own = {id(p): name for name, p in model.named_parameters() if "focus_" not in name}
+    head = model.get_output_embeddings()
+    tied = model.config.tie_word_embeddings and head is not None
+    if tied and head.weight is not model.get_input_embeddings().weight and execution_device(head) != head.weight.device:
+        own.pop(id(head.weight), None)  # offloaded, the tied weight is no longer the same object
     with differentiable_weights(model):  # as they were loaded, not as they were repacked
         for module in model.modules():
             mine = {name: own.pop(id(p)) for name, p in module.named_parameters(recurse=False) if id(p) in own}

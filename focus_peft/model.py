@@ -323,6 +323,7 @@ class FocusModel(BaseTuner):
         layer = next(module for module in self.model.modules() if isinstance(module, TwinLayer))
         return execution_device(layer.get_base_layer())
 
+    @torch.compiler.disable  # bookkeeping is not traced; what is compiled are the base model's own calls
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

@@ -40,14 +40,14 @@ def check_reading(reader: Reader, frames: Frames) -> None:
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             raise _refusal(model, f"it fails ({type(error).__name__}: {error})") from error
     difference = float((got - expected).abs().max() / expected.std().clamp_min(1e-6))
-    if not difference <= _tolerance(model):
+    if not difference <= _tolerance(model, reader.device):
         raise _refusal(model, f"its logits differ by {difference:.2g} standard deviations")
 
 
-def _tolerance(model: PreTrainedModel) -> float:
+def _tolerance(model: PreTrainedModel, device: torch.device) -> float:
     """Quantized layers may round what they are given, and autocast does; how depends on all tokens of a pass."""
     linear = (module for module in model.modules() if isinstance(module, nn.Linear))
-    if torch.is_autocast_enabled(model.device.type) or not all(map(is_plain, linear)):
+    if torch.is_autocast_enabled(device.type) or not all(map(is_plain, linear)):
         return HALF_TOLERANCE
     return TOLERANCE.get(model.dtype, HALF_TOLERANCE)
 

@@ -144,7 +144,7 @@ class Reader:
         for module in training:
             module.training = False
         try:
-            with differentiable_weights(self.model):
+            with differentiable_weights(self.model), _uncompiled():
                 yield
         finally:
             for module in training:
@@ -179,3 +179,9 @@ class Reader:
                 return forward(*args, **kwargs)
 
         return lambda *args, **kwargs: checkpoint(again, *args, use_reentrant=False, **kwargs)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager:
+    """Within the context, `torch.compile` does nothing: our passes have many shapes, and compiling each takes minutes."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
+    return contextlib.nullcontext() if set_stance is None else set_stance("force_eager")

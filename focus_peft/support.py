@@ -50,6 +50,11 @@ class ModelFacts:
         Raises:
             ValueError: if it is no decoder-only model that can be read in chunks; the message says why.
         """
+        if isinstance(getattr(model, "_orig_mod", None), PreTrainedModel):
+            raise ValueError(
+                "`model` is what `torch.compile(model)` returned, whose layers cannot be replaced; compile it in place with "
+                "`model.compile()` instead."
+            )
         if not isinstance(model, PreTrainedModel):
             raise ValueError(
                 f"`model` must be a transformers causal language model (`AutoModelForCausalLM`), got {type(model).__name__}."
