@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
+
+from .weights import differentiable_weights, execution_device, real_weights, stored_tensors
 
 
 # Values sampled from each weight
@@ -42,8 +44,8 @@ class Fingerprint:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         shape = f"{config.num_hidden_layers} layers, hidden {config.hidden_size}, {heads} kv heads, vocabulary {config.vocab_size}"
         samples = hashlib.sha256()
-        for _, parameter in _frozen_parameters(model):
-            flat = parameter.detach().reshape(-1)
+        for tensor in _frozen_tensors(model):
+            flat = tensor.detach().reshape(-1)
             step = max(1, flat.numel() // SAMPLES)
             values = flat[::step][:SAMPLES]
             samples.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -62,7 +64,23 @@ class Fingerprint:
                 )
 
 
-def _frozen_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [
-        (name, parameter) for name, parameter in model.named_parameters() if "focus_" not in name and parameter.numel()
-    ]
+def _frozen_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
+    """Everything that frozen layers keep, in the order of their names: a tied weight once, a quantized one in its parts."""
+    own = {id(p): name for name, p in model.named_parameters() if "focus_" not in name}
+    head = model.get_output_embeddings()
+    tied = model.config.tie_word_embeddings and head is not None
+    if (
+        tied
+        and head.weight is not model.get_input_embeddings().weight
+        and execution_device(head) != head.weight.device
+    ):
+        own.pop(id(head.weight), None)  # offloaded, the tied weight is no longer the same object
+    with differentiable_weights(model):  # as they were loaded, not as they were repacked
+        for module in model.modules():
+            mine = {name: own.pop(id(p)) for name, p in module.named_parameters(recurse=False) if id(p) in own}
+            packed = [buffer for name, buffer in module.named_buffers(recurse=False) if name == "qweight"]  # GPTQ, AWQ
+            if not mine and not packed:
+                continue
+            with real_weights(module):
+                for tensor in (*(getattr(module, name) for name in mine), *packed):
+                    yield from (part for part in stored_tensors(tensor) if part.numel())

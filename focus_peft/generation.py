@@ -97,6 +97,7 @@ def _reads_through_cache(model: PreTrainedModel) -> Iterator[None]:
     previous = model.__dict__.get("forward")
     original = model.forward
 
+    @torch.compiler.disable  # a compiled model would be traced into our bookkeeping
     @functools.wraps(original)  # the loops look at the signature
     def forward(*args: Any, **kwargs: Any) -> Any:
         cache = kwargs.get("past_key_values")

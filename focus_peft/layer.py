@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight, gather_params_ctx
+from peft.utils.integrations import gather_params_ctx
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import FocusConfig
+from .weights import computing_type, execution_device, plain_weight, real_weights
 
 
 class CandidateState:
@@ -69,7 +69,11 @@ class TwinLayer(nn.Module, BaseTunerLayer):
             nn.init.zeros_(up.weight)
             self.focus_A[adapter_name], self.focus_B[adapter_name] = down, up
             self.scaling[adapter_name] = config.scaling
-            self._move_adapter_to_device_of_base_layer(adapter_name)
+            base = self.get_base_layer()
+            device, dtype = execution_device(base), computing_type(base)
+            if down.weight.device.type != "meta":  # `low_cpu_mem_usage=True`: the weights are still to be loaded
+                down.to(device, dtype)
+                up.to(device, dtype)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -81,7 +85,7 @@ class TwinLayer(nn.Module, BaseTunerLayer):
         candidates = x[..., -count:, :].contiguous()  # `Conv1D` views its input
         if adapter in self.focus_twin:
             twin: Any = self.focus_twin[adapter]
-            out = twin(candidates.to(twin.weight.dtype)).to(x.dtype)
+            out = twin(candidates.to(twin.weight.device, twin.weight.dtype)).to(x.dtype)
             if count < x.shape[-2]:
                 out = torch.cat([self.base_layer(x[..., :-count, :].contiguous(), *args, **kwargs), out], dim=-2)
             return out
@@ -90,7 +94,7 @@ class TwinLayer(nn.Module, BaseTunerLayer):
             return frozen
         down: Any = self.focus_A[adapter]
         up = self.focus_B[adapter]
-        delta = up(down(candidates.to(down.weight.dtype))) * self.scaling[adapter]
+        delta = up(down(candidates.to(down.weight.device, down.weight.dtype))) * self.scaling[adapter]
         if count == x.shape[-2]:
             return frozen + delta.to(frozen.dtype)
         return torch.cat([frozen[..., :-count, :], frozen[..., -count:, :] + delta.to(frozen.dtype)], dim=-2)
@@ -121,16 +125,17 @@ def _features(layer: nn.Module) -> tuple[int, int]:
 def _full_copy(base: nn.Module, in_features: int, out_features: int) -> nn.Module:
     """A trainable copy of a projection; a quantized one is copied from its dequantized weight."""
     # Under DeepSpeed ZeRO-3, weights have shape (0,) outside of this context
-    with gather_params_ctx(base.parameters(), modifier_rank=None):
-        if type(base) in (nn.Linear, Conv1D) and cast(torch.Tensor, base.weight).is_floating_point():
-            return deepcopy(base)
-        quantized: Any = base
-        weight = dequantize_module_weight(quantized)
-        twin = nn.Linear(
-            in_features, out_features, bias=quantized.bias is not None, device=weight.device, dtype=weight.dtype
-        )
-        with torch.no_grad():
-            twin.weight.copy_(weight)
-            if quantized.bias is not None:
-                twin.bias.copy_(quantized.bias)
+    with gather_params_ctx(base.parameters(), modifier_rank=None), real_weights(base):
+        weight = plain_weight(base, in_features, out_features)
+        bias = getattr(base, "bias", None)
+        # not a deep copy: what hangs on the frozen layer (quantization, accelerate's hooks) is no part of its twin
+        with torch.device("meta"):
+            twin: nn.Module
+            if isinstance(base, Conv1D):
+                twin = Conv1D(out_features, in_features)
+            else:
+                twin = nn.Linear(in_features, out_features, bias=bias is not None)
+        twin.weight = nn.Parameter(weight.detach().clone())
+        if bias is not None:
+            twin.bias = nn.Parameter(bias.detach().to(weight.device, weight.dtype, copy=True))
         return twin

@@ -26,6 +26,7 @@ from .saving import check_adapter_weights
 from .scoring import read_logits
 from .settings import Settings
 from .support import ModelFacts, find_projections, is_projection
+from .weights import execution_device, is_plain
 
 
 # Arguments of a base model's forward that change nothing of what is computed here
@@ -119,7 +120,8 @@ class FocusModel(BaseTuner):
         layer = TwinLayer(target, adapter_name, peft_config, self.state)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        # PEFT's `_replace_module` would send the twins of an offloaded layer to where its weights are not
+        setattr(parent, target_name, layer)
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(MERGE_REFUSAL)
@@ -203,14 +205,34 @@ class FocusModel(BaseTuner):
             ValueError: if it cannot.
         """
         if not self._was_checked:
+            self._check_weights()
             check_reading(self._reader, self.settings().frames)
             self._was_checked = True
         return self._reader
+
+    def _check_weights(self) -> None:
+        """Refuse to read without weights."""
+        if self._reader.device.type == "meta":
+            raise ValueError(
+                f"{type(self.model).__name__} is on the meta device, which holds no weights; load it with `from_pretrained`, "
+                "or give it weights with `load_state_dict(..., assign=True)` before it is wrapped."
+            )
+        adapter = self.active_adapters[0]
+        if any(
+            f".{adapter}." in name and p.device.type == "meta"
+            for name, p in self.named_parameters()
+            if ".focus_" in name
+        ):
+            raise ValueError(
+                f"The twins of adapter {adapter!r} are on the meta device, which holds no weights: `low_cpu_mem_usage=True` is "
+                "for adapters that are loaded from a file; leave it out in `get_peft_model`."
+            )
 
     @property
     def fingerprint(self) -> Fingerprint:
         """Of the base model; computed once."""
         if self._fingerprint is None:
+            self._check_weights()
             self._fingerprint = Fingerprint.of(self.model)
         return self._fingerprint
 
@@ -294,11 +316,19 @@ class FocusModel(BaseTuner):
             )
 
     @property
+    def _loses_gradients(self) -> bool:
+        """Whether it is the frozen projections, because they are quantized, if the loss has no gradient."""
+        trains = any(parameter.requires_grad for parameter in self.parameters())
+        layers = [layer for layer in self.model.modules() if isinstance(layer, TwinLayer)]
+        return trains and not all(is_plain(layer.get_base_layer()) for layer in layers)
+
+    @property
     def _states_device(self) -> torch.device:
         """Where the first layer leaves its keys and values."""
         layer = next(module for module in self.model.modules() if isinstance(module, TwinLayer))
-        return layer.weight.device
+        return execution_device(layer.get_base_layer())
 
+    @torch.compiler.disable  # bookkeeping is not traced; what is compiled are the base model's own calls
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -394,6 +424,11 @@ class FocusModel(BaseTuner):
         settings.check_labels(self.facts, config.label_size, most)
         samples = [draw_sample([target != IGNORE for target in row], settings, config, generator) for row in targets]
         output = focus_loss(self.reader, settings, config, rows, targets, samples)
+        if torch.is_grad_enabled() and not output.loss.requires_grad and any(samples) and self._loses_gradients:
+            raise ValueError(
+                f"No gradient reaches the twins through the quantized layers of {type(self.model).__name__}: they are made for "
+                "inference only. Train on the base model as it is, or quantized to weights only, such as 4 bits of bitsandbytes."
+            )
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if torch.is_grad_enabled() and output.loss is not None and (distributed or not output.loss.requires_grad):
             # DDP waits for a gradient of every parameter, in every step; some twins of the last layer have none

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -17,10 +17,12 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .alibi import Alibi
+from .attention import taking_masks
 from .chunking import pad_right
 from .layer import CandidateState
 from .layout import ChunkRow, PassInput
 from .slab import PassCache, Slab
+from .weights import differentiable_weights, execution_device
 
 
 # Tokens, and key/value columns, that one pass of chunk rows may hold where `chunk_batch_size` is not given
@@ -52,7 +54,7 @@ class Reader:
     @property
     def device(self) -> torch.device:
         """Where ids go: the device of the embeddings."""
-        return cast(torch.device, self.model.get_input_embeddings().weight.device)
+        return execution_device(self.model.get_input_embeddings())
 
     def run(self, inputs: PassInput, cache: Cache, candidates: int = 0, logits: int = 0) -> torch.Tensor:
         """One pass. Keys and values go where `cache` puts them.
@@ -81,7 +83,7 @@ class Reader:
             biases = functools.partial(self.alibi.given, inputs.key_index, masks)
         if not self.takes_positions:
             del arguments["position_ids"]
-        with self._frozen(), self.state.candidates(candidates), biases(), self._checkpointing(biases):
+        with self._masked_pass(candidates, biases), self._checkpointing(biases):
             if not logits:
                 return self.model.base_model(**arguments)[0]
             if self.keeps_logits:
@@ -156,13 +158,20 @@ class Reader:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     @contextlib.contextmanager
+    def _masked_pass(self, candidates: int, biases: Callable[[], AbstractContextManager]) -> Iterator[None]:
+        """Everything that a pass with a mask of its own needs, in the forward pass and whenever a layer runs again."""
+        with self._frozen(), taking_masks(self.model), self.state.candidates(candidates), biases():
+            yield
+
+    @contextlib.contextmanager
     def _frozen(self) -> Iterator[None]:
         """Evaluation mode: the base is frozen, its dropout off; nor may its layers checkpoint, which would drop our cache."""
         training = [module for module in self.model.modules() if module.training]
         for module in training:
             module.training = False
         try:
-            yield
+            with differentiable_weights(self.model), _uncompiled():
+                yield
         finally:
             for module in training:
                 module.training = True
@@ -194,7 +203,13 @@ class Reader:
         count = self.state.count
 
         def again(*args: Any, **kwargs: Any) -> Any:
-            with self._frozen(), self.state.candidates(count), biases():
+            with self._masked_pass(count, biases):
                 return forward(*args, **kwargs)
 
         return lambda *args, **kwargs: checkpoint(again, *args, use_reentrant=False, **kwargs)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager:
+    """Within the context, `torch.compile` does nothing: our passes have many shapes, and compiling each takes minutes."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
+    return contextlib.nullcontext() if set_stance is None else set_stance("force_eager")

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .alibi import Alibi
+from .attention import check_attention
 
 
 # Where a configuration says nothing of its positions
@@ -55,6 +56,11 @@ class ModelFacts:
         Raises:
             ValueError: if it is no decoder-only model that can be read in chunks; the message says why.
         """
+        if isinstance(getattr(model, "_orig_mod", None), PreTrainedModel):
+            raise ValueError(
+                "`model` is what `torch.compile(model)` returned, whose layers cannot be replaced; compile it in place with "
+                "`model.compile()` instead."
+            )
         if not isinstance(model, PreTrainedModel):
             raise ValueError(
                 f"`model` must be a transformers causal language model (`AutoModelForCausalLM`), got {type(model).__name__}."
@@ -81,12 +87,7 @@ class ModelFacts:
                 f"{name} takes no `position_ids`: it has no attention over positions, or counts its keys in a way of its own, so "
                 "candidates cannot be placed before its local window."
             )
-        implementation = getattr(config, "_attn_implementation", None)
-        if implementation not in (None, "eager", "sdpa"):
-            raise ValueError(
-                f"`attn_implementation` is {implementation!r}, which cannot express the mask of a candidate; load the model "
-                'with `attn_implementation="sdpa"` or "eager".'
-            )
+        check_attention(model)
         types, window = _layer_types(model)
         bos = config.bos_token_id
         return cls(

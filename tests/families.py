@@ -209,15 +209,7 @@ FAMILIES: dict[str, Family] = {
 CORE = ("gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3")
 
 # Families that the library does not read yet: the matrix expects their checks to fail
-PENDING: dict[str, str] = {
-    "falcon_alibi": "ALiBi is not supported yet",
-    "mpt": "ALiBi is not supported yet",
-    "bloom": "ALiBi is not supported yet",
-    "gptj": "rotary from a table is not supported yet",
-    "codegen": "rotary from a table is not supported yet",
-    "deepseek_v2": "latent attention is not supported yet",
-    "deepseek_v3": "latent attention is not supported yet",
-}
+PENDING: dict[str, str] = {}
 
 
 # What an older transformers reads in a way that focus_peft refuses at the first use, by family and attention

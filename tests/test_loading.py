@@ -1,0 +1,228 @@
+"""Ways to load a base model: offloaded layers, tied embeddings, mixed types, the meta device, `torch.compile`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_tiny_model, perturb_twins, random_ids
+from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from refusal import refusal
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from focus_peft import FocusConfig
+from focus_peft.layer import TwinLayer
+
+
+IDS = random_ids(40)[None]
+each_rank = pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
+each_tie = pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+
+
+def wrap(base: nn.Module, **fields: Any) -> PeftModel:
+    config = FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
+    torch.manual_seed(0)  # low-rank twins start at random
+    model = get_peft_model(base, config).eval()
+    perturb_twins(model)
+    return model
+
+
+def logits_of(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def greedy(model: nn.Module, **options: Any) -> torch.Tensor:
+    return model.generate(IDS, max_new_tokens=12, do_sample=False, **options)  # spills on the way
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    model(IDS, labels=IDS, generator=torch.Generator().manual_seed(0)).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+def assert_same_gradients(found: nn.Module, expected: nn.Module, tolerance: float = 1e-5) -> None:
+    mine, theirs = gradients(found), gradients(expected)
+    assert mine.keys() == theirs.keys() and mine
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=tolerance)
+
+
+# accelerate's `device_map`
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., PreTrainedModel]:
+    """A factory of one base model: in memory, or with some of its layers, or all, on the disk."""
+
+    def make(offloaded: str = "", tied: bool = False) -> PreTrainedModel:
+        folder = tmp_path / f"base {tied}"
+        if not folder.exists():
+            make_tiny_model(dtype=torch.float32, tie_word_embeddings=tied).save_pretrained(folder)
+        if not offloaded:
+            return AutoModelForCausalLM.from_pretrained(folder)
+        names = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+        on_disk = ["model.layers.1"] if offloaded == "some" else names[:3] + names[-1:]
+        device_map = {name: "disk" if name in on_disk else "cpu" for name in names}
+        return AutoModelForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "disk")
+
+    return make
+
+
+OFFLOADED = [("some", False), ("all", False), ("all", True)]
+each_offload = pytest.mark.parametrize("offloaded, tied", OFFLOADED, ids=["a layer", "all layers", "all layers, tied"])
+
+
+@each_rank
+@each_offload
+def test_a_model_with_layers_on_the_disk_reads_and_trains_like_one_in_memory(
+    load: Callable[..., PreTrainedModel], offloaded: str, tied: bool, r: int | None
+) -> None:
+    base = load(offloaded, tied)
+    assert base.model.layers[1].self_attn.q_proj.weight.device.type == "meta"
+    model, expected = wrap(base, r=r), wrap(load(tied=tied), r=r)
+    for layer in (module for module in model.modules() if isinstance(module, TwinLayer)):
+        assert hasattr(layer.base_layer, "_hf_hook"), "the hook stays with the frozen projection"
+        twins = [p for name, p in layer.named_parameters() if "focus_" in name]
+        assert twins and all(p.device.type == "cpu" and p.requires_grad for p in twins)
+        assert not any(hasattr(module, "_hf_hook") for module in layer.modules() if module is not layer.base_layer)
+    torch.testing.assert_close(logits_of(model), logits_of(expected), rtol=1e-5, atol=1e-5)
+    assert torch.equal(greedy(model), greedy(expected))
+    assert_same_gradients(model.train(), expected.train())
+    assert base.model.layers[1].self_attn.k_proj.base_layer.weight.device.type == "meta", "still on the disk"
+
+
+@each_offload
+def test_a_memory_fits_a_model_whether_its_layers_are_on_the_disk_or_not(
+    load: Callable[..., PreTrainedModel], offloaded: str, tied: bool, tmp_path: Path
+) -> None:
+    model, expected = wrap(load(offloaded, tied)), wrap(load(tied=tied))
+    model.encode(IDS).save(tmp_path / "memory")
+    answers = [m.generate(IDS[:, :5], memory=m.load_memory(tmp_path / "memory"), max_new_tokens=4, do_sample=False)
+               for m in (model, expected)]  # fmt: skip
+    assert torch.equal(*answers)
+
+
+@each_rank
+def test_an_adapter_is_saved_from_and_loaded_into_a_model_on_the_disk(
+    load: Callable[..., PreTrainedModel], r: int | None, tmp_path: Path
+) -> None:
+    model = wrap(load("some"), r=r)
+    model.save_pretrained(tmp_path / "adapter")
+    in_memory = PeftModel.from_pretrained(load(), tmp_path / "adapter")
+    torch.testing.assert_close(logits_of(in_memory), logits_of(model), rtol=1e-5, atol=1e-5)
+    # `PeftModel.from_pretrained` itself dispatches again, and fails on every adapter whose base is on CPU and disk alone
+    again = get_peft_model(load("some"), FocusConfig.from_pretrained(tmp_path / "adapter")).eval()
+    set_peft_model_state_dict(again, load_peft_weights(str(tmp_path / "adapter")))
+    torch.testing.assert_close(logits_of(again), logits_of(model), rtol=1e-5, atol=1e-5)
+
+
+# Tied embeddings
+
+
+@each_rank
+def test_a_model_with_tied_embeddings_is_wrapped_saved_and_loaded(r: int | None, tmp_path: Path) -> None:
+    base = make_tiny_model(tie_word_embeddings=True)
+    model = wrap(base, r=r)
+    assert base.lm_head.weight is base.model.embed_tokens.weight
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_tiny_model(tie_word_embeddings=True), tmp_path)
+    torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=0, atol=1e-9)
+    assert not any("embed" in name or "head" in name for name in load_peft_weights(str(tmp_path)))
+    gradients(model.train())
+    assert base.lm_head.weight.grad is None
+
+
+# Types
+
+
+def keep_in_float32(model: PreTrainedModel, *names: str) -> PreTrainedModel:
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in names):
+            parameter.data = parameter.data.float()
+    return model
+
+
+@each_rank
+@pytest.mark.parametrize("kept", ["lm_head", "embed_tokens", "norm"])
+def test_a_bfloat16_model_with_parts_in_float32_reads_and_trains_under_autocast(kept: str, r: int | None) -> None:
+    # weights that bfloat16 can hold, so that the float32 model is the reference
+    reference = wrap(make_tiny_model(dtype=torch.bfloat16).float(), r=r)
+    model = wrap(keep_in_float32(make_tiny_model(dtype=torch.bfloat16), kept), r=r)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, tokens = logits_of(model), greedy(model)
+        mine = gradients(model.train())
+    expected = logits_of(reference)
+    assert (found.float() - expected).norm() / expected.norm() < 0.05
+    assert tokens.shape == (1, 52)
+    theirs = gradients(reference)
+    assert mine.keys() == theirs.keys()
+    for name, gradient in mine.items():
+        assert gradient.dtype == torch.float32
+        assert nn.functional.cosine_similarity(gradient.flatten(), theirs[name].flatten(), dim=0) > 0.9
+
+
+@each_rank
+@pytest.mark.parametrize("cast", [True, False], ids=["float32 twins", "bfloat16 twins"])
+def test_a_bfloat16_model_trains_without_autocast_whatever_the_type_of_its_twins(cast: bool, r: int | None) -> None:
+    config = FocusConfig(chunk_size=8, local_size=8, prompt_size=4, r=r)
+    base = make_tiny_model(dtype=torch.bfloat16)
+    torch.manual_seed(0)
+    model = get_peft_model(base, config, autocast_adapter_dtype=cast).train()
+    perturb_twins(model)
+    mine = gradients(model)
+    assert {g.dtype for g in mine.values()} == {torch.float32 if cast else torch.bfloat16}
+    theirs = gradients(wrap(make_tiny_model(dtype=torch.bfloat16).float(), r=r).train())
+    assert mine.keys() == theirs.keys()
+    for name, gradient in mine.items():
+        assert nn.functional.cosine_similarity(gradient.flatten().float(), theirs[name].flatten(), dim=0) > 0.85
+
+
+def test_a_float32_model_is_read_under_autocast_from_the_first_call_on() -> None:
+    model = wrap(make_tiny_model(dtype=torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = logits_of(model)
+    expected = logits_of(wrap(make_tiny_model(dtype=torch.float32)))
+    assert (found.float() - expected).norm() / expected.norm() < 0.05
+
+
+# The meta device
+
+
+@each_rank
+def test_a_model_without_weights_is_wrapped_but_not_read(r: int | None) -> None:
+    with torch.device("meta"):
+        model = wrap(make_tiny_model_on_meta(), r=r)
+    for call in (lambda: model(IDS), lambda: model.generate(IDS, max_new_tokens=1), lambda: model.encode(IDS)):
+        with refusal("meta device", "`from_pretrained`"):
+            call()
+
+
+def make_tiny_model_on_meta() -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(make_tiny_model().config)
+
+
+@each_rank
+def test_weights_that_are_loaded_after_wrapping_are_read(r: int | None) -> None:
+    model, expected = wrap(make_tiny_model_on_meta(), r=r), wrap(make_tiny_model(dtype=torch.float32), r=r)
+    model.load_state_dict(expected.state_dict(), strict=True, assign=True)
+    model.base_model.model.model.rotary_emb.to_empty(device="cpu")
+    rotary = expected.base_model.model.model.rotary_emb
+    model.base_model.model.model.rotary_emb.inv_freq = rotary.inv_freq  # not saved, so not loaded
+    torch.testing.assert_close(logits_of(model), logits_of(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_twins_without_weights_are_refused_until_they_are_loaded(tmp_path: Path) -> None:
+    expected = wrap(make_tiny_model(), r=4)
+    expected.save_pretrained(tmp_path)
+    model = get_peft_model(make_tiny_model(), expected.peft_config["default"], low_cpu_mem_usage=True)
+    with refusal("twins", "'default'", "`low_cpu_mem_usage=True`"):
+        model(IDS)
+    set_peft_model_state_dict(model, load_peft_weights(str(tmp_path)), low_cpu_mem_usage=True)
+    torch.testing.assert_close(logits_of(model.double().eval()), logits_of(expected), rtol=0, atol=1e-9)
