@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .weights import execution_device
+
 
 class Alibi:
     """The biases of one model.
@@ -44,7 +46,7 @@ class Alibi:
         taken = inspect.signature(modules[0].forward).parameters if modules else {}
 
         def ones(keys: int) -> torch.Tensor:
-            return torch.ones(1, keys, dtype=torch.long, device=model.get_input_embeddings().weight.device)
+            return torch.ones(1, keys, dtype=torch.long, device=execution_device(model.get_input_embeddings()))
 
         if "position_bias" in taken and hasattr(inner, "build_mpt_alibi_tensor"):  # MPT
             return cls(lambda keys: inner.build_mpt_alibi_tensor(inner.num_heads, keys), modules, False, 1.0)

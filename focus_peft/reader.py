@@ -74,7 +74,7 @@ class Reader:
             "past_key_values": cache,
             "use_cache": True,
         }
-        masks = self._masks(inputs)
+        masks: Any = self._masks(inputs)
         biases: Callable[[], AbstractContextManager] = contextlib.nullcontext
         if self.alibi is None:
             arguments["attention_mask"] = masks

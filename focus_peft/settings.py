@@ -26,20 +26,25 @@ class WindowSizes:
     limit: int
 
     @classmethod
-    def for_model(cls, config: FocusConfig, max_positions: int) -> WindowSizes:
+    def for_model(cls, config: FocusConfig, max_positions: int, shares: int = 4) -> WindowSizes:
         """Fill in the sizes that `config` leaves out, so that everything fits `max_positions`.
 
         A chunk row holds chunk + BOS + prompt and may grow by another chunk while generating; the local window holds the
         candidates + BOS + window and may grow as much. A quarter of the positions for each leaves room for all of it.
 
+        Args:
+            config (`FocusConfig`): The sizes that are given.
+            max_positions (`int`): Positions that the model was made for.
+            shares (`int`): Chunk and window take one of so many shares of them.
+
         Raises:
             ValueError: if the given sizes do not fit.
         """
-        quarter = max(1, min(2048, max_positions // 4))
+        share = max(1, min(2048, max_positions // shares))
         least = config.prompt_size or 1
         # what is left out makes room for what is given
-        chunk = config.chunk_size or max(1, min(quarter, max_positions - 1 - least))
-        local = config.local_size or max(quarter, least)
+        chunk = config.chunk_size or max(1, min(share, max_positions - 1 - least))
+        local = config.local_size or max(share, least)
         prompt = config.prompt_size or max(1, min(512, chunk, local, max_positions - 1 - chunk))
         if prompt > local:
             raise ValueError(
@@ -86,7 +91,8 @@ class Settings:
         Raises:
             ValueError: if the sizes do not fit the model.
         """
-        sizes = WindowSizes.for_model(config, facts.max_positions)
+        # where positions must be above 0, all of them move up by a chunk and its prompt
+        sizes = WindowSizes.for_model(config, facts.max_positions, shares=8 if facts.rotary_table else 4)
         bos = facts.bos if config.add_bos else None
         nominal = sizes.prompt + (bos is not None)
         offset = nominal + sizes.chunk if facts.rotary_table else 0  # then the longest row starts above 0
@@ -114,13 +120,13 @@ class Settings:
             )
 
     def check_labels(self, facts: ModelFacts, labels: int, chunks: int) -> None:
-        """Raise a ValueError if so many consecutive labels behind so many chunks would leave a table of positions."""
+        """Raise a ValueError if so many consecutive labels behind so many chunks would leave the positions of a model with bounds."""
         bos = int(self.bos is not None)
         row = self.sizes.chunk + bos + self.sizes.prompt + (labels - 1 if self.decoding == "streaming" else 0)
-        window = bos + self.sizes.local + labels - 1 + (chunks + self.frames.offset if facts.rotary_table else 0)
-        if (facts.learned_positions or facts.rotary_table) and max(row, window) > facts.max_positions:
+        window = (0 if facts.learned_positions else chunks + self.frames.offset) + bos + self.sizes.local + labels - 1
+        if facts.bounded and max(row, window) > facts.max_positions:
             raise ValueError(
-                f"The model has a table of {facts.max_positions} positions, and a `label_size` of {labels} would need "
+                f"No position of the model may pass {facts.max_positions}, and a `label_size` of {labels} would need "
                 f"{max(row, window)}: `chunk_size` ({self.sizes.chunk}) + `prompt_size` ({self.sizes.prompt}) or "
                 f"`local_size` ({self.sizes.local}), BOS, and all labels but the last. Choose smaller sizes."
             )

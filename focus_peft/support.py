@@ -24,6 +24,8 @@ PROJECTIONS = frozenset(
     # latent attention (MLA); what expands the cached latents, `kv_b_proj`, sees every token at once and has no twin
     + ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa"]
 )
+# Rotary scaling whose frequencies change with length
+CHANGING = ("dynamic", "longrope")
 LEARNED_TABLES = ("wpe", "embed_positions", "position_embeddings")
 
 
@@ -35,6 +37,7 @@ class ModelFacts:
         max_positions (`int`): Positions that the model was made for.
         learned_positions (`bool`): Whether they come from a table.
         rotary_table (`bool`): Whether rotary angles come from a table, which has none for negative positions.
+        bounded (`bool`): Whether no position may pass `max_positions`: there is a table, or frequencies would change.
         bos (`int`, *optional*): The id of its BOS token.
         vocab_size (`int`): Rows of its embedding.
         sliding_window (`int`, *optional*): Tokens that a sliding-window layer sees.
@@ -44,6 +47,7 @@ class ModelFacts:
     max_positions: int
     learned_positions: bool
     rotary_table: bool
+    bounded: bool
     bos: int | None
     vocab_size: int
     sliding_window: int | None
@@ -81,6 +85,7 @@ class ModelFacts:
             isinstance(module, nn.Embedding) and path.rpartition(".")[2] in LEARNED_TABLES
             for path, module in model.named_modules()
         )
+        table = any(torch.is_tensor(getattr(module, "embed_positions", None)) for module in model.modules())
         accepted = inspect.signature(model.base_model.forward).parameters
         if "position_ids" not in accepted and Alibi.of(model) is None:
             raise ValueError(
@@ -93,7 +98,8 @@ class ModelFacts:
         return cls(
             max_positions=_max_positions(config),
             learned_positions=learned,
-            rotary_table=any(torch.is_tensor(getattr(module, "embed_positions", None)) for module in model.modules()),
+            rotary_table=table,
+            bounded=learned or table or _rope(config).get("rope_type") in CHANGING,
             bos=bos[0] if isinstance(bos, (list, tuple)) else bos,
             vocab_size=cast(int, model.get_input_embeddings().num_embeddings),
             sliding_window=window,
@@ -132,9 +138,9 @@ def is_projection(module: nn.Module) -> bool:
 
 def _max_positions(config: object) -> int:
     """Positions that rotary or learned embeddings were made for."""
-    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    parameters = _rope(config)
     original = getattr(config, "original_max_position_embeddings", None)
-    if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
+    if parameters.get("rope_type") == "longrope":
         # past its original length, longrope changes every frequency, and cached keys would no longer fit
         original = original or parameters.get("original_max_position_embeddings")
         if original:
@@ -143,6 +149,17 @@ def _max_positions(config: object) -> int:
         if getattr(config, name, None):
             return int(getattr(config, name))
     return DEFAULT_POSITIONS
+
+
+def _rope(config: object) -> dict:
+    """How rotary frequencies are scaled."""
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if not isinstance(parameters, dict):
+        return {}
+    for each in parameters.values():  # of each type of layer
+        if isinstance(each, dict) and each.get("rope_type") in CHANGING:
+            return each
+    return parameters
 
 
 def _layer_types(model: PreTrainedModel) -> tuple[frozenset[str], int | None]:
