@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .alibi import Alibi
 from .attention import taking_masks
 from .chunking import pad_right
+from .grouped import grouping, is_grouped
 from .layer import CandidateState
 from .layout import ChunkRow, PassInput
 from .slab import PassCache, Slab
@@ -50,6 +51,7 @@ class Reader:
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         self.alibi = Alibi.of(model)
+        self.groups = is_grouped(model)
 
     @property
     def device(self) -> torch.device:
@@ -160,7 +162,12 @@ class Reader:
     @contextlib.contextmanager
     def _masked_pass(self, candidates: int, biases: Callable[[], AbstractContextManager]) -> Iterator[None]:
         """Everything that a pass with a mask of its own needs, in the forward pass and whenever a layer runs again."""
-        with self._frozen(), taking_masks(self.model), self.state.candidates(candidates), biases():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._frozen())
+            stack.enter_context(taking_masks(self.model))
+            stack.enter_context(grouping(self.model, self.groups))
+            stack.enter_context(self.state.candidates(candidates))
+            stack.enter_context(biases())
             yield
 
     @contextlib.contextmanager

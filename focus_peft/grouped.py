@@ -1,0 +1,77 @@
+"""Attention of grouped queries without copies of the keys, for the passes that read few tokens behind many.
+
+With a mask and more than one token, transformers' sdpa attention repeats keys and values once for each query head of a group. A
+streaming step reads every chunk's keys for two tokens, so these copies would be most of its time. Here the queries of a group stand
+side by side as tokens of one head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+
+NAME = "focus_peft_grouped_sdpa"
+# Above so many queries in a head, the copies are a small part
+MOST_QUERIES = 1024
+# What some models ask of attention besides
+SPECIAL = ("position_bias", "softcap", "s_aux", "cache")
+
+
+def grouped_sdpa(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' sdpa attention: `query` is (rows, heads, tokens, head_dim), `key` and `value` (rows, kv_heads, keys, head_dim)."""
+    rows, heads, tokens, _ = query.shape
+    groups = heads // key.shape[1]
+    masked = attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
+    special = dropout or any(kwargs.get(name) is not None for name in SPECIAL)
+    if groups == 1 or not masked or groups * tokens > MOST_QUERIES or special:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    assert attention_mask is not None
+    side_by_side = query.reshape(rows, heads // groups, groups * tokens, query.shape[-1])
+    mask = attention_mask.expand(rows, groups, tokens, -1).reshape(rows, 1, groups * tokens, -1)
+    out = nn.functional.scaled_dot_product_attention(side_by_side, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, grouped_sdpa)
+
+
+def is_grouped(model: PreTrainedModel) -> bool:
+    """Whether queries share keys in a model whose attention can be exchanged by name."""
+    config = model.config
+    heads, shared = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    attention = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+    by_name = all(hasattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS") for module in attention)
+    return bool(attention) and by_name and bool(heads and shared) and heads != shared
+
+
+@contextlib.contextmanager
+def grouping(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Within the context, sdpa attention is `grouped_sdpa`, if `wanted`."""
+    configs = {
+        id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None
+    }
+    changed = [c for c in configs.values() if wanted and getattr(c, "_attn_implementation", None) == "sdpa"]
+    for config in changed:
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        for config in changed:
+            config._attn_implementation = "sdpa"

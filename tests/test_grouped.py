@@ -1,0 +1,73 @@
+"""`grouped_sdpa`: attention of grouped queries without repeated keys, held to transformers' own."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_focus_model, make_tiny_model, random_ids
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from focus_peft.grouped import MOST_QUERIES, grouped_sdpa, grouping, is_grouped
+
+
+def states(rows: int, heads: int, shared: int, tokens: int, keys: int) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    visible = torch.rand(rows, 1, tokens, keys, generator=generator) < 0.7
+    visible[..., 0] = True
+    mask = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, torch.finfo(torch.float64).min)
+    return draw(rows, heads, tokens, 8), draw(rows, shared, keys, 8), draw(rows, shared, keys, 8), mask
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, MOST_QUERIES // 3 + 1])
+@pytest.mark.parametrize("shared", [1, 2, 6])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_grouped_attention_equals_attention_with_repeated_keys(
+    tokens: int, shared: int, scaling: float | None
+) -> None:
+    query, key, value, mask = states(3, 6, shared, tokens, 11)
+    module: Any = SimpleNamespace(num_key_value_groups=6 // shared, is_causal=True)
+    found, _ = grouped_sdpa(module, query, key, value, mask, scaling=scaling)
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_without_a_mask_attention_is_causal_as_ever() -> None:
+    query, key, value, _ = states(2, 4, 2, 7, 7)
+    module: Any = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    found, _ = grouped_sdpa(module, query, key, value, None)
+    assert torch.equal(found, sdpa_attention_forward(module, query, key, value, None)[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "grouped"), [("llama", True), ("gpt2", False), ("gpt_neox", False), ("bloom", False)]
+)
+def test_only_models_whose_queries_share_keys_have_their_attention_exchanged(family: str, grouped: bool) -> None:
+    assert is_grouped(make_tiny_model(family)) is grouped
+
+
+def test_the_exchange_ends_with_the_pass_even_if_it_fails() -> None:
+    model = make_tiny_model("llama")
+    with pytest.raises(RuntimeError), grouping(model, True):
+        assert model.config._attn_implementation != "sdpa"
+        raise RuntimeError
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_streaming_step_is_the_same_with_and_without_it() -> None:
+    model, ids = make_focus_model("llama"), random_ids(40)[None]
+    reader = model.base_model.reader
+    assert reader.groups
+    options = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    grouped = model.generate(ids, **options)
+    reader.groups = False
+    repeated = model.generate(ids, **options)
+    assert torch.equal(grouped.sequences, repeated.sequences)
+    for found, expected in zip(grouped.logits, repeated.logits):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
