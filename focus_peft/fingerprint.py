@@ -69,7 +69,11 @@ def _frozen_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
     own = {id(p): name for name, p in model.named_parameters() if "focus_" not in name}
     head = model.get_output_embeddings()
     tied = model.config.tie_word_embeddings and head is not None
-    if tied and head.weight is not model.get_input_embeddings().weight and execution_device(head) != head.weight.device:
+    if (
+        tied
+        and head.weight is not model.get_input_embeddings().weight
+        and execution_device(head) != head.weight.device
+    ):
         own.pop(id(head.weight), None)  # offloaded, the tied weight is no longer the same object
     with differentiable_weights(model):  # as they were loaded, not as they were repacked
         for module in model.modules():

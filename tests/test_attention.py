@@ -132,9 +132,7 @@ def test_without_a_memory_flash_attention_alone_runs(stand_in: StandIn) -> None:
     _ = model.base_model.reader
     stand_in.tokens.clear()
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(IDS[:, :8]).logits, make_tiny_model()(IDS[:, :8]).logits, rtol=0, atol=1e-6
-        )
+        torch.testing.assert_close(model(IDS[:, :8]).logits, make_tiny_model()(IDS[:, :8]).logits, rtol=0, atol=1e-6)
     assert stand_in.tokens == [8, 8]
 
 
