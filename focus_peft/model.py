@@ -424,8 +424,8 @@ class FocusModel(BaseTuner):
         settings.check_labels(self.facts, config.label_size, most)
         samples = [draw_sample([target != IGNORE for target in row], settings, config, generator) for row in targets]
         output = focus_loss(self.reader, settings, config, rows, targets, samples)
-        lost = output.loss is not None and not output.loss.requires_grad and any(samples)
-        if torch.is_grad_enabled() and lost and self._loses_gradients:
+        lost = output.loss is not None and not output.loss.requires_grad
+        if lost and torch.is_grad_enabled() and any(samples) and self._loses_gradients:
             raise ValueError(
                 f"No gradient reaches the twins through the quantized layers of {type(self.model).__name__}: they are made for "
                 "inference only. Train on the base model as it is, or quantized to weights only, such as 4 bits of bitsandbytes."

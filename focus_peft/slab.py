@@ -34,6 +34,9 @@ class Slab:
                     like[1].new_zeros(self.rows, like[1].shape[1], self.columns, like[1].shape[3]),
                 )
             )
+        keys, values = self.layers[index]
+        if keys.device != like[0].device:  # loaded to one device, while the model is spread over several
+            self.layers[index] = keys.to(like[0].device), values.to(like[1].device)
         return self.layers[index]
 
     def reserve(self, rows: int, columns: int, front: int = 0) -> None:
