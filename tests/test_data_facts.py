@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import make_focus_model
 from test_data import TOKENIZER, prepared, text, texts, write_texts
 
-from focus_peft.data import DataConfig
+from focus_peft.data import DataConfig, DocumentCollator
 from focus_peft.data.facts import NAMES, NOUNS, QUESTIONS, STATEMENTS, draw_facts
 from focus_peft.sampling import IGNORE
 
@@ -70,6 +72,15 @@ def test_a_sample_has_at_most_max_tokens_and_keeps_its_facts(tmp_path: Path) -> 
         assert len(data[index]["input_ids"]) <= 250
         before, answer = said(data[index])
         assert answer.removeprefix(" ").removesuffix(".\n") in before
+
+
+def test_the_model_finds_labels_in_facts(tmp_path: Path) -> None:
+    data = facts_of(tmp_path)
+    items = [{name: data[index][name] for name in ("input_ids", "labels")} for index in range(4)]
+    model = make_focus_model(base={"vocab_size": len(TOKENIZER), "max_position_embeddings": 1024})
+    output = model(**DocumentCollator()(items))
+    assert torch.isfinite(output.loss)
+    assert output.num_continuation >= 4 and output.num_repetition == 0  # the answer is no part of the memory
 
 
 def test_facts_are_varied() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import BOS, EOS, make_tiny_tokenizer
+from refusal import no_file_larger_than, refusal
 from test_data import TOKENIZER, prepared, text, texts, write_lines, write_texts
 from tokenizers import processors
 
@@ -245,6 +246,16 @@ write_table(pathlib.Path({str(directory)!r}), killed(), Reading())
         os.utime(path, (old, old))
     write_table(directory, [encoder()([Document(text(1))])], Reading())
     assert not scratch.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    path = write_texts(tmp_path, 50, 1000)
+    with refusal("`cache_dir`", str(tmp_path / "cache"), error=OSError), no_file_larger_than(20_000):
+        prepared(tmp_path, path)
+    assert list((tmp_path / "cache").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with refusal("`cache_dir`", str(tmp_path / "file"), error=OSError):
+        prepared(tmp_path / "file", path)
 
 
 @pytest.mark.parametrize("damage", ["tokens.bin", "pieces.npy", "description.json"])

@@ -10,10 +10,12 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import BytesIO, FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from huggingface_hub.constants import HF_HOME
@@ -110,44 +112,64 @@ def write_table(directory: Path, encoded: Iterable[Encoded], reading: Reading) -
 
     Returns:
         `Counter[str]`: what was left out, by reason.
+
+    Raises:
+        OSError: if writing fails, for example on a full disk; nothing half-written is left behind.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(directory)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.unfinished-", dir=directory.parent))
+    with _writing(directory.parent):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(directory)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.unfinished-", dir=directory.parent))
     try:
         pieces = [np.zeros(0, PIECE)]
         counts: Counter[str] = Counter()
         end = 0
-        with open(scratch / TOKENS, "wb") as stream:
+        with open(scratch / TOKENS, "wb", buffering=0) as stream:
             for part in encoded:
-                stream.write(part.tokens.tobytes())
+                with _writing(directory.parent):
+                    _write(stream, part.tokens.tobytes())
                 shifted = part.pieces.copy()
                 shifted["start"] += end
                 pieces.append(shifted)
                 counts += part.counts
                 end += len(part.tokens)
-            _flush(stream)
+            os.fsync(stream.fileno())
         joined = np.concatenate(pieces)
         counts += reading.counts
         if not len(joined):
             return counts
-        with open(scratch / PIECES, "wb") as stream:
-            np.save(stream, joined)
-            _flush(stream)
-        description = {
-            "documents": reading.documents,
-            "tokens": end,
-            "pieces": len(joined),
-            "counts": counts,
-        }
-        with open(scratch / DESCRIPTION, "wb") as stream:
-            stream.write(json.dumps(description, indent=2).encode())
-            _flush(stream)
-        os.chmod(scratch, 0o777 & ~_umask())  # a scratch directory is private, a cache may be shared
-        _move(scratch, directory)
+        description = {"documents": reading.documents, "tokens": end, "pieces": len(joined), "counts": counts}
+        with _writing(directory.parent):
+            for name, data in ((PIECES, _npy(joined)), (DESCRIPTION, json.dumps(description, indent=2).encode())):
+                with open(scratch / name, "wb", buffering=0) as stream:
+                    _write(stream, data)
+                    os.fsync(stream.fileno())
+            os.chmod(scratch, 0o777 & ~_umask())  # a scratch directory is private, a cache may be shared
+            _move(scratch, directory)
         return counts
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _writing(parent: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"`cache_dir` {str(parent)!r} could not be written: {error}; name another one.") from error
+
+
+def _write(stream: FileIO, data: bytes) -> None:
+    """Write all of it. Without a buffer, which would be written once more, in vain, when the file is closed."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[stream.write(rest) :]
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
 
 
 def _move(scratch: Path, directory: Path) -> None:
@@ -158,11 +180,6 @@ def _move(scratch: Path, directory: Path) -> None:
             return  # another process was faster
         shutil.rmtree(directory, ignore_errors=True)  # a damaged table
         os.rename(scratch, directory)
-
-
-def _flush(stream: IO[bytes]) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 def _sweep(directory: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,17 +99,16 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, chat_templat
         FileNotFoundError: if a source is not there.
         ValueError: if a source lacks its column, or nothing is left of it; the message says what was left out and what to do.
         ImportError: if a package is missing that a source needs.
+        OSError: if the cache cannot be written.
     """
     fingerprint = tokenizer_fingerprint(tokenizer)
-    is_main, main_process_first = _processes()
-    with main_process_first:
+    with _main_process_first():
         tables = {
             number: _table(
                 source,
                 config,
                 Encoder(tokenizer, chat_template, config.min_tokens, config.limit(source)),
                 fingerprint,
-                is_main,
             )
             for number, source in enumerate(config.sources)
             if not source.is_synthetic
@@ -123,7 +122,7 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, chat_templat
         config.seed,
     )
     report = _report(config, tables, selection)
-    if is_main:
+    if _is_main():
         _warn(config, report)
     train = {number: TablePart(tables[number], chosen) for number, chosen in zip(numbers, selection.train)}
     held_out = [TablePart(tables[number], chosen) for number, chosen in zip(numbers, selection.held_out)]
@@ -140,16 +139,27 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, chat_templat
     return PreparedData(MixedDataset(parts, weights, config.seed), HeldOutDataset(held_out, config.seed), report)
 
 
-def _processes() -> tuple[bool, AbstractContextManager[Any]]:
-    """Whether this is the main process, and a context that the others enter after it."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return True, nullcontext()
+def _is_main() -> bool:
+    return not _is_distributed() or PartialState().is_main_process
+
+
+def _is_distributed() -> bool:
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return initialized or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def _main_process_first() -> Iterator[None]:
+    """The main process, then the main one of every other machine, which may not see the first one's disk, then the rest."""
+    if not _is_distributed():
+        yield
+        return
     state = PartialState()
-    return state.is_main_process, state.main_process_first()
+    with state.main_process_first(), state.local_main_process_first():
+        yield
 
 
-def _table(source: SourceConfig, config: DataConfig, encoder: Encoder, fingerprint: str, is_main: bool) -> TokenTable:
+def _table(source: SourceConfig, config: DataConfig, encoder: Encoder, fingerprint: str) -> TokenTable:
     """A source's tokens, from the cache if they are there."""
     parent = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir).expanduser()
     directory = parent / cache_key(source, encoder.fingerprint(fingerprint))
@@ -158,15 +168,15 @@ def _table(source: SourceConfig, config: DataConfig, encoder: Encoder, fingerpri
         return table
     reading = Reading()
     encoded = encode_all(read_documents(source, reading), encoder, config.num_proc)
-    counts = write_table(directory, _with_progress(encoded, source, is_main), reading)
+    counts = write_table(directory, _with_progress(encoded, source), reading)
     table = load_table(directory)
     if table is None:
         raise ValueError(_nothing_left(config, source, counts))
     return table
 
 
-def _with_progress(encoded: Iterable[Encoded], source: SourceConfig, is_main: bool) -> Iterator[Encoded]:
-    hidden = not (is_main and sys.stderr.isatty())
+def _with_progress(encoded: Iterable[Encoded], source: SourceConfig) -> Iterator[Encoded]:
+    hidden = not (sys.stderr.isatty() and _is_main())
     with tqdm(desc=f"tokenising {source.path}", unit=" documents", unit_scale=True, disable=hidden) as bar:
         for part in encoded:
             yield part
