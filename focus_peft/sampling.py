@@ -56,6 +56,11 @@ class Sample:
     repetition: Span | None
 
 
+def generator_of(seed: int) -> torch.Generator:
+    """A generator that draws the same for the same `seed`, such as a sample's own: 0 or above, up to 63 bits."""
+    return torch.Generator().manual_seed(seed)
+
+
 def draw_int(low: int, high: int, generator: torch.Generator | None) -> int:
     """A uniform integer, both ends included."""
     return int(torch.randint(low, high + 1, (), generator=generator))

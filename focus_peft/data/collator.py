@@ -1,0 +1,45 @@
+"""Items as a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..sampling import IGNORE
+from .mixture import Item
+
+
+@dataclass
+class DocumentCollator:
+    """Pads items on the right.
+
+    Attributes:
+        pad_token_id (`int`): Stands at padding. It is masked, so any id of the vocabulary will do. Default: 0.
+    """
+
+    pad_token_id: int = 0
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            items (`Sequence`): Dictionaries with `input_ids`, `labels` and, all or none, `sample_seed`.
+
+        Returns:
+            `input_ids`, `attention_mask` and `labels` (-100 at padding) of shape (batch, tokens), and `sample_seeds`, of shape
+            (batch,); all int64.
+        """
+        longest = max(len(item["input_ids"]) for item in items)
+        ids = torch.full((len(items), longest), self.pad_token_id)
+        mask = torch.zeros_like(ids)
+        labels = torch.full_like(ids, IGNORE)
+        for row, item in enumerate(items):
+            length = len(item["input_ids"])
+            ids[row, :length] = torch.as_tensor(item["input_ids"])
+            labels[row, :length] = torch.as_tensor(item["labels"])
+            mask[row, :length] = 1
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        if "sample_seed" in items[0]:
+            batch["sample_seeds"] = torch.tensor([item["sample_seed"] for item in items], dtype=torch.int64)
+        return batch

@@ -1,0 +1,239 @@
+"""What training data is made of: the entries of `data` in a recipe's YAML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, TypeVar
+
+
+T = TypeVar("T")
+# A source with this path hides made-up facts in the documents of another source
+FACTS = "synthetic:facts"
+
+
+@dataclass
+class SourceConfig:
+    """One source of documents.
+
+    Attributes:
+        path (`str`):
+            A dataset's name on the Hub; or a local file, folder or glob. `.jsonl`, `.json` and `.parquet` hold rows, anything
+            else is one document a file; `.gz` is unpacked. A folder is searched for files, hidden and binary ones left out.
+            A local folder with a `name`, a `split` or `streaming` is read as `datasets.load_dataset` reads it. "synthetic:facts"
+            hides made-up facts in the documents of another source.
+        name (`str`, *optional*): The dataset's configuration (subset).
+        split (`str`): The dataset's split. Default: "train".
+        text_column (`str`): The column of rows that holds the document. Default: "text".
+        instruction_column, answer_column (`str`, *optional*):
+            Columns of an instruction and its answer, in place of a text; only the answer's tokens are labels.
+        weight (`float`): The source's share of the samples of an epoch, relative to the other sources'. Default: 1. With 0, it is
+            not trained on by itself, but may lend its documents to "synthetic:facts".
+        streaming (`bool`): Read the dataset without downloading all of it. Needs `max_documents`. Default: False.
+        max_documents (`int`, *optional*): Read the first so many documents. Default: all.
+        revision (`str`, *optional*): The dataset's branch, tag or commit.
+        documents (`int` or `str`, *optional*): For "synthetic:facts": the number (from 0) or path of the source to hide facts in.
+        max_tokens (`int`, *optional*): In place of the `max_tokens` of the whole data, for this source.
+
+    Raises:
+        ValueError: if a field has a value that cannot work, or fields contradict each other.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    text_column: str = "text"
+    instruction_column: str | None = None
+    answer_column: str | None = None
+    weight: float = 1.0
+    streaming: bool = False
+    max_documents: int | None = None
+    revision: str | None = None
+    documents: int | str | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise ValueError(
+                f"`path` of a source must be a dataset's name, a file, a folder or a glob, got {self.path!r}."
+            )
+        where = f"of the source {self.path!r}"
+        if not _is_number(self.weight) or not 0 <= self.weight < math.inf:
+            raise ValueError(f"`weight` {where} must be a finite number, 0 or above, got {self.weight!r}.")
+        if self.max_documents is not None:
+            _check_int("max_documents", self.max_documents, 1, f" {where}")
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 1, f" {where}")
+        if (self.instruction_column is None) != (self.answer_column is None):
+            raise ValueError(
+                f"`instruction_column` {where} is {self.instruction_column!r} and `answer_column` is {self.answer_column!r}; "
+                "give both, or neither."
+            )
+        if self.streaming and self.max_documents is None:
+            raise ValueError(
+                f"`streaming` {where} needs `max_documents`, because what is read is tokenised once and kept; say how many "
+                "documents to read."
+            )
+        if self.is_synthetic != (self.documents is not None):
+            raise ValueError(
+                f"`documents` {where} is {self.documents!r}; it names the source that {FACTS!r} hides its facts in, and no other "
+                "source takes it."
+            )
+
+    @property
+    def is_synthetic(self) -> bool:
+        return self.path == FACTS
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read: the text's, or the instruction's and the answer's."""
+        if self.instruction_column is None or self.answer_column is None:
+            return (self.text_column,)
+        return (self.instruction_column, self.answer_column)
+
+
+@dataclass
+class LengthBand:
+    """How many documents of some lengths to train on.
+
+    Attributes:
+        minimum, maximum (`int`): Lengths in tokens, both included.
+        count (`int`, *optional*): So many of them, drawn by seed. None: all.
+
+    Raises:
+        ValueError: if the band is empty.
+    """
+
+    minimum: int
+    maximum: int
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_int("minimum", self.minimum, 1, " of a length band")
+        _check_int("maximum", self.maximum, 1, " of a length band")
+        if self.maximum < self.minimum:
+            raise ValueError(f"`maximum` of a length band ({self.maximum}) is below its `minimum` ({self.minimum}).")
+        if self.count is not None:
+            _check_int("count", self.count, 1, " of a length band")
+
+
+@dataclass
+class DataConfig:
+    """The data of a training run.
+
+    Attributes:
+        sources (`list[SourceConfig]`): Where documents come from. Entries may be given as dictionaries.
+        bands (`list[LengthBand]`, *optional*):
+            Only texts of these lengths are used, counted over all sources together. Instruction pairs are left alone. Where
+            bands overlap, a text belongs to the first that has its length. Entries may be given as dictionaries.
+        min_tokens, max_tokens (`int`):
+            Shorter documents are left out. Longer ones are cut into pieces of `max_tokens`, of which the last is kept if it has
+            `min_tokens`; instruction pairs, which cannot be cut, are left out. Default: 64 and 8192.
+        held_out (`int`): So many documents, chosen by a hash of their text, are kept for evaluation. Default: 0.
+        seed (`int`): Decides the order of documents, which ones are held out and which ones fill a band, and spans. Default: 0.
+        cache_dir (`str`, *optional*): Where tokens are kept. Default: `focus_peft/data` in the Hugging Face home.
+        num_proc (`int`, *optional*): Processes that tokenise. Default: this one, with the tokenizer's own threads.
+
+    Raises:
+        ValueError: if a field has a value that cannot work; the message names the field, the value and the remedy.
+    """
+
+    sources: list[SourceConfig]
+    bands: list[LengthBand] | None = None
+    min_tokens: int = 64
+    max_tokens: int = 8192
+    held_out: int = 0
+    seed: int = 0
+    cache_dir: str | None = None
+    num_proc: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sources, (list, tuple)) or not self.sources:
+            raise ValueError(f"`sources` must be a list of at least one source, got {self.sources!r}.")
+        self.sources = [_built(SourceConfig, source, "sources") for source in self.sources]
+        if self.bands is not None:
+            self.bands = [_built(LengthBand, band, "bands") for band in self.bands]
+            if not self.bands:
+                raise ValueError("`bands` is an empty list; leave it out to use documents of every length.")
+        for name, least in (("min_tokens", 1), ("max_tokens", 1), ("held_out", 0), ("seed", 0)):
+            _check_int(name, getattr(self, name), least)
+        if self.num_proc is not None:
+            _check_int("num_proc", self.num_proc, 1)
+        limits = [self.limit(source) for source in self.sources]
+        if self.min_tokens > min(limits):
+            raise ValueError(
+                f"`min_tokens` ({self.min_tokens}) is above `max_tokens` ({min(limits)}), so nothing would be left; "
+                "make it smaller."
+            )
+        for band in self.bands or []:
+            if band.minimum > max(limits) or band.maximum < self.min_tokens:
+                raise ValueError(
+                    f"`bands` has one of {band.minimum} to {band.maximum} tokens, but documents have `min_tokens` = "
+                    f"{self.min_tokens} to `max_tokens` = {max(limits)}; change one of them."
+                )
+        if not any(source.weight for source in self.sources):
+            raise ValueError("`weight` is 0 for every source; give at least one a weight above 0.")
+        for source in self.sources:
+            if source.is_synthetic:
+                self.lender(source)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:
+        """From the mapping that a YAML file holds.
+
+        Raises:
+            ValueError: for a name that is no field, or a value that cannot work.
+        """
+        return _built(cls, values, "data")
+
+    def limit(self, source: SourceConfig) -> int:
+        """The `max_tokens` of a source."""
+        return self.max_tokens if source.max_tokens is None else source.max_tokens
+
+    def lender(self, source: SourceConfig) -> int:
+        """The number of the source that a "synthetic:facts" source hides its facts in.
+
+        Raises:
+            ValueError: if there is no such source.
+        """
+        numbers = [
+            number
+            for number, other in enumerate(self.sources)
+            if source.documents in (number, other.path) and not other.is_synthetic and len(other.columns) == 1
+        ]
+        if not numbers or isinstance(source.documents, bool):
+            raise ValueError(
+                f"`documents` of the source {source.path!r} is {source.documents!r}, which is neither the number nor the path of "
+                f"a source of texts; there are {[other.path for other in self.sources]}."
+            )
+        return numbers[0]
+
+
+def _built(kind: type[T], value: Any, name: str) -> T:
+    """A dataclass from a mapping; an instance stays as it is."""
+    if isinstance(value, kind):
+        return value
+    known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"`{name}` has {value!r}, where a mapping with {', '.join(known)} belongs.")
+    for key in value:
+        if key not in known:
+            raise ValueError(f"`{name}` has the unknown entry {key!r}; there are {', '.join(known)}.")
+    missing = [
+        entry.name
+        for entry in fields(kind)  # type: ignore[arg-type]
+        if entry.default is MISSING and entry.name not in value
+    ]
+    if missing:
+        raise ValueError(f"`{name}` has {dict(value)!r}, which lacks {', '.join(f'`{entry}`' for entry in missing)}.")
+    return kind(**value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_int(name: str, value: Any, least: int, where: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}`{where} must be an integer, {least} or above, got {value!r}.")
