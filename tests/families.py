@@ -77,7 +77,15 @@ FAMILIES: dict[str, Family] = {
     "mistral_full": Family(
         "MistralConfig", {**_HEADS, "sliding_window": None}, "q, k, v, o; rotary, no sliding window"
     ),
+    "ministral": Family(
+        "MinistralConfig", {**_HEADS, **_ALTERNATE}, "q, k, v, o; rotary, some layers a sliding window"
+    ),
     "qwen2": Family("Qwen2Config", _GROUPED, "q, k, v with bias, o; rotary"),
+    "qwen2_moe": Family(
+        "Qwen2MoeConfig",
+        {**_GROUPED, **_EXPERTS, "shared_expert_intermediate_size": 24},
+        "q, k, v with bias, o; rotary; experts, one shared",
+    ),
     "qwen3": Family("Qwen3Config", _HEADS, "q, k, v, o, norms of q and k; rotary"),
     "qwen3_moe": Family("Qwen3MoeConfig", {**_HEADS, **_EXPERTS}, "q, k, v, o, norms of q and k; rotary; experts"),
     "mixtral": Family("MixtralConfig", {**_GROUPED, **_EXPERTS}, "q, k, v, o; rotary; experts"),
@@ -90,13 +98,21 @@ FAMILIES: dict[str, Family] = {
         _EAGER,
     ),
     "gemma3": Family(
-        "Gemma3TextConfig", {**_HEADS, **_ALTERNATE}, "q, k, v, o; two rotary bases, some layers a sliding window"
+        "Gemma3TextConfig",
+        {**_HEADS, **_ALTERNATE},
+        "q, k, v, o, norms of q and k; two rotary bases, some layers a sliding window",
+    ),
+    "gemma4": Family(
+        "Gemma4TextConfig",
+        {**_HEADS, **_ALTERNATE},
+        "q, k, v, o, norms of q, k and v; two rotary bases, some layers a sliding window",
     ),
     "olmo": Family("OlmoConfig", _GROUPED, "q, k, v, o; rotary"),
     "olmo2": Family("Olmo2Config", _GROUPED, "q, k, v, o, norms of q and k; rotary"),
     "olmo3": Family(
         "Olmo3Config", {**_GROUPED, **_ALTERNATE}, "q, k, v, o, norms of q and k; rotary, some layers a sliding window"
     ),
+    "olmoe": Family("OlmoeConfig", {**_GROUPED, **_EXPERTS}, "q, k, v, o, norms of q and k; rotary; experts"),
     "granite": Family("GraniteConfig", _GROUPED, "q, k, v, o; rotary; scaled attention and residuals"),
     "granitemoe": Family("GraniteMoeConfig", {**_GROUPED, **_EXPERTS}, "q, k, v, o; rotary; experts"),
     "cohere": Family("CohereConfig", _GROUPED, "q, k, v, o; interleaved rotary; parallel MLP"),
@@ -162,6 +178,11 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family("Starcoder2Config", _GROUPED, "q, k, v, o with bias; rotary"),
     "glm": Family("GlmConfig", _HEADS, "q, k, v, o; interleaved rotary in half of each head"),
     "glm4": Family("Glm4Config", _HEADS, "q, k, v, o; interleaved rotary in half of each head"),
+    "glm4_moe": Family(
+        "Glm4MoeConfig",
+        {**_HEADS, **_EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+        "q, k, v, o; rotary in half of each head; experts, one shared",
+    ),
     "helium": Family("HeliumConfig", _HEADS, "q, k, v, o; interleaved rotary"),
     "nemotron": Family("NemotronConfig", _GROUPED, "q, k, v, o; rotary in half of each head"),
     "persimmon": Family(
@@ -175,6 +196,13 @@ FAMILIES: dict[str, Family] = {
         {**_GROUPED, **_ALTERNATE},
         "q, k, v, o, norms of q and k; rotary in sliding layers, no positions in full ones",
     ),
+    "minimax_m2": Family(
+        "MiniMaxM2Config",
+        {**_HEADS, **_EXPERTS},
+        "q, k, v, o, norms of q and k; rotary; experts",
+    ),
+    "nanochat": Family("NanoChatConfig", _GROUPED, "q, k, v, o, norms of rotated q and k without weights; rotary"),
+    "cwm": Family("CwmConfig", {**_HEADS, **_ALTERNATE}, "q, k, v, o; rotary (llama3), some layers a sliding window"),
     "doge": Family("DogeConfig", _GROUPED, "q, k, v, o, a mask made of the values; rotary"),
     "apertus": Family("ApertusConfig", _GROUPED, "q, k, v, o, norms of q and k; rotary"),
     "bitnet": Family("BitNetConfig", _GROUPED, "q, k, v, o with a norm before o; rotary"),
