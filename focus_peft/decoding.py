@@ -127,10 +127,10 @@ class FocusCache(Cache):
     def crop(self, max_length: int) -> None:
         """Take back the last `-max_length` tokens (or, if positive, all after the first `max_length`)."""
         remove = -max_length if max_length <= 0 else self.tokens - max_length
-        if self.base_cache is not None:
-            self.base_cache.crop(-remove)
         if remove <= 0:
             return
+        if self.base_cache is not None:
+            self.base_cache.crop(-remove)
         if len(self.streams) > 1:
             raise ValueError(
                 f"`crop` can take tokens back from one sequence only, but {len(self.streams)} are being decoded; use "

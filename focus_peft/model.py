@@ -151,7 +151,8 @@ class FocusModel(BaseTuner):
     def unload(self) -> nn.Module:
         """The base model, with its own projections and without anything of ours."""
         model = super().unload()
-        model.__dict__.pop("accepts_loss_kwargs", None)
+        for name in ("accepts_loss_kwargs", "peft_config"):
+            model.__dict__.pop(name, None)
         return model
 
     def enable_adapter_layers(self) -> None:

@@ -172,7 +172,7 @@ def _layer_types(model: PreTrainedModel) -> tuple[frozenset[str], int | None]:
     foreign = sorted(types - {"full_attention", "sliding_attention"})
     if foreign:
         raise ValueError(
-            f"{type(model).__name__} has layers of the types {foreign}, which keep no key and value for each token; a "
-            "candidate cannot be handed from a chunk to the local window there."
+            f"{type(model).__name__} has layers of the types {foreign}; only layers that keep a key and a value for every token and "
+            "see all of them, or a sliding window, can hand a candidate from a chunk to the local window."
         )
     return types, window

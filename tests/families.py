@@ -237,10 +237,6 @@ FAMILIES: dict[str, Family] = {
 # The families that tests of single features run over; together they have every kind of projection, position and mask
 CORE = ("gemma2", "gemma3", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3", "qwen2", "qwen3")
 
-# Families that the library does not read yet: the matrix expects their checks to fail
-PENDING: dict[str, str] = {}
-
-
 # What an older transformers reads in a way that focus_peft refuses at the first use, by family and attention
 IS_OLD = Version(transformers.__version__) < Version("5.23")
 OLD: dict[tuple[str, str], str] = {

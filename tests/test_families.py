@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from conftest import BOS, make_focus_model, make_tiny_model, pad_rows, perturb_twins, random_ids
-from families import FAMILIES, IS_OLD, OLD, PENDING
+from families import FAMILIES, IS_OLD, OLD
 from peft import PeftModel, get_peft_model
 from reference import PlainModel, Reference, Sizes, SlowSequence, make_oracle
 from test_objectives import loss_of, naive_loss, naive_of
@@ -34,8 +34,6 @@ TIGHT = {"rtol": 0, "atol": 1e-9}
 
 
 def _marks(family: str, attention: str) -> list[pytest.MarkDecorator]:
-    if family in PENDING:
-        return [pytest.mark.xfail(reason=PENDING[family], strict=False)]
     if IS_OLD and (family, attention) in OLD:
         return [pytest.mark.xfail(reason=OLD[family, attention], raises=ValueError, strict=False)]
     return []

@@ -169,14 +169,9 @@ def test_frequencies_never_change_while_reading_and_writing(scaling: str, decodi
     assert all(torch.equal(frequencies, before) for frequencies in seen)
 
 
-NOT_LIMITED = pytest.mark.xfail(
-    reason="the losses do not limit documents and labels to the original length yet", strict=False
-)
-
-
 @pytest.mark.parametrize(
     ("tokens", "label_size"),
-    [(60, 8), pytest.param(60, 30, marks=NOT_LIMITED), pytest.param(400, 8, marks=NOT_LIMITED)],
+    [(60, 8), (60, 30), (400, 8)],
     ids=["room for all", "many labels", "many chunks"],
 )
 @each_decoding
