@@ -62,9 +62,7 @@ SIZES = {
     "pad_token_id": 0,
 }
 GROUPED = {**SIZES, "num_key_value_heads": 2}
-OLD_SIZES = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
 EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
-MLA = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 VISION = {
     "hidden_size": 16,
@@ -107,8 +105,6 @@ BART = {
     **{"vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16},
     **{"decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
 }
-FALCON = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-
 UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "T5": (build("T5ForConditionalGeneration", **T5), ("encoder-decoder", "decoder-only")),
     "BART": (build("BartForConditionalGeneration", **BART), ("encoder-decoder", "decoder-only")),
@@ -123,21 +119,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("attention",),
     ),
     "RWKV": (build("RwkvForCausalLM", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2), ("attention",)),
-    "Bloom": (build("BloomForCausalLM", vocab_size=VOCABULARY, hidden_size=16, n_layer=1, n_head=2), ("ALiBi",)),
-    "MPT": (build("MptForCausalLM", vocab_size=VOCABULARY, d_model=16, n_layers=1, n_heads=2), ("ALiBi",)),
-    "Falcon with ALiBi": (build("FalconForCausalLM", alibi=True, **FALCON), ("ALiBi",)),
-    "DeepSeek-V3": (
-        build(
-            "DeepseekV3ForCausalLM",
-            **GROUPED,
-            **MLA,
-            n_routed_experts=2,
-            n_group=1,
-            topk_group=1,
-            num_experts_per_tok=1,
-        ),
-        ("latent", "`kv_lora_rank`", "8"),
-    ),
     "Jamba": (
         build("JambaForCausalLM", **GROUPED, num_experts=2, attn_layer_period=2, attn_layer_offset=1),
         ("layers",),
@@ -187,10 +168,6 @@ def test_a_model_that_cannot_be_read_in_chunks_is_refused_and_left_alone(kind: s
 # What can be seen only by reading a few tokens
 UNREADABLE: dict[str, Callable[[], nn.Module]] = {
     "BERT that sees what follows": build("BertLMHeadModel", **SIZES),
-    "GPT-J, whose rotary table has no negative rows": build("GPTJForCausalLM", rotary_dim=4, **OLD_SIZES),
-    "CodeGen, whose rotary table begins again": build(
-        "CodeGenForCausalLM", rotary_dim=4, **{**OLD_SIZES, "n_head": 4}
-    ),
 }
 
 
@@ -689,3 +666,22 @@ def test_wherever_a_disk_fills_up_nothing_half_written_is_left(full_disk: dict[s
 @pytest.mark.parametrize("kind", FILES)
 def test_a_folder_where_a_disk_is_mounted_can_be_saved_to(full_disk: dict[str, list], kind: str) -> None:
     assert full_disk[f"{kind} into the mount"] == FILES[kind]
+
+
+def test_a_twin_of_what_expands_the_latents_of_all_tokens_is_refused() -> None:
+    with refusal("`target_modules`", "kv_b_proj", "`kv_a_proj_with_mqa`"):
+        get_peft_model(make_tiny_model("deepseek_v3"), FocusConfig(target_modules=["kv_b_proj"]))
+
+
+def test_generating_without_the_cache_that_holds_the_memory_is_an_error() -> None:
+    """A model may drop `past_key_values` while it prepares its inputs; then it would read the whole input by itself."""
+    model = make_focus_model()
+    base = model.get_base_model()
+    prepare = base.prepare_inputs_for_generation
+
+    def dropping(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {**prepare(*args, **kwargs), "past_key_values": None}
+
+    base.prepare_inputs_for_generation = dropping
+    with pytest.raises(RuntimeError, match="without the cache that holds the memory"):
+        model.generate(random_ids(30)[None], max_new_tokens=2)
