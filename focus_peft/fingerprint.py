@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from peft.utils.integrations import gather_params_ctx
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -43,9 +44,10 @@ class Fingerprint:
         shape = f"{config.num_hidden_layers} layers, hidden {config.hidden_size}, {heads} kv heads, vocabulary {config.vocab_size}"
         samples = hashlib.sha256()
         for _, parameter in _frozen_parameters(model):
-            flat = parameter.detach().reshape(-1)
-            step = max(1, flat.numel() // SAMPLES)
-            values = flat[::step][:SAMPLES]
+            with gather_params_ctx(parameter, modifier_rank=None):  # empty outside of this under ZeRO-3
+                flat = parameter.detach().reshape(-1)
+                step = max(1, flat.numel() // SAMPLES)
+                values = flat[::step][:SAMPLES].clone()
             samples.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return cls(config.model_type, shape, str(model.dtype), samples.hexdigest()[:16])
 
@@ -64,5 +66,7 @@ class Fingerprint:
 
 def _frozen_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [
-        (name, parameter) for name, parameter in model.named_parameters() if "focus_" not in name and parameter.numel()
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if "focus_" not in name and getattr(parameter, "ds_numel", parameter.numel())
     ]

@@ -49,6 +49,15 @@ class Reader:
         """Where ids go: the device of the embeddings."""
         return cast(torch.device, self.model.get_input_embeddings().weight.device)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether every process holds a part of each weight (ZeRO-3, FSDP).
+
+        Then a pass gathers weights from all processes, and all must make the same passes in the same order.
+        """
+        weight = next(self.model.parameters())
+        return hasattr(weight, "ds_id") or type(weight).__name__ == "DTensor"
+
     def run(self, inputs: PassInput, cache: Cache, candidates: int = 0, logits: int = 0) -> torch.Tensor:
         """One pass. Keys and values go where `cache` puts them.
 
