@@ -20,7 +20,7 @@ from .layer import MERGE_REFUSAL, CandidateState, TwinLayer
 from .memory import Memory
 from .objectives import FocusOutput, focus_loss
 from .probe import check_reading
-from .reader import Reader
+from .reader import Reader, is_distributed
 from .sampling import IGNORE, draw_sample, row_generators
 from .saving import check_adapter_weights
 from .scoring import read_logits
@@ -395,9 +395,8 @@ class FocusModel(BaseTuner):
         ]
         output = focus_loss(self.reader, settings, config, rows, targets, samples, local_loss)
         # sharded parameters are empty here, and nobody waits for their gradients
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        distributed = distributed and not self.reader.sharded
-        if torch.is_grad_enabled() and output.loss is not None and (distributed or not output.loss.requires_grad):
+        waits = is_distributed() and not self.reader.sharded
+        if torch.is_grad_enabled() and output.loss is not None and (waits or not output.loss.requires_grad):
             # DDP waits for a gradient of every parameter, in every step; some twins of the last layer have none
             output.loss = output.loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         return output
@@ -454,5 +453,4 @@ def _adapter_of(name: str) -> str:
 def _progress(wanted: bool | None) -> bool:
     if wanted is not None:
         return wanted
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return sys.stderr.isatty() and not (distributed and torch.distributed.get_rank() > 0)
+    return sys.stderr.isatty() and not (is_distributed() and torch.distributed.get_rank() > 0)

@@ -17,13 +17,14 @@ from .candidates import read_candidates_with_graph
 from .chunking import cut, with_bos
 from .config import FocusConfig
 from .layout import ChunkRow, PromptRegion, local_pass_input
-from .reader import Reader
+from .reader import Reader, is_distributed
 from .sampling import IGNORE, Sample, Span
 from .settings import Settings
 from .slab import GraphCache, LayerStates, PassCache, Slab
 
 
-# What a process reads for a document without room for a span, where the others need its passes (`Reader.sharded`)
+# What a process reads for a document without room for a span, with weight 0: ZeRO adds up gradients in the order in which they
+# come, so every process needs a graph to all twins, and sharded weights need every process in every pass
 IDLE = Sample(memory=2, chunk_size=2, continuation=Span(2, 2, 2), repetition=Span(2, 2, 2))
 
 
@@ -191,7 +192,7 @@ def focus_loss(
     alone: dict[str, list[torch.Tensor]] = {"continuation": [], "repetition": []}
     idle: list[torch.Tensor] = []
     for ids, targets, sample in zip(documents, labels, samples):
-        if sample is None and not reader.sharded:
+        if sample is None and not is_distributed():
             continue
         if sample is None:
             ids, targets, sample = list(ids[:1]) * IDLE.memory * 3, [IGNORE] * IDLE.memory * 3, IDLE

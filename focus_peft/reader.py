@@ -25,6 +25,11 @@ TOKEN_BUDGET = 16384
 COLUMN_BUDGET = 65536
 
 
+def is_distributed() -> bool:
+    """Whether other processes work along."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 class Reader:
     """Runs passes of a frozen decoder-only model.
 

@@ -38,7 +38,7 @@ class FocusTrainer(Trainer):
     in the recipes), every document counts the same however the work is divided. The two logged parts are means over
     labels.
 
-    Rows may have a `sample_seed`: their spans are then drawn from it and depend on nothing else, so that neither the number of
+    Batches may have `sample_seeds`, one for each row: spans are then drawn from it and depend on nothing else, so that neither the number of
     processes, nor accumulation, nor a resumed run changes them.
 
     Logged with the loss, and with the prefix `eval_` in evaluation: `loss_continuation`, `loss_repetition`; `loss_local`,
@@ -130,7 +130,7 @@ class FocusTrainer(Trainer):
     ) -> Any:
         """The model's own loss, as `Trainer.compute_loss`; what it consists of is noted for the logs."""
         inputs = dict(inputs)
-        seeds = inputs.pop("sample_seed", None)
+        seeds = inputs.pop("sample_seed", inputs.get("sample_seeds"))
         if seeds is not None:
             inputs["sample_seeds"] = seeds
         if "labels" in inputs and self.tuner.adapters_enabled:

@@ -31,10 +31,10 @@ FOCUS = {"chunk_size": 8, "local_size": 8, "prompt_size": 4, "label_size": 4}
 
 
 class Documents(torch.utils.data.Dataset):
-    """Documents of 50 to 60 tokens, with a seed for each in each epoch."""
+    """Documents of `length` to `length + spread` tokens, with a seed for each in each epoch."""
 
-    def __init__(self, count: int, length: int = 50, spread: int = 10) -> None:
-        self.rows = [random_ids(length + (3 * number) % max(1, spread), number).tolist() for number in range(count)]
+    def __init__(self, count: int, length: int = 50, spread: int = 10, stride: int = 3) -> None:
+        self.rows = [random_ids(length + stride * number % spread, number).tolist() for number in range(count)]
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -151,7 +151,8 @@ def main(file: str) -> None:
     torch.set_num_threads(1)
     options = json.loads(Path(file).read_text())
     directory = Path(options["directory"])
-    args = arguments(directory / "run", **options.get("args", {}))  # first: ZeRO-3 changes how models are loaded
+    args = arguments(directory / "run", **options.get("args", {}))
+    _ = args.device  # ZeRO-3 divides a model while it is loaded, among processes that know each other
     if options.get("base"):
         base = AutoModelForCausalLM.from_pretrained(options["base"], dtype=torch.float32)
         model = get_peft_model(base, FocusConfig(**{**FOCUS, **options.get("focus", {})}))
