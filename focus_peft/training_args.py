@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
-from transformers.integrations import is_tensorboard_available
+from transformers.integrations import is_deepspeed_zero3_enabled, is_tensorboard_available
 
 
 @dataclass
@@ -51,3 +51,16 @@ class FocusTrainingArguments(TrainingArguments):
             raise ValueError(f"`eval_tasks_steps` must be a positive integer or None, got {self.eval_tasks_steps}.")
         if self.max_loss is not None and not self.max_loss >= 0:
             raise ValueError(f"`max_loss` must be a number, 0 or above, or None, got {self.max_loss}.")
+
+
+def join_processes(args: TrainingArguments) -> None:
+    """Make the processes of a run known to each other. Call it before a model is loaded.
+
+    ZeRO-3 divides a model's weights while it is loaded. transformers joins the processes when a device is first asked for, and on
+    CPUs does so without DeepSpeed's knowledge.
+    """
+    _ = args.device
+    if is_deepspeed_zero3_enabled() and args.world_size > 1:
+        import deepspeed
+
+        deepspeed.init_distributed(auto_mpi_discovery=False)

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 import focus_peft
 from focus_peft import FocusConfig
 from focus_peft.trainer import FocusTrainer
-from focus_peft.training_args import FocusTrainingArguments
+from focus_peft.training_args import FocusTrainingArguments, join_processes
 
 
 IGNORED = -100
@@ -152,7 +152,7 @@ def main(file: str) -> None:
     options = json.loads(Path(file).read_text())
     directory = Path(options["directory"])
     args = arguments(directory / "run", **options.get("args", {}))
-    _ = args.device  # ZeRO-3 divides a model while it is loaded, among processes that know each other
+    join_processes(args)
     if options.get("base"):
         base = AutoModelForCausalLM.from_pretrained(options["base"], dtype=torch.float32)
         model = get_peft_model(base, FocusConfig(**{**FOCUS, **options.get("focus", {})}))
