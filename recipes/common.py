@@ -61,6 +61,7 @@ class RunArguments:
             anew. True, or a checkpoint's folder: from there.
         passkey_every (`int`, *optional*): Measure passkey accuracy every so many steps.
         passkey_tokens, passkey_samples (`int`): Length and number of its prompts.
+        eval_samples (`int`, *optional*): Evaluate on so many of the held-out pieces, evenly spaced. Default: on all.
         patience (`int`, *optional*): Stop after so many evaluations without a better `metric_for_best_model`.
     """
 
@@ -68,6 +69,7 @@ class RunArguments:
     passkey_every: int | None = None
     passkey_tokens: int = 1024
     passkey_samples: int = 10
+    eval_samples: int | None = None
     patience: int | None = None
 
 
@@ -132,7 +134,7 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
         key, equals, text = word.partition("=")
         if not equals:
             if not word.startswith("--") or not rest:
-                raise ValueError(f"{word!r} is no override; write `key=value` or `--key value`.")
+                raise ValueError(f"An override must be `key=value` or `--key value`, got {word!r}.")
             text = rest.pop(0)
         pairs.append((key.removeprefix("--"), text))
     return pairs
@@ -178,7 +180,9 @@ def load_model(args: ModelArguments) -> tuple[Any, Any]:
     """(model, tokenizer)."""
     if args.random is not None:
         tokenizer = byte_tokenizer()
-        config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, **args.random})
+        config = AutoConfig.for_model(
+            **{"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, **args.random}
+        )
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config), tokenizer
     path, gguf_file = args.name_or_path, args.gguf_file

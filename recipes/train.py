@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from common import Recipe, load_model, load_recipe
 from peft import get_peft_model
+from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback
 
 from focus_peft.cost import training_cost
@@ -54,6 +55,10 @@ def make_trainer(recipe: Recipe) -> FocusTrainer:
     model, tokenizer = load_model(recipe.model)
     data = prepare(recipe.data, tokenizer)
     torch.manual_seed(args.seed)  # low-rank twins start at random, in every process alike
+    held_out: Any = data.held_out if len(data.held_out) else None
+    if held_out is not None and run.eval_samples is not None and run.eval_samples < len(held_out):
+        step = len(held_out) / run.eval_samples
+        held_out = Subset(held_out, [int(number * step) for number in range(run.eval_samples)])
     tasks = {}
     if run.passkey_every is not None:
         args.eval_tasks_steps = run.passkey_every
@@ -62,7 +67,7 @@ def make_trainer(recipe: Recipe) -> FocusTrainer:
         model=get_peft_model(model, recipe.focus),
         args=args,
         train_dataset=data.train,
-        eval_dataset=data.held_out if len(data.held_out) else None,
+        eval_dataset=held_out,
         data_collator=DocumentCollator(),
         processing_class=tokenizer,
         eval_tasks=tasks,
@@ -156,7 +161,9 @@ def measure(trainer: FocusTrainer) -> float:
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the recipe, a YAML file")
-    parser.add_argument("--dry-run", action="store_true", help="print model, steps, tokens, memory and time; train nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print model, steps, tokens, memory and time; train nothing"
+    )
     return parser.parse_known_args()
 
 

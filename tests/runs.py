@@ -71,6 +71,15 @@ def arguments(directory: str | Path, **fields: Any) -> FocusTrainingArguments:
     return FocusTrainingArguments(output_dir=str(directory), **{**defaults, **fields})
 
 
+def loaded(base: str, focus: dict[str, Any]) -> PeftModel:
+    """A model from a folder, with an adapter that is the same in every process."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    torch.manual_seed(0)  # low-rank twins start at random
+    model = get_peft_model(model, FocusConfig(**{**FOCUS, **focus}))
+    perturb_twins(model)
+    return model
+
+
 def trainer_of(
     directory: str | Path,
     model: PeftModel | None = None,
@@ -154,9 +163,7 @@ def main(file: str) -> None:
     args = arguments(directory / "run", **options.get("args", {}))
     join_processes(args)
     if options.get("base"):
-        base = AutoModelForCausalLM.from_pretrained(options["base"], dtype=torch.float32)
-        model = get_peft_model(base, FocusConfig(**{**FOCUS, **options.get("focus", {})}))
-        perturb_twins(model)
+        model = loaded(options["base"], options.get("focus", {}))
     else:
         model = make_focus_model(dtype=torch.float32, **{**FOCUS, **options.get("focus", {})})
     callbacks = [KillAtStep(*options["kill"])] if "kill" in options else []

@@ -91,17 +91,19 @@ def test_activations_are_estimated_within_a_factor(shape: dict[str, Any], decodi
     from focus_peft.sampling import draw_sample
 
     tuner = model.base_model
-    sample = draw_sample(
-        [True] * 320, tuner.settings(), tuner.active_config, torch.Generator().manual_seed(3)
-    )
+    sample = draw_sample([True] * 320, tuner.settings(), tuner.active_config, torch.Generator().manual_seed(3))
     config = FocusConfig(**{**WINDOWS, "chunk_size": sample.chunk_size, "r": r, "decoding": decoding})
-    cost = training_cost(model.get_base_model().config, config, sample.memory + WINDOWS["local_size"], precision="float32")
+    cost = training_cost(
+        model.get_base_model().config, config, sample.memory + WINDOWS["local_size"], precision="float32"
+    )
     assert 1 / FACTOR < cost.activations / measured < FACTOR, (cost.activations, measured)
 
 
 def test_zero_divides_what_it_divides() -> None:
     config, focus = SHAPES["1B"], FocusConfig(r=16, chunk_size=512, local_size=512, prompt_size=64)
-    costs = [training_cost(config, focus, 4096, precision="deepspeed-bfloat16", zero_stage=s, processes=4) for s in range(4)]
+    costs = [
+        training_cost(config, focus, 4096, precision="deepspeed-bfloat16", zero_stage=s, processes=4) for s in range(4)
+    ]
     assert costs[1].optimizer * 4 == pytest.approx(costs[0].optimizer, rel=1e-3)
     assert costs[1].gradients == costs[0].gradients == 4 * costs[2].gradients
     assert costs[2].frozen == costs[0].frozen == 4 * costs[3].frozen
@@ -115,7 +117,9 @@ def test_zero_divides_what_it_divides() -> None:
     assert training_cost(config, focus, 4096, precision="4bit").frozen < 0.7 * less.frozen
 
 
-@pytest.mark.parametrize(("given", "named"), [({"zero_stage": 4}, "`zero_stage`"), ({"precision": "int3"}, "`precision`")])
+@pytest.mark.parametrize(
+    ("given", "named"), [({"zero_stage": 4}, "`zero_stage`"), ({"precision": "int3"}, "`precision`")]
+)
 def test_what_cannot_be_is_refused(given: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError) as caught:
         training_cost(SHAPES["1B"], FocusConfig(), 4096, **given)

@@ -10,13 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model, perturb_twins
-from peft import get_peft_model
-from runs import FOCUS, Documents, losses, run, trainer_of
+from conftest import make_tiny_model
+from runs import Documents, loaded, losses, run, trainer_of
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
-
-from focus_peft import FocusConfig
 
 
 DEEPSPEED = Path(__file__).parents[1] / "recipes" / "deepspeed"
@@ -37,10 +33,7 @@ def make_base(directory: Path) -> str:
 
 def alone(directory: Path, base: str, **fields: Any) -> tuple[dict[int, dict[str, float]], dict[str, torch.Tensor]]:
     """(losses by step, the saved adapter) of one process that accumulates two micro-batches."""
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), FocusConfig(**{**FOCUS, **FIELDS, **fields})
-    )
-    perturb_twins(model)
+    model = loaded(base, {**FIELDS, **fields})
     trainer = trainer_of(directory / "alone", model, Documents(8, *LENGTHS), gradient_accumulation_steps=2, **ARGS)
     trainer.train()
     trainer.save_model(str(directory / "alone"))
