@@ -1,6 +1,6 @@
 """What training an adapter costs: parameters, and bytes of memory on each device. The tables of docs/training.md:
 
-    python -m focus_peft.cost
+python -m focus_peft.cost
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Counts:
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(config)
             head = base.get_output_embeddings()
-            linear = [module for module in base.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+            linear = [
+                module for module in base.modules() if isinstance(module, torch.nn.Linear) and module is not head
+            ]
             projections = sum(module.weight.numel() for module in linear)
             frozen = sum(parameter.numel() for parameter in base.parameters())
             model = get_peft_model(base, focus)
@@ -131,7 +133,9 @@ def training_cost(
     shares = [processes if zero_stage >= stage else 1 for stage in (1, 2, 3)]
     # one counter of steps for each tensor of a plain optimizer
     optimizer = (counts.trainable * state + (0 if zero_stage else 4 * counts.tensors)) / shares[0]
-    cache, activations, reading = _activations(config, focus, tokens, 4 if precision == "float32" else 2, checkpointing)
+    cache, activations, reading = _activations(
+        config, focus, tokens, 4 if precision == "float32" else 2, checkpointing
+    )
     return Cost(
         frozen=weights / shares[2],
         twins=counts.trainable * twin / shares[2],

@@ -145,7 +145,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
-def run(directory: Path, processes: int = 1, timeout: float = 240, **fields: Any) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, processes: int = 1, timeout: float = 600, **fields: Any) -> subprocess.CompletedProcess[str]:
     """Do what `main` does with these fields, in one or several processes."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "run.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from conftest import make_tiny_model
 from runs import Documents, loaded, losses, run, trainer_of
 from safetensors.torch import load_file
+from torch.utils.cpp_extension import get_default_build_root
 
 
 DEEPSPEED = Path(__file__).parents[1] / "recipes" / "deepspeed"
@@ -24,6 +26,13 @@ ARGS = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
 missing = [name for name in ("g++", "ninja") if shutil.which(name) is None]
 missing += [name for name in ("deepspeed",) if importlib.util.find_spec(name) is None]
 needs_deepspeed = pytest.mark.skipif(bool(missing), reason=f"DeepSpeed on a CPU needs {', '.join(missing)}")
+
+# its kernel takes five minutes to compile, once
+compiled = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()).rglob("cpu_adam.so")
+needs_kernel = pytest.mark.skipif(
+    not any(compiled) and "FOCUS_COMPILE" not in os.environ,
+    reason="DeepSpeed's CPU Adam is not compiled; set FOCUS_COMPILE=1 to compile it, for five minutes, once",
+)
 
 
 def make_base(directory: Path) -> str:
@@ -69,6 +78,7 @@ def test_zero_2_equals_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_deepspeed
+@needs_kernel
 def test_zero_2_with_offloaded_optimizer_equals_one_process(tmp_path: Path) -> None:
     check(tmp_path, 1e-5, deepspeed=str(DEEPSPEED / "zero2_offload.json"))
 

@@ -34,11 +34,13 @@ sys.path.insert(0, str(RECIPES))
 from common import load_model, load_recipe  # noqa: E402
 
 
-def train(*words: str, processes: int = 1, timeout: float = 240, **more: str) -> subprocess.CompletedProcess[str]:
+def train(*words: str, processes: int = 1, timeout: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
     """Run `recipes/train.py`, from the root of the repository."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), "recipes/train.py", *words]
-    return subprocess.run(command, cwd=ROOT, env={**environment(), **more}, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        command, cwd=ROOT, env={**environment(), **more}, capture_output=True, text=True, timeout=timeout
+    )
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -58,7 +60,13 @@ def test_the_paper_recipe_has_the_papers_numbers(tmp_path: Path) -> None:
     assert (recipe.training.max_steps, recipe.training.learning_rate) == (10_000, 5e-5)
     assert [band.count for band in recipe.data.bands or []] == [30_000, 16_000, 34_000]
     focus = recipe.focus
-    assert (focus.chunk_size, focus.local_size, focus.prompt_size, focus.r, focus.loss) == (2048, 2048, 512, None, "sum")
+    assert (focus.chunk_size, focus.local_size, focus.prompt_size, focus.r, focus.loss) == (
+        2048,
+        2048,
+        512,
+        None,
+        "sum",
+    )
     launch = yaml.safe_load((RECIPES / "accelerate" / "zero2_offload.yaml").read_text())
     assert launch["num_processes"] * recipe.training.per_device_train_batch_size == 8
 
@@ -83,9 +91,19 @@ def test_every_deepspeed_file_has_its_command_and_a_launch_file(file: Path) -> N
 
 
 def test_overrides_reach_their_section(tmp_path: Path) -> None:
-    words = ["learning_rate=1e-2", "--focus.r", "4", "--max_steps=3", "data.sources.0.path=texts/*.md", "passkey_every=null"]
+    words = [
+        "eval_strategy=no",
+        "use_cpu=true",
+        "learning_rate=1e-2",
+        "--focus.r",
+        "4",
+        "--max_steps=3",
+        "data.sources.0.path=texts/*.md",
+        "passkey_every=null",
+    ]
     recipe = load_recipe(RECIPES / "configs" / "tiny_debug.yaml", words, training__output_dir=str(tmp_path))
     assert (recipe.training.learning_rate, recipe.training.max_steps) == (0.01, 3)
+    assert (recipe.training.eval_strategy, recipe.training.use_cpu) == ("no", True)
     assert (recipe.focus.r, recipe.data.sources[0].path, recipe.run.passkey_every) == (4, "texts/*.md", None)
 
 
@@ -135,7 +153,14 @@ def history(directory: Path) -> dict[int, float]:
 
 @pytest.mark.slow
 def test_the_tiny_recipe_trains_ends_at_ctrl_c_with_130_and_goes_on(tmp_path: Path) -> None:
-    words = ["--config", TINY, "passkey_every=null", "eval_strategy=no", "save_steps=100", f"cache_dir={tmp_path / 'cache'}"]
+    words = [
+        "--config",
+        TINY,
+        "passkey_every=null",
+        "eval_strategy=no",
+        "save_steps=100",
+        f"cache_dir={tmp_path / 'cache'}",
+    ]
     whole = train(*words, f"output_dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     assert (tmp_path / "whole" / "adapter_model.safetensors").is_file()
