@@ -242,8 +242,8 @@ def tables(tokens: int = 8192) -> str:
     for name, config in SHAPES.items():
         focus = FocusConfig(r=64, **WINDOWS)
         plain, checkpointed = (training_cost(config, focus, tokens, checkpointing=on) for on in (False, True))
-        cells = [plain.cache, plain.activations, checkpointed.activations, plain.reading]
-        lines.append(f"| {name} | " + " | ".join(f"{cell / gigabyte:.2f}" for cell in cells) + " |")
+        sizes = [plain.cache, plain.activations, checkpointed.activations, plain.reading]
+        lines.append(f"| {name} | " + " | ".join(f"{size / gigabyte:.2f}" for size in sizes) + " |")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.utils.integrations import gather_params_ctx
@@ -68,5 +68,5 @@ def _frozen_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [
         (name, parameter)
         for name, parameter in model.named_parameters()
-        if "focus_" not in name and getattr(parameter, "ds_numel", parameter.numel())
+        if "focus_" not in name and cast(Any, parameter).__dict__.get("ds_numel", parameter.numel())
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -238,7 +239,7 @@ def focus_loss(
         output.loss_local_continuation, output.loss_local_repetition = (
             _mean(p, reader.device) for p in alone.values()
         )
-    output.loss = sum(idle, start=output.loss)
+    output.loss = sum(idle, start=cast(torch.Tensor, output.loss))
     return output
 
 

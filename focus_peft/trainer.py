@@ -216,7 +216,7 @@ class FocusTrainer(Trainer):
 
     def run_eval_tasks(self, prefix: str = "eval") -> dict[str, float]:
         """What the evaluation tasks measure now, as `{prefix}_{name}_{key}`. Random states stay as they are."""
-        model = self.model
+        model = cast(torch.nn.Module, self.model)
         was_training = model.training
         model.eval()
         try:

@@ -61,6 +61,6 @@ def join_processes(args: TrainingArguments) -> None:
     """
     _ = args.device
     if is_deepspeed_zero3_enabled() and args.world_size > 1:
-        import deepspeed
+        from deepspeed.comm import init_distributed
 
-        deepspeed.init_distributed(auto_mpi_discovery=False)
+        init_distributed(auto_mpi_discovery=False)

@@ -191,7 +191,7 @@ def load_model(args: ModelArguments) -> tuple[Any, Any]:
         )
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config), tokenizer
-    path, gguf_file = args.name_or_path, args.gguf_file
+    path, gguf_file = str(args.name_or_path), args.gguf_file
     if path == PACKAGED:
         folder, gguf_file = find_model()
         path = str(folder)
@@ -204,12 +204,16 @@ def load_model(args: ModelArguments) -> tuple[Any, Any]:
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     options: dict[str, Any] = {"revision": args.revision or "main", "gguf_file": gguf_file}
-    tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    reads: Any = AutoTokenizer.from_pretrained(path, **options)
     if args.attn_implementation is not None:
         options["attn_implementation"] = args.attn_implementation
     if quantization is not None:
         options["quantization_config"] = quantization
-    return AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype, **options), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype, **options)
+    if gguf_file is not None:
+        # its weights are ordinary ones by now, but transformers' Trainer would still refuse to train them
+        model.hf_quantizer.remove_quantization_config(model)
+    return model, reads
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -94,13 +94,15 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
 
 def describe(trainer: FocusTrainer, recipe: Recipe) -> dict[str, str]:
     """What a dry run prints."""
-    args, rows = recipe.training, trainer.train_dataset
+    args = recipe.training
+    rows: Any = trainer.train_dataset
+    model: Any = trainer.model
     documents = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * len(rows) / documents)
     lengths = [len(rows[index]["input_ids"]) for index in range(0, len(rows), max(1, len(rows) // SAMPLED))]
     mean = sum(lengths) / len(lengths)
     base = trainer.tuner.model
-    trainable, total = trainer.model.get_nb_trainable_parameters()
+    trainable, total = model.get_nb_trainable_parameters()
     sizes = trainer.tuner.settings().sizes
     plugin = trainer.accelerator.state.deepspeed_plugin
     stage = 0 if plugin is None else int(plugin.zero_stage)
@@ -116,7 +118,7 @@ def describe(trainer: FocusTrainer, recipe: Recipe) -> dict[str, str]:
         zero_stage=stage,
         processes=args.world_size,
         offload_optimizer=plugin is not None and plugin.offload_optimizer_device == "cpu",
-        checkpointing=getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing,
+        checkpointing=bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing),
     )
     parts = {"model": cost.frozen, "twins": cost.twins, "gradients": cost.gradients, "optimizer": cost.optimizer}
     parts |= {"cache": cost.cache, "activations": cost.activations, "reading": cost.reading}
@@ -141,9 +143,13 @@ def describe(trainer: FocusTrainer, recipe: Recipe) -> dict[str, str]:
 
 def measure(trainer: FocusTrainer) -> float:
     """Seconds of a micro-batch, forward and backward; no weight changes."""
-    args, rows = trainer.args, trainer.train_dataset
+    args = trainer.args
+    rows: Any = trainer.train_dataset
+    model: Any = trainer.model
     size = args.per_device_train_batch_size
-    model = trainer.model.to(args.device).train() if not trainer.is_model_parallel else trainer.model.train()
+    model.train()
+    if not trainer.is_model_parallel:
+        model.to(args.device)
     start = 0.0
     for number in range(MEASURED + 1):
         if number == 1:  # the first one warms up
