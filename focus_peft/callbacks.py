@@ -45,6 +45,8 @@ class FocusCallback(TrainerCallback):
         trainer = self.trainer
         every = getattr(args, "eval_tasks_steps", None)
         if every and state.global_step % every == 0 and trainer.eval_tasks:
+            will_log = control.should_log
             trainer.log(trainer.run_eval_tasks())
+            control.should_log = will_log  # a log of any kind would stand in for the step's own
         if trainer._stops:
             control.should_save = control.should_training_stop = True

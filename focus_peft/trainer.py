@@ -272,6 +272,8 @@ class FocusTrainer(Trainer):
 
     def _save_interval(self, folder: Path) -> None:
         """What has been added up since the last log, so that the next one after resuming is the same."""
+        if not hasattr(self, "_tr_loss"):  # transformers before 5.20 or so keeps it to itself
+            return
         folder.mkdir(parents=True, exist_ok=True)
         state = {
             "processes": self.args.world_size,
@@ -287,7 +289,7 @@ class FocusTrainer(Trainer):
         if not file or not file.is_file():
             return
         state = json.loads(file.read_text())
-        if state["processes"] == self.args.world_size:
+        if state["processes"] == self.args.world_size and hasattr(self, "_tr_loss"):
             self._interval.copy_(torch.tensor(state["sums"], dtype=self._interval.dtype))
             self._tr_loss.fill_(state["loss"])
             self._total_loss_scalar = -state["loss"]  # the mean loss of this call is over its own steps

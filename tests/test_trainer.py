@@ -151,6 +151,7 @@ def test_tasks_are_run_with_each_evaluation_or_every_so_many_steps(tmp_path: Pat
     trainer = trainer_of(tmp_path, eval_tasks={"passkey": task}, eval_tasks_steps=1)
     trainer.train()
     assert logged(trainer, "eval_passkey_accuracy") == [0.25] * 4
+    assert len(logged(trainer, "loss")) == 4
     assert not any(seen) and trainer.model.training
 
 
