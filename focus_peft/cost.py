@@ -49,6 +49,13 @@ class Counts:
     @classmethod
     def of(cls, config: PreTrainedConfig, focus: FocusConfig) -> Counts:
         """Count, exactly, on a model without storage."""
+        key = (config.to_json_string(use_diff=False), f"{focus.r} {focus.target_modules}")
+        if key not in _counted:
+            _counted[key] = cls._count(config, focus)
+        return _counted[key]
+
+    @classmethod
+    def _count(cls, config: PreTrainedConfig, focus: FocusConfig) -> Counts:
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(config)
             head = base.get_output_embeddings()
@@ -60,6 +67,10 @@ class Counts:
             model = get_peft_model(base, focus)
         twins = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return cls(frozen, projections, sum(parameter.numel() for parameter in twins), len(twins))
+
+
+# the largest models take seconds to count
+_counted: dict[tuple[str, str], Counts] = {}
 
 
 @dataclass(frozen=True)

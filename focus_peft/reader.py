@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,12 +18,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .chunking import pad_right
 from .layer import CandidateState
 from .layout import ChunkRow, PassInput
-from .slab import PassCache, Slab
+from .slab import GraphCache, PassCache, Slab
 
 
 # Tokens, and key/value columns, that one pass of chunk rows may hold where `chunk_batch_size` is not given
 TOKEN_BUDGET = 16384
 COLUMN_BUDGET = 65536
+
+
+def _call(function: Callable[[], Any], gradient: torch.Tensor) -> None:
+    function()
 
 
 def is_distributed() -> bool:
@@ -60,8 +65,8 @@ class Reader:
 
         Then a pass gathers weights from all processes, and all must make the same passes in the same order.
         """
-        weight = next(self.model.parameters())
-        return hasattr(weight, "ds_id") or type(weight).__name__ == "DTensor"
+        weights = self.model.parameters()  # FSDP puts some together before the model runs, and others layer by layer
+        return any(hasattr(weight, "ds_id") or type(weight).__name__ == "DTensor" for weight in weights)
 
     def run(self, inputs: PassInput, cache: Cache, candidates: int = 0, logits: int = 0) -> torch.Tensor:
         """One pass. Keys and values go where `cache` puts them.
@@ -83,11 +88,21 @@ class Reader:
             "use_cache": True,
         }
         with self._frozen(), self.state.candidates(candidates), self._checkpointing():
-            if not logits:
-                return self.model.base_model(**arguments)[0]
-            if self.keeps_logits:
+            if logits and self.keeps_logits:
                 arguments["logits_to_keep"] = logits
-            return self.model(**arguments).logits[:, -logits:]
+            output = self.model(**arguments).logits[:, -logits:] if logits else self.model.base_model(**arguments)[0]
+        if isinstance(cache, GraphCache):
+            self._gather_for_backward(cache)
+        return output
+
+    def _gather_for_backward(self, cache: GraphCache) -> None:
+        """FSDP gathers a layer's weights when a gradient comes to its result; ours come to its keys and values, too."""
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for layer, states in cache.new.items():
+            gather = getattr(layers[layer], "unshard", None)
+            for state in states:
+                if gather is not None and state.requires_grad:
+                    state.register_hook(partial(_call, gather))
 
     def read_chunks(
         self,

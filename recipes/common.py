@@ -176,7 +176,11 @@ def _expanded(value: Any) -> Any:
 def _build(section: str, values: dict[str, Any]) -> Any:
     kind = SECTIONS[section]
     known = {field.name for field in fields(kind) if field.init}
-    if "activation_checkpointing" in values and kind is FocusTrainingArguments and "activation_checkpointing" not in known:
+    if (
+        "activation_checkpointing" in values
+        and kind is FocusTrainingArguments
+        and "activation_checkpointing" not in known
+    ):
         values = dict(values)  # its name before transformers 5.20 or so
         values["gradient_checkpointing"] = values.pop("activation_checkpointing")
     for name in values:

@@ -150,8 +150,13 @@ def run(directory: Path, processes: int = 1, timeout: float = 600, **fields: Any
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "run.json"
     file.write_text(json.dumps({"directory": str(directory), **fields}))
+    return start(Path(__file__), str(file), processes=processes, timeout=timeout)
+
+
+def start(script: Path, *words: str, processes: int, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Run a script in one or several processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), str(Path(__file__)), str(file)]
+    command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), str(script), *words]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout)
 
 

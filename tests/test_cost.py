@@ -126,7 +126,6 @@ def test_what_cannot_be_is_refused(given: dict[str, Any], named: str) -> None:
     assert_sentence(str(caught.value), named)
 
 
-@pytest.mark.slow
 def test_the_page_has_the_tables_as_they_are_printed() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for table in tables().split("\n\n"):

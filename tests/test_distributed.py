@@ -9,10 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsdp_worker
 import pytest
 import torch
 from conftest import make_tiny_model
-from runs import Documents, loaded, losses, run, trainer_of
+from runs import Documents, loaded, losses, run, start, trainer_of
 from safetensors.torch import load_file
 from torch.utils.cpp_extension import get_default_build_root
 
@@ -88,3 +89,20 @@ def test_zero_2_with_offloaded_optimizer_equals_one_process(tmp_path: Path) -> N
 @pytest.mark.parametrize("focus", [{}, {"r": 2, "loss": "draw", "decoding": "exact"}])
 def test_zero_3_equals_one_process(focus: dict[str, Any], tmp_path: Path) -> None:
     check(tmp_path, 1e-5, focus, deepspeed=str(DEEPSPEED / "zero3.json"))
+
+
+@pytest.mark.slow
+def test_fsdp_2_has_the_gradients_of_one_process(tmp_path: Path) -> None:
+    base = make_base(tmp_path)
+    process = start(Path(fsdp_worker.__file__), base, str(tmp_path / "results.pt"), processes=2)
+    assert process.returncode == 0, process.stderr[-4000:]
+    found = torch.load(tmp_path / "results.pt")
+    model = loaded(base, fsdp_worker.FIELDS).train()
+    for rank, losses_of_rank in enumerate(found["losses"]):
+        for batch, wanted in zip(fsdp_worker.batches(rank), losses_of_rank):
+            loss = model(**batch).loss
+            assert loss.item() == pytest.approx(wanted, rel=1e-5)
+            (loss / 2).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and parameter.grad.any():
+            torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-4, atol=1e-6)
