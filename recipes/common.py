@@ -216,7 +216,7 @@ def load_model(args: ModelArguments) -> tuple[Any, Any]:
         options["attn_implementation"] = args.attn_implementation
     if quantization is not None:
         options["quantization_config"] = quantization
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype, **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype, **options)
     if gguf_file is not None:
         # its weights are ordinary ones by now, but transformers' Trainer would still refuse to train them
         model.hf_quantizer.remove_quantization_config(model)

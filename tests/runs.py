@@ -184,8 +184,10 @@ def main(file: str) -> None:
     )
     trainer.train(resume_from_checkpoint=options.get("resume"))
     trainer.save_model(str(directory / "adapter"))
+    fingerprint = model.base_model.fingerprint.to_dict()  # by all processes together, where the weights are divided
     if trainer.is_world_process_zero():
         (directory / "history.json").write_text(json.dumps(trainer.state.log_history))
+        (directory / "fingerprint.json").write_text(json.dumps(fingerprint))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def check(directory: Path, tolerance: float, focus: dict[str, Any] | None = None
     assert found.keys() == expected.keys()
     for step, values in expected.items():
         assert found[step] == pytest.approx(values, rel=tolerance), step
+    fingerprint = loaded(base, FIELDS).base_model.fingerprint.to_dict()
+    assert json.loads((directory / "fingerprint.json").read_text()) == fingerprint
     saved = load_file(directory / "adapter" / "adapter_model.safetensors")
     assert saved.keys() == weights.keys()
     for name, weight in weights.items():
