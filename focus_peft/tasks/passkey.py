@@ -1,4 +1,4 @@
-"""Passkey retrieval (paper section 4.1): five digits are hidden in a long text of no interest, and asked for at its end."""
+"""Passkey retrieval, as in the paper: five digits are hidden in a long text of no interest, and asked for at its end."""
 
 from __future__ import annotations
 
