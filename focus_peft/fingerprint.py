@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from peft.utils.integrations import gather_params_ctx
 from transformers import PreTrainedModel
 
 from .weights import differentiable_weights, execution_device, real_weights, stored_tensors
@@ -81,6 +82,8 @@ def _frozen_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
             packed = [buffer for name, buffer in module.named_buffers(recurse=False) if name == "qweight"]  # GPTQ, AWQ
             if not mine and not packed:
                 continue
-            with real_weights(module):
+            parameters = [getattr(module, name) for name in mine]
+            # under ZeRO-3, weights are empty outside of the second context
+            with real_weights(module), gather_params_ctx(parameters, modifier_rank=None):
                 for tensor in (*(getattr(module, name) for name in mine), *packed):
                     yield from (part for part in stored_tensors(tensor) if part.numel())

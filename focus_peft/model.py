@@ -20,8 +20,8 @@ from .layer import MERGE_REFUSAL, CandidateState, TwinLayer
 from .memory import Memory
 from .objectives import FocusOutput, focus_loss
 from .probe import check_reading
-from .reader import Reader
-from .sampling import CHUNK_SIZES, IGNORE, draw_sample
+from .reader import Reader, is_distributed
+from .sampling import CHUNK_SIZES, IGNORE, draw_sample, row_generators
 from .saving import check_adapter_weights
 from .scoring import read_logits
 from .settings import Settings
@@ -31,8 +31,6 @@ from .weights import execution_device, is_plain
 
 # Arguments of a base model's forward that change nothing of what is computed here
 HARMLESS = ("use_cache", "return_dict", "num_items_in_batch", "token_type_ids")
-# Evaluation without a generator draws the same spans every time
-EVALUATION_SEED = 0
 
 
 class FocusModel(BaseTuner):
@@ -338,6 +336,8 @@ class FocusModel(BaseTuner):
         memory: Memory | None = None,
         generator: torch.Generator | None = None,
         logits_to_keep: int = 0,
+        sample_seeds: torch.Tensor | None = None,
+        local_loss: bool = False,
         **kwargs: Any,
     ) -> Any:
         """The training loss, or logits.
@@ -356,6 +356,9 @@ class FocusModel(BaseTuner):
             generator (`torch.Generator`, *optional*):
                 Draws the spans. Default: torch's global one in training, a fixed seed in evaluation.
             logits_to_keep (`int`): Only the last so many logits; 0: all.
+            sample_seeds (`torch.LongTensor` of shape (batch,), *optional*):
+                A seed for each row's spans, which then do not depend on what else is in the batch. Not with `generator`.
+            local_loss (`bool`): Measure the loss of the local windows alone too (with `labels`).
             **kwargs: Go to the base model where no candidates are involved.
 
         Returns:
@@ -395,7 +398,8 @@ class FocusModel(BaseTuner):
                 raise ValueError(
                     "`memory` and `labels` exclude each other: the losses cut their own memory from the rows."
                 )
-            return self._loss(input_ids, attention_mask, rows, labels, generator, settings)
+            generators = row_generators(len(rows), generator, sample_seeds, self.training)
+            return self._loss(input_ids, attention_mask, rows, labels, generators, settings, local_loss)
         if memory is not None:
             self._check_memory(memory, settings)
         check_room(settings, self.facts, rows, memory, 0)
@@ -407,8 +411,9 @@ class FocusModel(BaseTuner):
         attention_mask: torch.Tensor | None,
         rows: list[list[int]],
         labels: torch.Tensor,
-        generator: torch.Generator | None,
+        generators: list[torch.Generator | None],
         settings: Settings,
+        local_loss: bool,
     ) -> FocusOutput:
         check_ids(labels, "labels")
         if labels.shape != input_ids.shape:
@@ -418,21 +423,23 @@ class FocusModel(BaseTuner):
             )
         targets = real_tokens(labels, attention_mask)
         check_vocabulary([[t for t in row if t != IGNORE] or [0] for row in targets], self.facts.vocab_size, "labels")
-        if generator is None and not self.training:
-            generator = torch.Generator().manual_seed(EVALUATION_SEED)
         config = self.active_config
         most = -(-max(map(len, rows)) // min(min(CHUNK_SIZES), settings.sizes.chunk))
         settings.check_labels(self.facts, config.label_size, most)
-        samples = [draw_sample([target != IGNORE for target in row], settings, config, generator) for row in targets]
-        output = focus_loss(self.reader, settings, config, rows, targets, samples)
+        samples = [
+            draw_sample([target != IGNORE for target in row], settings, config, generator)
+            for row, generator in zip(targets, generators)
+        ]
+        output = focus_loss(self.reader, settings, config, rows, targets, samples, local_loss)
         lost = output.loss is not None and not output.loss.requires_grad
         if lost and torch.is_grad_enabled() and any(samples) and self._loses_gradients:
             raise ValueError(
                 f"No gradient reaches the twins through the quantized layers of {type(self.model).__name__}: they are made for "
                 "inference only. Train on the base model as it is, or quantized to weights only, such as 4 bits of bitsandbytes."
             )
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if torch.is_grad_enabled() and output.loss is not None and (distributed or not output.loss.requires_grad):
+        # sharded parameters are empty here, and nobody waits for their gradients
+        waits = is_distributed() and not self.reader.sharded
+        if torch.is_grad_enabled() and output.loss is not None and (waits or not output.loss.requires_grad):
             # DDP waits for a gradient of every parameter, in every step; some twins of the last layer have none
             output.loss = output.loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
         return output
@@ -489,5 +496,4 @@ def _adapter_of(name: str) -> str:
 def _progress(wanted: bool | None) -> bool:
     if wanted is not None:
         return wanted
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return sys.stderr.isatty() and not (distributed and torch.distributed.get_rank() > 0)
+    return sys.stderr.isatty() and not (is_distributed() and torch.distributed.get_rank() > 0)

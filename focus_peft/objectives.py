@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,15 @@ from .candidates import read_candidates_with_graph
 from .chunking import cut, with_bos
 from .config import FocusConfig
 from .layout import ChunkRow, PromptRegion, local_pass_input
-from .reader import Reader
-from .sampling import IGNORE, Sample
+from .reader import Reader, is_distributed
+from .sampling import IGNORE, Sample, Span
 from .settings import Settings
 from .slab import GraphCache, LayerStates, PassCache, Slab
+
+
+# What a process reads for a document without room for a span, with weight 0: ZeRO adds up gradients in the order in which they
+# come, so every process needs a graph to all twins, and sharded weights need every process in every pass
+IDLE = Sample(memory=2, chunk_size=2, continuation=Span(2, 2, 2), repetition=Span(2, 2, 2))
 
 
 @dataclass
@@ -37,6 +43,9 @@ class FocusOutput(ModelOutput):
             Mean KL(base model reading everything ‖ adapter), summed like the losses. Where memory and window do not fit the
             base model, cross-entropy stands in for it. Only with `distill_weight`.
         num_continuation, num_repetition (`torch.LongTensor`): How many labels each had.
+        loss_local_continuation, loss_local_repetition (`torch.FloatTensor`, *optional*):
+            Mean cross-entropy of the base model on the same labels, given the same local windows and no candidates. Only with
+            `local_loss=True`.
     """
 
     loss: torch.Tensor | None = None
@@ -45,6 +54,8 @@ class FocusOutput(ModelOutput):
     loss_distillation: torch.Tensor | None = None
     num_continuation: torch.Tensor | None = None
     num_repetition: torch.Tensor | None = None
+    loss_local_continuation: torch.Tensor | None = None
+    loss_local_repetition: torch.Tensor | None = None
 
 
 def span_logits(
@@ -70,9 +81,10 @@ def span_logits(
     prompts = [window.prompt(settings, chunk_size, newest) for window in windows]
     placement = PromptRegion(len(windows)).place(prompts, [0] * len(windows), newest)
     slab = Slab(len(rows), max(row.length for row in rows) + len(placement.ids) + 1)
-    reader.read_chunks(slab, 0, chunks, starts, settings.chunk_batch_size)
+    batch_size = len(rows) if reader.sharded else settings.chunk_batch_size  # as many passes as everybody makes
+    reader.read_chunks(slab, 0, chunks, starts, batch_size)
     candidates = read_candidates_with_graph(
-        reader, slab, rows, settings.frames, placement, len(windows) * newest, settings.chunk_batch_size
+        reader, slab, rows, settings.frames, placement, len(windows) * newest, batch_size
     )
 
     local_starts = [settings.frames.local_start(len(rows), len(prompt) - newest + 1) for prompt in prompts]
@@ -125,11 +137,12 @@ def _local_logits(
     # streaming: tokens before the first that predicts see no candidates, so no gradient reaches them
     plain = 0 if exact else len(ids) - window.labels
     past = list(prefix)
-    if plain:
-        plain_input = local_pass_input([ids[:plain]], [0], [start], [0], 0, False, 0, plain)
-        slab = Slab(1, plain + 1)
+    if plain or (reader.sharded and not exact):
+        read = max(plain, 1)
+        plain_input = local_pass_input([ids[:read]], [0], [start], [0], 0, False, 0, read)
+        slab = Slab(1, read + 1)
         with torch.no_grad():
-            reader.run(plain_input, PassCache(slab, slice(0, 1), plain_input.columns, slice(0, plain)))
+            reader.run(plain_input, PassCache(slab, slice(0, 1), plain_input.columns, slice(0, read)))
         past = [
             (torch.cat([a[0], b[0][:, :, :plain]], dim=2), torch.cat([a[1], b[1][:, :, :plain]], dim=2))
             for a, b in zip(prefix, slab.layers)
@@ -147,6 +160,13 @@ def _local_logits(
     return reader.run(inputs, GraphCache(past), logits=window.labels)[0]
 
 
+def local_logits(reader: Reader, settings: Settings, window: Window) -> torch.Tensor:
+    """The baseline: the base model's logits (labels, vocabulary) when it reads the local window alone, without a gradient."""
+    ids = torch.tensor([with_bos(window.ids, settings.bos)], device=reader.device)
+    with torch.no_grad():
+        return reader.plain_logits(ids, window.labels)[0]
+
+
 def focus_loss(
     reader: Reader,
     settings: Settings,
@@ -154,6 +174,7 @@ def focus_loss(
     documents: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
     samples: Sequence[Sample | None],
+    local_loss: bool = False,
 ) -> FocusOutput:
     """Continuation, repetition and distillation loss of a batch.
 
@@ -163,20 +184,30 @@ def focus_loss(
         documents (`Sequence[Sequence[int]]`): Ids of each document.
         labels (`Sequence[Sequence[int]]`): The label at each place; -100 is ignored.
         samples (`Sequence[Sample | None]`): What was drawn for each document. None: nothing could be.
+        local_loss (`bool`): Measure the baseline of `local_logits` too.
 
     Returns:
         `FocusOutput`: means over all labels of the batch.
     """
     parts: dict[str, list[torch.Tensor]] = {"continuation": [], "repetition": []}
     distilled: dict[str, list[torch.Tensor]] = {"continuation": [], "repetition": []}
+    alone: dict[str, list[torch.Tensor]] = {"continuation": [], "repetition": []}
+    idle: list[torch.Tensor] = []
     for ids, targets, sample in zip(documents, labels, samples):
-        if sample is None:
+        if sample is None and not is_distributed():
             continue
-        spans = [
+        if sample is None:
+            ids, targets, sample = list(ids[:1]) * IDLE.memory * 3, [IGNORE] * IDLE.memory * 3, IDLE
+        spans: list[tuple[str | None, Span]] = [
             (name, span)
             for name, span in (("continuation", sample.continuation), ("repetition", sample.repetition))
             if span is not None
         ]
+        if sample is IDLE:
+            spans = [(None, span) for _, span in spans]
+        if reader.sharded:  # every process makes the same passes, whether its document has room for both spans or not
+            both = config.loss == "sum" and config.continuation_weight > 0 and config.repetition_weight > 0
+            spans = (spans + [(None, spans[0][1])])[: 2 if both else 1]
         memory = ids[: sample.memory]
         windows = [Window(list(ids[span.start : span.end - 1]), span.labels) for _, span in spans]
         for (name, span), window, logits in zip(
@@ -185,15 +216,37 @@ def focus_loss(
             target = torch.tensor(targets[span.first_label : span.end], device=logits.device)
             keep = target != IGNORE
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+            fits = len(memory) + len(window.ids) <= settings.sizes.limit
+            if config.distill_weight and (fits or reader.sharded):
+                teacher = (
+                    _teacher_logits(reader, memory if fits else [], window).to(logits.dtype)[keep].log_softmax(-1)
+                )
+            if local_loss:
+                baseline = local_logits(reader, settings, window).to(logits.dtype)
+            if name is None:
+                idle.append(0.0 * logits.sum())
+                continue
             cross_entropy = F.cross_entropy(logits[keep], target[keep], reduction="none")
             parts[name].append(cross_entropy)
-            if config.distill_weight and len(memory) + len(window.ids) <= settings.sizes.limit:
-                teacher = _teacher_logits(reader, memory, window).to(logits.dtype)[keep].log_softmax(-1)
+            if local_loss:
+                alone[name].append(F.cross_entropy(baseline[keep], target[keep], reduction="none"))
+            if config.distill_weight and fits:
                 student = logits[keep].log_softmax(-1)
                 distilled[name].append((teacher.exp() * (teacher - student)).sum(-1))
             elif config.distill_weight:
                 distilled[name].append(cross_entropy)  # too long for the teacher: cross-entropy alone
-    return _combine(parts, distilled, config, reader.device)
+    output = _combine(parts, distilled, config, reader.device)
+    if local_loss:
+        output.loss_local_continuation, output.loss_local_repetition = (
+            _mean(p, reader.device) for p in alone.values()
+        )
+    output.loss = sum(idle, start=cast(torch.Tensor, output.loss))
+    return output
+
+
+def _mean(pieces: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    joined = torch.cat(pieces) if pieces else torch.zeros(0, device=device)
+    return joined.mean() if len(joined) else joined.sum()
 
 
 def _teacher_logits(reader: Reader, memory: Sequence[int], window: Window) -> torch.Tensor:
@@ -209,18 +262,14 @@ def _combine(
     config: FocusConfig,
     device: torch.device,
 ) -> FocusOutput:
-    def mean(pieces: list[torch.Tensor]) -> torch.Tensor:
-        joined = torch.cat(pieces) if pieces else torch.zeros(0, device=device)
-        return joined.mean() if len(joined) else joined.sum()
-
     def combined(pieces: dict[str, list[torch.Tensor]]) -> torch.Tensor:
         if config.loss == "draw":  # the weights were the odds
-            return mean(pieces["continuation"] + pieces["repetition"])
-        weighted = config.continuation_weight * mean(pieces["continuation"])
-        return weighted + config.repetition_weight * mean(pieces["repetition"])
+            return _mean(pieces["continuation"] + pieces["repetition"], device)
+        weighted = config.continuation_weight * _mean(pieces["continuation"], device)
+        return weighted + config.repetition_weight * _mean(pieces["repetition"], device)
 
     share = config.distill_weight
-    means = {name: mean(pieces) for name, pieces in parts.items()}
+    means = {name: _mean(pieces, device) for name, pieces in parts.items()}
     counts = {name: torch.tensor(sum(map(len, pieces)), device=device) for name, pieces in parts.items()}
     entropy = combined(parts)
     output = FocusOutput(

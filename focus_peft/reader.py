@@ -22,13 +22,22 @@ from .chunking import pad_right
 from .grouped import grouping, is_grouped
 from .layer import CandidateState
 from .layout import ChunkRow, PassInput
-from .slab import PassCache, Slab
+from .slab import GraphCache, PassCache, Slab
 from .weights import differentiable_weights, execution_device
 
 
 # Tokens, and key/value columns, that one pass of chunk rows may hold where `chunk_batch_size` is not given
 TOKEN_BUDGET = 16384
 COLUMN_BUDGET = 65536
+
+
+def _call(function: Callable[[], Any], gradient: torch.Tensor) -> None:
+    function()
+
+
+def is_distributed() -> bool:
+    """Whether other processes work along."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class Reader:
@@ -58,6 +67,15 @@ class Reader:
         """Where ids go: the device of the embeddings."""
         return execution_device(self.model.get_input_embeddings())
 
+    @property
+    def sharded(self) -> bool:
+        """Whether every process holds a part of each weight (ZeRO-3, FSDP).
+
+        Then a pass gathers weights from all processes, and all must make the same passes in the same order.
+        """
+        weights = self.model.parameters()  # FSDP puts some together before the model runs, and others layer by layer
+        return any(hasattr(weight, "ds_id") or type(weight).__name__ == "DTensor" for weight in weights)
+
     def run(self, inputs: PassInput, cache: Cache, candidates: int = 0, logits: int = 0) -> torch.Tensor:
         """One pass. Keys and values go where `cache` puts them.
 
@@ -86,11 +104,21 @@ class Reader:
         if not self.takes_positions:
             del arguments["position_ids"]
         with self._masked_pass(candidates, biases), self._checkpointing(biases):
-            if not logits:
-                return self.model.base_model(**arguments)[0]
-            if self.keeps_logits:
+            if logits and self.keeps_logits:
                 arguments["logits_to_keep"] = logits
-            return self.model(**arguments).logits[:, -logits:]
+            output = self.model(**arguments).logits[:, -logits:] if logits else self.model.base_model(**arguments)[0]
+        if isinstance(cache, GraphCache):
+            self._gather_for_backward(cache)
+        return output
+
+    def _gather_for_backward(self, cache: GraphCache) -> None:
+        """FSDP gathers a layer's weights when a gradient comes to its result; ours come to its keys and values, too."""
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for layer, states in cache.new.items():
+            gather = getattr(layers[layer], "unshard", None)
+            for state in states:
+                if gather is not None and state.requires_grad:
+                    state.register_hook(functools.partial(_call, gather))
 
     def read_chunks(
         self,

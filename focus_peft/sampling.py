@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,12 +13,18 @@ from .config import FocusConfig
 from .settings import Settings
 
 
+logger = logging.getLogger(__name__)
+
 # What is no label
 IGNORE = -100
 # The paper's chunk sizes, and 512, which its list lacks
 CHUNK_SIZES = (64, 128, 256, 512, 1024, 2048)
 # The least local tokens before the labels, where the document has so many
 LEAST_LOCAL = 30
+# Evaluation without a generator draws the same spans every time
+EVALUATION_SEED = 0
+# Documents whose lengths are looked at before training
+LOOKED_AT = 256
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,36 @@ class Sample:
 def generator_of(seed: int) -> torch.Generator:
     """A generator that draws the same for the same `seed`, such as a sample's own: 0 or above, up to 63 bits."""
     return torch.Generator().manual_seed(seed)
+
+
+def row_generators(
+    rows: int, generator: torch.Generator | None, sample_seeds: torch.Tensor | None, training: bool
+) -> list[torch.Generator | None]:
+    """The generator that draws each row's spans: one for all of them, or one for each.
+
+    Args:
+        rows (`int`): Rows of the batch.
+        generator (`torch.Generator`, *optional*): For all. Default: torch's global one in training, a fixed seed in evaluation.
+        sample_seeds (`torch.LongTensor` of shape (rows,), *optional*): A seed for each row, instead.
+        training (`bool`): Whether the model is in training mode.
+
+    Raises:
+        ValueError: if both are given, or there is not one seed for each row.
+    """
+    if sample_seeds is None:
+        if generator is None and not training:
+            generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        return [generator] * rows
+    if generator is not None:
+        raise ValueError(
+            "`generator` and `sample_seeds` exclude each other; both draw the spans. Leave one of them out."
+        )
+    if sample_seeds.shape != (rows,) or sample_seeds.is_floating_point():
+        raise ValueError(
+            f"`sample_seeds` must hold one integer for each of the {rows} rows, got a tensor of {sample_seeds.dtype} and shape "
+            f"{tuple(sample_seeds.shape)}."
+        )
+    return [generator_of(seed) for seed in sample_seeds.tolist()]
 
 
 def draw_int(low: int, high: int, generator: torch.Generator | None) -> int:
@@ -138,3 +176,43 @@ def _draw_span(
     most = min(local_size, max(1, (first - low) // share))
     local = draw_int(min(LEAST_LOCAL, most), most, generator)
     return Span(first - local, local, labels)
+
+
+def check_documents(rows: Any, settings: Settings, config: FocusConfig) -> None:
+    """Look at documents before training on them; warn if none is as long as a chunk and a local window.
+
+    Args:
+        rows (`Sequence[Mapping]`): Documents with `input_ids` and maybe `labels` and `sample_seed`. What has no length is
+            not looked at.
+        settings (`Settings`), config (`FocusConfig`): As in `draw_sample`.
+
+    Raises:
+        ValueError: if no spans can be drawn from any of them.
+    """
+    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+        return
+    order = range(0, len(rows), max(1, len(rows) // LOOKED_AT))
+    if not any(_has_spans(rows[index], settings, config) for places in (order, range(len(rows))) for index in places):
+        raise ValueError(
+            f"No spans can be drawn from any of the {len(rows)} documents of `train_dataset`: they are too short, or have no "
+            "labels behind their first tokens. Give documents that hold a memory, a local window and labels."
+        )
+    longest = max(len(rows[index]["input_ids"]) for index in order)
+    sizes = settings.sizes
+    if longest < sizes.chunk + sizes.local:
+        logger.warning(
+            "The longest of %d documents has %d tokens, less than `chunk_size` (%d) + `local_size` (%d): training never shows "
+            "the adapter a whole chunk before a whole local window. Train on longer documents, or with smaller sizes.",
+            len(order),
+            longest,
+            sizes.chunk,
+            sizes.local,
+        )
+
+
+def _has_spans(row: Any, settings: Settings, config: FocusConfig) -> bool:
+    labels = row["input_ids"] if row.get("labels") is None else row["labels"]
+    seed = row.get("sample_seed")
+    seeds = None if seed is None else torch.tensor([int(seed)])
+    generator = row_generators(1, None, seeds, False)[0]
+    return draw_sample([int(label) != IGNORE for label in labels], settings, config, generator) is not None

