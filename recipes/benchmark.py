@@ -125,7 +125,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
                 runs[way].append(json.loads(done.stdout))
                 print(f"{way}: {runs[way][-1]}", file=sys.stderr)
         expected, found = (torch.load(Path(folder, f"{way}.pt"), weights_only=True) for way in ("naive", "exact"))
-    summary = {
+    summary: dict[str, dict[str, Any]] = {
         way: {
             "loss": results[0]["loss"],
             "labels": results[0]["labels"],
@@ -136,8 +136,8 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
         }
         for way, results in runs.items()
     }
-    for way in summary.values():
-        way["labels_per_second"] = round(way["labels"] / way["seconds"], 2)
+    for measured in summary.values():
+        measured["labels_per_second"] = round(measured["labels"] / measured["seconds"], 2)
     naive, ours = summary["naive"], summary["exact"]
     return {
         "tokens": args.tokens,
@@ -170,7 +170,7 @@ def step(args: argparse.Namespace) -> dict[str, Any]:
         model.zero_grad(set_to_none=True)
         begin = time.perf_counter()
         if args.way.startswith("naive"):
-            loss = naive_loss(tuner, ids, sample)
+            loss: Any = naive_loss(tuner, ids, sample)
         else:
             loss = focus_loss(reader, settings, config, [ids], [ids], [sample]).loss
         loss.backward()

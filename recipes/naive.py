@@ -50,7 +50,8 @@ def _span_loss(tuner: Any, settings: Settings, chunks: list[list[int]], ids: lis
                 position_ids=starts[:, None] + torch.arange(rows.shape[1]),
                 past_key_values=cache,
             )
-        for layer, states in enumerate(cache.layers):
+        layers: Any = cache.layers
+        for layer, states in enumerate(layers):
             if len(candidates) <= layer:
                 candidates.append([])
             candidates[layer] += list(torch.stack([states.keys[:, :, -1], states.values[:, :, -1]], 1))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate.state import PartialState
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
