@@ -41,11 +41,12 @@ from focus_peft.objectives import focus_loss
 from focus_peft.sampling import Sample, Span
 
 
-# Ways to train: (label scheme, labels of each loss); "naive" keeps the graph, with the labels of "exact"
+# Ways to train: (label scheme, labels of each loss). "naive" keeps the graph through all tokens
 WAYS = {
-    "naive": ("exact", 32),
-    "exact": ("exact", 32),
+    "naive streaming": ("streaming", 32),
     "streaming": ("streaming", 32),
+    "naive exact": ("exact", 32),
+    "exact": ("exact", 32),
     "naive, one label": ("exact", 1),
 }
 
@@ -105,79 +106,62 @@ def decode(args: argparse.Namespace) -> dict[str, Any]:
 def training(args: argparse.Namespace) -> dict[str, Any]:
     """Every way in a process of its own, round after round, so that a slow spell of the machine hits them all."""
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    gradients: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(args.repeats):
+        for _ in range(args.repeats):
             for way in WAYS:
-                file = Path(folder, f"{way}.pt")
-                command = [
-                    sys.executable,
-                    __file__,
-                    "step",
-                    "--way",
-                    way,
-                    "--tokens",
-                    str(args.tokens),
-                    "--r",
-                    str(args.r or 0),
-                ]
-                command += ["--gradients", str(file)] if number == 0 and way in ("naive", "exact") else []
+                file = Path(folder, "gradients.pt")
+                command = [sys.executable, __file__, "step", "--way", way, "--tokens", str(args.tokens)]
+                command += ["--r", str(args.r or 0), "--gradients", str(file)]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 runs[way].append(json.loads(done.stdout))
+                gradients[way] = torch.load(file, weights_only=True)
                 print(f"{way}: {runs[way][-1]}", file=sys.stderr)
-        expected, found = (torch.load(Path(folder, f"{way}.pt"), weights_only=True) for way in ("naive", "exact"))
-    summary: dict[str, dict[str, Any]] = {
-        way: {
-            "loss": results[0]["loss"],
-            "labels": results[0]["labels"],
-            "seconds": statistics.median(result["seconds"] for result in results),
-            "all_seconds": [result["seconds"] for result in results],
-            "peak_memory_gb": statistics.median(result["peak_memory_gb"] for result in results),
-            "memory_of_the_step_gb": statistics.median(result["memory_of_the_step_gb"] for result in results),
-        }
-        for way, results in runs.items()
-    }
-    for measured in summary.values():
-        measured["labels_per_second"] = round(measured["labels"] / measured["seconds"], 2)
-    naive, ours = summary["naive"], summary["exact"]
-    return {
-        "tokens": args.tokens,
-        "r": args.r,
-        "ways": summary,
-        "naive_over_exact": {
-            name: round(naive[name] / ours[name], 2) for name in ("seconds", "peak_memory_gb", "memory_of_the_step_gb")
-        },
-        "streaming_over_one_label": round(
-            summary["streaming"]["labels_per_second"] / summary["naive, one label"]["labels_per_second"], 1
-        ),
-        "relative_difference_of_gradients": float(torch.dist(expected, found) / expected.norm()),
-    }
+    summary: dict[str, dict[str, Any]] = {}
+    for way, results in runs.items():
+        median = {name: statistics.median(result[name] for result in results) for name in results[0]}
+        median["labels_per_second"] = round(median["labels"] / median["seconds"], 2)
+        summary[way] = {**median, "all_seconds": [result["seconds"] for result in results]}
+    ratios = {}
+    for scheme in ("streaming", "exact"):
+        naive = f"naive {scheme}"
+        measured = ("seconds", "peak_memory_gb", "memory_of_the_step_gb")
+        ratios[scheme] = {name: round(summary[naive][name] / summary[scheme][name], 2) for name in measured}
+        distance = torch.dist(gradients[naive], gradients[scheme]) / gradients[naive].norm()
+        ratios[scheme]["relative_difference_of_gradients"] = float(distance)
+    labels = summary["streaming"]["labels_per_second"] / summary["naive, one label"]["labels_per_second"]
+    ratios["labels_per_second_of_streaming_over_one_label"] = round(labels, 1)
+    return {"tokens": args.tokens, "r": args.r, "repeats": args.repeats, "ways": summary, "naive_over_ours": ratios}
 
 
 def step(args: argparse.Namespace) -> dict[str, Any]:
-    """One training step, the second of two: three chunks of a quarter of the document, a local window of the last quarter."""
+    """One training step: three chunks of a quarter of the document, and local windows of a quarter."""
     decoding, labels = WAYS[args.way]
     quarter = args.tokens // 4
     sizes = {"chunk_size": quarter, "local_size": quarter, "prompt_size": min(512, quarter)}
     model, tokenizer = load(r=args.r or None, decoding=decoding, label_size=labels, **sizes)
     ids = document(tokenizer, args.tokens)[0].tolist()
-    local = quarter - labels
-    spans = Span(3 * quarter, local, labels), Span(quarter, local, labels)
-    sample = Sample(3 * quarter, quarter, *spans)
     tuner, settings, config = model.base_model, model.base_model.settings(), model.peft_config["default"]
     reader = tuner.reader  # what is done once, before memory and time are measured
-    before = peak_memory()
-    for _ in range(2):
-        model.zero_grad(set_to_none=True)
-        begin = time.perf_counter()
+
+    def loss_of(quarter: int) -> torch.Tensor:
+        spans = (Span(start, quarter - labels, labels) for start in (3 * quarter, quarter))
+        sample = Sample(3 * quarter, quarter, *spans)
+        row = ids[: 4 * quarter]
         if args.way.startswith("naive"):
-            loss: Any = naive_loss(tuner, ids, sample)
-        else:
-            loss = focus_loss(reader, settings, config, [ids], [ids], [sample]).loss
-        loss.backward()
-        seconds = time.perf_counter() - begin
-    if args.gradients is not None:
-        torch.save(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), args.gradients)
+            return naive_loss(tuner, row, sample)
+        loss: Any = focus_loss(reader, settings, config, [row], [row], [sample]).loss
+        return loss
+
+    loss_of(max(2 * labels, quarter // 8)).backward()  # warm-up
+    model.zero_grad(set_to_none=True)
+    before = peak_memory()
+    begin = time.perf_counter()
+    loss = loss_of(quarter)
+    loss.backward()
+    seconds = time.perf_counter() - begin
     peak = peak_memory()
+    torch.save(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), args.gradients)
     return {
         "loss": round(float(loss.detach()), 5),
         "labels": 2 * labels,
@@ -218,7 +202,7 @@ def parse_args() -> argparse.Namespace:
     steps.add_argument("--repeats", type=int, default=3, help="processes of each way (default: 3)")
     single = commands.add_parser("step", help="one way of training, in this process (`training` calls it)")
     single.add_argument("--way", choices=WAYS, required=True)
-    single.add_argument("--gradients", type=Path, help="save the gradients here")
+    single.add_argument("--gradients", type=Path, required=True, help="save the gradients here")
     for each in (steps, single):
         each.add_argument("--tokens", type=int, default=4096, help="tokens of the document (default: 4096)")
         each.add_argument("--r", type=int, help="rank of the twins (default: full twins)")

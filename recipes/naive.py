@@ -1,7 +1,7 @@
 """The training loss as one would write it first: every chunk row in one piece, with the graph kept through all of its tokens.
 
-The competitor of `benchmark.py training`. The losses and gradients are those of `focus_loss` with `decoding="exact"`; each of the two
-losses reads the chunks anew, as the released code does when it runs them as two batches.
+The competitor of `benchmark.py training`. Losses and gradients are those of `focus_loss`; each of the two losses reads the chunks anew, as the
+released code does when it runs them as two batches.
 """
 
 from __future__ import annotations
@@ -10,65 +10,61 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
 
 from focus_peft.chunking import cut, with_bos
+from focus_peft.layout import PassInput, PromptRegion, local_pass_input
+from focus_peft.objectives import Window
 from focus_peft.sampling import Sample, Span
-from focus_peft.settings import Settings
+from focus_peft.slab import GraphCache, LayerStates
 
 
 def naive_loss(tuner: Any, ids: list[int], sample: Sample) -> torch.Tensor:
-    """Continuation plus repetition loss of one document, each label seeing the one set of candidates before its block.
+    """Continuation plus repetition loss of one document.
 
     Args:
-        tuner (`FocusModel`): Its base model is called as it is, but for the last token of each chunk row going through the twins.
+        tuner (`FocusModel`): Its settings choose the label scheme.
         ids (`list[int]`): The document.
-        sample (`Sample`): Where its memory and its two local windows are.
+        sample (`Sample`): Where its memory is, which is a multiple of its chunk size, and its two local windows.
     """
-    settings = tuner.settings()
     chunks = cut(ids[: sample.memory], sample.chunk_size)
     spans = [span for span in (sample.continuation, sample.repetition) if span is not None]
-    return sum((_span_loss(tuner, settings, chunks, ids, span) for span in spans), start=torch.zeros(()))
+    return sum((_span_loss(tuner, chunks, ids, span) for span in spans), start=torch.zeros(()))
 
 
-def _span_loss(tuner: Any, settings: Settings, chunks: list[list[int]], ids: list[int], span: Span) -> torch.Tensor:
-    model, frames = tuner.model, settings.frames
-    window = ids[span.start : span.end - 1]
-    size = min(settings.sizes.prompt, max(map(len, chunks)), span.local)
-    prompt = with_bos(window[span.local - size : span.local], settings.bos)
-    candidates: list[list[torch.Tensor]] = []
-    lengths = sorted({len(chunk) for chunk in chunks}, reverse=True)  # rows of one length need no mask
-    for length in lengths:
-        batch = [(index, chunk) for index, chunk in enumerate(chunks) if len(chunk) == length]
-        rows = torch.tensor([chunk + prompt for _, chunk in batch])
-        starts = torch.tensor([frames.chunk_start(index, length) for index, _ in batch])
-        cache = DynamicCache()
-        with tuner.state.candidates(1):
-            model.base_model(
-                input_ids=rows,
-                attention_mask=torch.ones_like(rows),
-                position_ids=starts[:, None] + torch.arange(rows.shape[1]),
-                past_key_values=cache,
-            )
-        layers: Any = cache.layers
-        for layer, states in enumerate(layers):
-            if len(candidates) <= layer:
-                candidates.append([])
-            candidates[layer] += list(torch.stack([states.keys[:, :, -1], states.values[:, :, -1]], 1))
-    prefix = DynamicCache()
-    for layer, pairs in enumerate(candidates):  # (2, kv_heads, head_dim) each, in chunk order
-        keys, values = torch.stack(pairs, 2).unbind(0)  # (kv_heads, chunks, head_dim)
-        prefix.update(keys[None], values[None], layer)
-    local = torch.tensor([with_bos(window, settings.bos)])
-    tokens, count = local.shape[1], len(chunks)
-    visible = torch.cat([torch.ones(tokens, count), torch.ones(tokens, tokens).tril()], 1).bool()
-    mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
-    start = frames.local_start(count, len(prompt))
-    logits = model(
-        input_ids=local,
-        attention_mask=mask,
-        position_ids=start + torch.arange(tokens)[None],
-        past_key_values=prefix,
-        logits_to_keep=span.labels,
-    ).logits[0]
+def _span_loss(tuner: Any, chunks: list[list[int]], ids: list[int], span: Span) -> torch.Tensor:
+    settings, reader = tuner.settings(), tuner.reader
+    exact = settings.decoding == "exact"
+    newest = 1 if exact else span.labels
+    window = Window(ids[span.start : span.end - 1], span.labels)
+    length = len(chunks[0])
+    prompt = window.prompt(settings, length, newest)
+
+    placement = PromptRegion(1).place([prompt], [0], newest)  # [prompt and labels as ordinary tokens][candidates]
+    rows = torch.tensor([chunk + placement.ids for chunk in chunks])
+    index = torch.cat([torch.arange(length), length + placement.depth])
+    visible = (index[:, None] >= index[None]).clone()
+    visible[length:, length:] = placement.visible()
+    visible[:length, length:] = False
+    starts = torch.tensor([settings.frames.chunk_start(number, length) for number in range(len(chunks))])
+    inputs = PassInput(rows, starts[:, None] + index, rows, visible[None], index[None], index[None])
+    cache = GraphCache(_nothing(tuner.model, len(chunks)))
+    reader.run(inputs, cache, candidates=newest)
+    candidates = [cache.new[layer] for layer in range(len(cache.past))]
+
+    def side_by_side(states: torch.Tensor) -> torch.Tensor:
+        """(chunks, kv_heads, tokens, dim) -> (1, kv_heads, newest * chunks, dim)."""
+        return states[:, :, -newest:].permute(1, 2, 0, 3).flatten(1, 2)[None]
+
+    prefix = [(side_by_side(keys), side_by_side(values)) for keys, values in candidates]
+    start = settings.frames.local_start(len(chunks), len(prompt) - newest + 1)
+    local = local_pass_input([with_bos(window.ids, settings.bos)], [0], [start], [len(chunks)], newest, exact, 0, 0)
+    logits = reader.run(local, GraphCache(prefix), logits=span.labels)[0]
     return F.cross_entropy(logits, torch.tensor(ids[span.first_label : span.end]))
+
+
+def _nothing(model: Any, rows: int) -> list[LayerStates]:
+    """Keys and values of no tokens."""
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    empty = torch.zeros(rows, config.num_key_value_heads, 0, size, dtype=model.dtype)
+    return [(empty, empty)] * config.num_hidden_layers
