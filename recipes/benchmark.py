@@ -105,11 +105,11 @@ def decode(args: argparse.Namespace) -> dict[str, Any]:
 
 def training(args: argparse.Namespace) -> dict[str, Any]:
     """Every way in a process of its own, round after round, so that a slow spell of the machine hits them all."""
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
     gradients: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.repeats):
-            for way in WAYS:
+            for way in args.ways:
                 file = Path(folder, "gradients.pt")
                 command = [sys.executable, __file__, "step", "--way", way, "--tokens", str(args.tokens)]
                 command += ["--r", str(args.r or 0), "--gradients", str(file)]
@@ -117,20 +117,33 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
                 runs[way].append(json.loads(done.stdout))
                 gradients[way] = torch.load(file, weights_only=True)
                 print(f"{way}: {runs[way][-1]}", file=sys.stderr)
+                write(training_summary(args, runs, gradients), args)  # a run that is cut off leaves what it has
+    return training_summary(args, runs, gradients)
+
+
+def training_summary(
+    args: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], gradients: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Medians of what has been measured, and ratios where both sides have been."""
     summary: dict[str, dict[str, Any]] = {}
     for way, results in runs.items():
+        if not results:
+            continue
         median = {name: statistics.median(result[name] for result in results) for name in results[0]}
         median["labels_per_second"] = round(median["labels"] / median["seconds"], 2)
         summary[way] = {**median, "all_seconds": [result["seconds"] for result in results]}
-    ratios = {}
+    ratios: dict[str, Any] = {}
     for scheme in ("streaming", "exact"):
         naive = f"naive {scheme}"
+        if not (runs.get(naive) and runs.get(scheme)):
+            continue
         measured = ("seconds", "peak_memory_gb", "memory_of_the_step_gb")
         ratios[scheme] = {name: round(summary[naive][name] / summary[scheme][name], 2) for name in measured}
         distance = torch.dist(gradients[naive], gradients[scheme]) / gradients[naive].norm()
         ratios[scheme]["relative_difference_of_gradients"] = float(distance)
-    labels = summary["streaming"]["labels_per_second"] / summary["naive, one label"]["labels_per_second"]
-    ratios["labels_per_second_of_streaming_over_one_label"] = round(labels, 1)
+    if runs.get("streaming") and runs.get("naive, one label"):
+        labels = summary["streaming"]["labels_per_second"] / summary["naive, one label"]["labels_per_second"]
+        ratios["labels_per_second_of_streaming_over_one_label"] = round(labels, 1)
     return {"tokens": args.tokens, "r": args.r, "repeats": args.repeats, "ways": summary, "naive_over_ours": ratios}
 
 
@@ -178,15 +191,19 @@ def peak_memory() -> float:
 
 def main(args: argparse.Namespace) -> None:
     result = {"decode": decode, "training": training, "step": step}[args.measurement](args)
-    if args.measurement != "step":
-        result["threads"] = torch.get_num_threads()
-        result["machine"] = f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}"
-        result["versions"] = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
-    text = json.dumps(result, indent=None if args.measurement == "step" else 2)
-    print(text)
-    if getattr(args, "output", None) is not None:
+    print(json.dumps(result) if args.measurement == "step" else write(result, args))
+
+
+def write(result: dict[str, Any], args: argparse.Namespace) -> str:
+    """The result as JSON, with what it was measured on, also in `--output`."""
+    result["threads"] = torch.get_num_threads()
+    result["machine"] = f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}"
+    result["versions"] = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
+    text = json.dumps(result, indent=2)
+    if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text + "\n")
+    return text
 
 
 def parse_args() -> argparse.Namespace:
@@ -199,6 +216,7 @@ def parse_args() -> argparse.Namespace:
     for name in ("chunk", "local", "prompt"):
         one.add_argument(f"--{name}-size", type=int, help="default: what fits the model")
     steps = commands.add_parser("training", help="a training step, beside the naive one")
+    steps.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default: all")
     steps.add_argument("--repeats", type=int, default=3, help="processes of each way (default: 3)")
     single = commands.add_parser("step", help="one way of training, in this process (`training` calls it)")
     single.add_argument("--way", choices=WAYS, required=True)
