@@ -10,12 +10,13 @@ VENV := .venv
 LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python -m
 PYTEST := pytest -n logical --maxprocesses 8
+TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train train-smoke test test-lowest models-table lint format clean
+.PHONY: help demo train train-smoke test test-distributed test-lowest models-table lint format clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo ## train a small adapter on SmolLM2-135M and ask it about a long document (under 5 minutes)
 	$(VENV)/bin/python recipes/demo.py $(DEMO_ARGS)
@@ -27,13 +28,18 @@ train-smoke: $(VENV)/.dev $(VENV)/.train ## train a tiny model in two processes 
 	HF_HUB_OFFLINE=1 $(RUN) pytest tests/test_recipes.py -k zero_2 $(PYTEST_ARGS)
 
 test: $(VENV)/.dev $(VENV)/.train ## run the tests (PYTEST_ARGS="-m 'not slow'" leaves out the long ones)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST) $(PYTEST_ARGS)
+	$(TESTS) --ignore tests/test_families.py --ignore tests/test_distributed.py $(PYTEST_ARGS)
+	@# In processes of their own: once, behind all the others, two families' checks failed, for a reason that is not found yet
+	$(TESTS) tests/test_families.py $(PYTEST_ARGS)
+
+test-distributed: $(VENV)/.dev $(VENV)/.train ## run the tests of two processes: DDP, ZeRO and FSDP2 (DeepSpeed compiles an operator, once)
+	$(TESTS) tests/test_distributed.py $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST)/.dev ## run the tests with the lowest transformers and peft that are supported
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m $(PYTEST) $(PYTEST_ARGS)
 
 models-table: $(VENV)/.dev ## run the matrix of model families and write its table into docs/models.md
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST) tests/test_families.py --write-table docs/models.md
+	$(TESTS) tests/test_families.py --write-table docs/models.md
 
 lint: $(VENV)/.dev ## check style, formatting and types
 	$(RUN) ruff check .
