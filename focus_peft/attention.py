@@ -13,6 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from .grouped import GROUPED
+
 
 # Implementations that take a 4D mask of floats
 MASKED = (None, "eager", "sdpa")
@@ -52,19 +54,20 @@ def check_attention(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def taking_masks(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context, the attention of the model takes 4D masks."""
-    # layers look their implementation up in the configuration whenever they run
-    configs: dict[int, Any] = {}
-    for module in model.modules():
+def taking_masks(model: PreTrainedModel, grouped: bool = False) -> Iterator[None]:
+    """Within the context, the attention of the model takes 4D masks; with `grouped`, sdpa attention is `grouped_sdpa`."""
+    before: list[tuple[Any, Any]] = []
+    for module in model.modules():  # layers look their implementation up in the configuration whenever they run
         config = getattr(module, "config", None)
-        if is_switched(getattr(config, "_attn_implementation", None)):
-            configs[id(config)] = config
-    before = {key: config._attn_implementation for key, config in configs.items()}
-    for config in configs.values():
-        config._attn_implementation = masked_implementation(model)
+        name = getattr(config, "_attn_implementation", None)
+        taking = masked_implementation(model) if is_switched(name) else name
+        if grouped and taking == "sdpa":
+            taking = GROUPED
+        if config is not None and taking != name:
+            before.append((config, name))
+            config._attn_implementation = taking
     try:
         yield
     finally:
-        for key, config in configs.items():
-            config._attn_implementation = before[key]
+        for config, name in before:
+            config._attn_implementation = name

@@ -120,7 +120,7 @@ class FocusConfig(PeftConfig):
                 raise ValueError(
                     f"`alpha` is {self.alpha} but `r` is None; full twins have no scale. Give `r`, or leave `alpha` out."
                 )
-            if not _is_number(self.alpha) or not 0 < self.alpha < float("inf"):
+            if not is_number(self.alpha) or not 0 < self.alpha < float("inf"):
                 raise ValueError(
                     f"`alpha` must be a finite number above 0, got {self.alpha!r}; leave it out for 2 * r."
                 )
@@ -130,11 +130,11 @@ class FocusConfig(PeftConfig):
             raise ValueError(f"`add_bos` must be True or False, got {self.add_bos!r}.")
         for name in ("continuation_weight", "repetition_weight"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < float("inf"):
+            if not is_number(value) or not 0 <= value < float("inf"):
                 raise ValueError(f"`{name}` must be a finite number, 0 or above, got {value!r}.")
         if self.continuation_weight + self.repetition_weight == 0:
             raise ValueError("`continuation_weight` and `repetition_weight` are both 0; at least one must be above 0.")
-        if not _is_number(self.distill_weight) or not 0 <= self.distill_weight <= 1:
+        if not is_number(self.distill_weight) or not 0 <= self.distill_weight <= 1:
             raise ValueError(f"`distill_weight` must be a number from 0 to 1, got {self.distill_weight!r}.")
 
     @classmethod
@@ -165,7 +165,8 @@ class FocusConfig(PeftConfig):
         return replace(self, **given) if given else self
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a field's value is a number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -7,9 +7,7 @@ side by side as tokens of one head.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 
-NAME = "focus_peft_grouped_sdpa"
+GROUPED = "focus_peft_grouped_sdpa"
 # Above so many queries in a head, the copies are a small part
 MOST_QUERIES = 1024
 # What some models ask of attention besides
@@ -49,7 +47,7 @@ def grouped_sdpa(
     return out.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, grouped_sdpa)
+AttentionInterface.register(GROUPED, grouped_sdpa)
 
 
 def is_grouped(model: PreTrainedModel) -> bool:
@@ -59,19 +57,3 @@ def is_grouped(model: PreTrainedModel) -> bool:
     attention = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
     by_name = all(hasattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS") for module in attention)
     return bool(attention) and by_name and bool(heads and shared) and heads != shared
-
-
-@contextlib.contextmanager
-def grouping(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """Within the context, sdpa attention is `grouped_sdpa`, if `wanted`."""
-    configs = {
-        id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None
-    }
-    changed = [c for c in configs.values() if wanted and getattr(c, "_attn_implementation", None) == "sdpa"]
-    for config in changed:
-        config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        for config in changed:
-            config._attn_implementation = "sdpa"

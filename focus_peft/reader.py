@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .alibi import Alibi
 from .attention import taking_masks
 from .chunking import pad_right
-from .grouped import grouping, is_grouped
+from .grouped import is_grouped
 from .layer import CandidateState
 from .layout import ChunkRow, PassInput
 from .slab import GraphCache, PassCache, Slab
@@ -192,8 +192,7 @@ class Reader:
         """Everything that a pass with a mask of its own needs, in the forward pass and whenever a layer runs again."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._frozen())
-            stack.enter_context(taking_masks(self.model))
-            stack.enter_context(grouping(self.model, self.groups))
+            stack.enter_context(taking_masks(self.model, self.groups))
             stack.enter_context(self.state.candidates(candidates))
             stack.enter_context(biases())
             yield

@@ -85,7 +85,7 @@ def row_generators(
     """
     if sample_seeds is None:
         if generator is None and not training:
-            generator = torch.Generator().manual_seed(EVALUATION_SEED)
+            generator = generator_of(EVALUATION_SEED)
         return [generator] * rows
     if generator is not None:
         raise ValueError(

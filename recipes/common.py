@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import yaml
+from byte_tokenizer import byte_tokenizer
 from demo import find_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from focus_peft import FocusConfig
 from focus_peft.data import DataConfig
@@ -221,13 +221,3 @@ def load_model(args: ModelArguments) -> tuple[Any, Any]:
         # its weights are ordinary ones by now, but transformers' Trainer would still refuse to train them
         model.hf_quantizer.remove_quantization_config(model)
     return model, reads
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are bytes, for models with random weights."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may look for a file on a server
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 import pytest
 import torch
 import transformers
+from byte_tokenizer import byte_tokenizer
 from exact import make_exact
 from families import FAMILIES
 from models_table import TableWriter
 from peft import PeftModel, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -124,14 +126,7 @@ def pad_rows(rows: Sequence[torch.Tensor], side: str = "left", value: int = PAD)
 
 def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte tokenizer of 259 tokens with the special tokens of the tiny models and a chat template."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
-    )
+    fast = byte_tokenizer(padding_side="left")
     fast.chat_template = (
         "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"

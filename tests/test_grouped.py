@@ -10,7 +10,8 @@ import torch
 from conftest import make_focus_model, make_tiny_model, random_ids
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from focus_peft.grouped import MOST_QUERIES, grouped_sdpa, grouping, is_grouped
+from focus_peft.attention import taking_masks
+from focus_peft.grouped import MOST_QUERIES, grouped_sdpa, is_grouped
 
 
 def states(rows: int, heads: int, shared: int, tokens: int, keys: int) -> tuple[Any, ...]:
@@ -54,7 +55,7 @@ def test_only_models_whose_queries_share_keys_have_their_attention_exchanged(fam
 
 def test_the_exchange_ends_with_the_pass_even_if_it_fails() -> None:
     model = make_tiny_model("llama")
-    with pytest.raises(RuntimeError), grouping(model, True):
+    with pytest.raises(RuntimeError), taking_masks(model, grouped=True):
         assert model.config._attn_implementation != "sdpa"
         raise RuntimeError
     assert model.config._attn_implementation == "sdpa"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
+from ..config import is_number
+
 
 T = TypeVar("T")
 # A source with this path hides made-up facts in the documents of another source
@@ -59,7 +61,7 @@ class SourceConfig:
                 f"`path` of a source must be a dataset's name, a file, a folder or a glob, got {self.path!r}."
             )
         where = f"of the source {self.path!r}"
-        if not _is_number(self.weight) or not 0 <= self.weight < math.inf:
+        if not is_number(self.weight) or not 0 <= self.weight < math.inf:
             raise ValueError(f"`weight` {where} must be a finite number, 0 or above, got {self.weight!r}.")
         if self.max_documents is not None:
             _check_int("max_documents", self.max_documents, 1, f" {where}")
@@ -228,10 +230,6 @@ def _built(kind: type[T], value: Any, name: str) -> T:
     if missing:
         raise ValueError(f"`{name}` has {dict(value)!r}, which lacks {', '.join(f'`{entry}`' for entry in missing)}.")
     return kind(**value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_int(name: str, value: Any, least: int, where: str = "") -> None:

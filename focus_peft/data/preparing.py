@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.state import PartialState
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..reader import is_distributed
 from .cache import TokenTable, cache_key, default_cache_dir, load_table, write_table
 from .config import DataConfig, SourceConfig
 from .facts import FactsPart
@@ -144,8 +144,8 @@ def _is_main() -> bool:
 
 
 def _is_distributed() -> bool:
-    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return initialized or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # a launcher may have started several processes that do not know each other yet
+    return is_distributed() or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
