@@ -160,7 +160,8 @@ def _draw_span(
 ) -> Span | None:
     """A span inside [low, high) with at least one label, its labels from `preferred` on if there are any there.
 
-    The local window takes at most a `share`-th of the tokens between `low` and the labels.
+    Where labels are few, such as those of a short answer, spans with less than half as many as the fullest are not drawn, and a
+    span starts and ends with a label. The local window takes at most a `share`-th of the tokens between `low` and the labels.
     """
     labels = min(label_size, max(1, (high - low) // 2))
     counts = torch.tensor([0, *labelled], dtype=torch.long).cumsum(0)
@@ -172,7 +173,11 @@ def _draw_span(
         return None
     late = firsts[firsts >= preferred]
     firsts = late if len(late) else firsts
-    first = int(firsts[draw_int(0, len(firsts) - 1, generator)])
+    inside = counts[firsts + labels] - counts[firsts]
+    firsts = firsts[2 * inside >= inside.max()]
+    drawn = int(firsts[draw_int(0, len(firsts) - 1, generator)])
+    places = [place for place in range(drawn, drawn + labels) if labelled[place]]
+    first, labels = places[0], places[-1] - places[0] + 1
     most = min(local_size, max(1, (first - low) // share))
     local = draw_int(min(LEAST_LOCAL, most), most, generator)
     return Span(first - local, local, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -54,7 +55,9 @@ def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, *
         "attn_implementation": kind.attention[0],
         "tie_word_embeddings": False,  # tied random embeddings make every model repeat its last token
     }
-    config = getattr(transformers, kind.config)(**{**defaults, **kind.fields, **overrides})
+    # copied, because Gemma4's configuration writes into the list of layer types that it is given
+    fields = copy.deepcopy({**defaults, **kind.fields, **overrides})
+    config = getattr(transformers, kind.config)(**fields)
     # torch has no grouped products of float64, which experts are computed with
     options = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
     with torch.random.fork_rng(devices=[]):

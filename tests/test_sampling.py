@@ -113,7 +113,25 @@ def test_a_span_has_label_size_labels_or_as_many_as_half_its_room(fields: dict[s
     for labelled, sizes, sample in every_sample(**fields):
         for span, room in ((sample.continuation, len(labelled) - 1), (sample.repetition, sample.memory)):
             if span is not None:
-                assert span.labels == min(sizes["label_size"], max(1, room // 2))
+                most = min(sizes["label_size"], max(1, room // 2))
+                assert span.labels == most if all(labelled) else span.labels <= most
+
+
+@KINDS
+def test_spans_start_and_end_with_a_label(fields: dict[str, Any]) -> None:
+    for labelled, _, sample in every_sample(**fields):
+        for span in spans(sample):
+            assert labelled[span.first_label] and labelled[span.end - 1]
+
+
+def test_a_short_answer_is_drawn_from_its_start() -> None:
+    """Not some of its last tokens only, with the others given away by the local window."""
+    labelled = [False] * 80 + [True] * 6
+    drawn = [draw(labelled, seed, label_size=32).continuation for seed in range(60)]
+    assert {span.first_label for span in drawn} == {80}
+    assert {span.labels for span in drawn} == {3, 4, 5, 6}
+    both = [False] * 40 + [True] * 3 + [False] * 50 + [True] * 12 + [False] * 15
+    assert {draw(both, seed, label_size=16).continuation.first_label for seed in range(200)} == set(range(93, 100))
 
 
 @KINDS
