@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from .candidates import read_candidates_with_graph
 from .chunking import cut, with_bos
 from .config import FocusConfig
-from .layout import ChunkRow, PromptRegion, local_pass_input
+from .layout import ChunkRow, PassInput, PromptRegion, local_pass_input
 from .reader import Reader, is_distributed
 from .sampling import IGNORE, Sample, Span
 from .settings import Settings
@@ -101,7 +101,7 @@ def _side_by_side(states: torch.Tensor) -> torch.Tensor:
     return states.permute(1, 2, 0, 3).flatten(1, 2)[None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Window:
     """A local window in training: `ids` up to the last token that predicts a label; the last `labels` of them do."""
 
@@ -210,17 +210,18 @@ def focus_loss(
             spans = (spans + [(None, spans[0][1])])[: 2 if both else 1]
         memory = ids[: sample.memory]
         windows = [Window(list(ids[span.start : span.end - 1]), span.labels) for _, span in spans]
+        fitting = [w for w in windows if len(memory) + len(w.ids) <= settings.sizes.limit]
+        teachers: dict[Window, torch.Tensor] = {}
+        if config.distill_weight and (fitting or reader.sharded):
+            # sharded: as many passes as everybody makes
+            read = [w if w in fitting else Window(w.ids[-1:], 1) for w in windows] if reader.sharded else fitting
+            teachers = dict(zip(read, _teacher_logits(reader, settings, memory if fitting else memory[:1], read)))
         for (name, span), window, logits in zip(
             spans, windows, span_logits(reader, settings, memory, sample.chunk_size, windows)
         ):
             target = torch.tensor(targets[span.first_label : span.end], device=logits.device)
             keep = target != IGNORE
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-            fits = len(memory) + len(window.ids) <= settings.sizes.limit
-            if config.distill_weight and (fits or reader.sharded):
-                teacher = (
-                    _teacher_logits(reader, memory if fits else [], window).to(logits.dtype)[keep].log_softmax(-1)
-                )
             if local_loss:
                 baseline = local_logits(reader, settings, window).to(logits.dtype)
             if name is None:
@@ -230,9 +231,9 @@ def focus_loss(
             parts[name].append(cross_entropy)
             if local_loss:
                 alone[name].append(F.cross_entropy(baseline[keep], target[keep], reduction="none"))
-            if config.distill_weight and fits:
-                student = logits[keep].log_softmax(-1)
-                distilled[name].append((teacher.exp() * (teacher - student)).sum(-1))
+            if window in teachers:
+                wanted = teachers[window].to(logits.dtype)[keep].log_softmax(-1)
+                distilled[name].append((wanted.exp() * (wanted - logits[keep].log_softmax(-1))).sum(-1))
             elif config.distill_weight:
                 distilled[name].append(cross_entropy)  # too long for the teacher: cross-entropy alone
     output = _combine(parts, distilled, config, reader.device)
@@ -249,11 +250,24 @@ def _mean(pieces: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     return joined.mean() if len(joined) else joined.sum()
 
 
-def _teacher_logits(reader: Reader, memory: Sequence[int], window: Window) -> torch.Tensor:
-    """The base model's logits (labels, vocabulary) when it reads memory and window in full."""
-    ids = torch.tensor([[*memory, *window.ids]], device=reader.device)
+def _teacher_logits(
+    reader: Reader, settings: Settings, memory: Sequence[int], windows: Sequence[Window]
+) -> list[torch.Tensor]:
+    """The base model's logits (labels, vocabulary) when it reads memory and window in full; the memory is read once for all."""
+    held = len(memory)
+    slab = Slab(1, held + max(len(window.ids) for window in windows))
+    start = settings.frames.offset
+    logits = []
     with torch.no_grad():
-        return reader.plain_logits(ids, window.labels)[0]
+        reader.read_chunks(slab, 0, [memory], [start])
+        for window in windows:
+            place = torch.arange(held + len(window.ids))[None]
+            new = place[:, held:]
+            visible = new[:, :, None] >= place[:, None]
+            inputs = PassInput(torch.tensor([window.ids]), start + new, new, visible, new, place)
+            cache = PassCache(slab, slice(0, 1), new, slice(0, place.shape[1]))
+            logits.append(reader.run(inputs, cache, logits=window.labels)[0])
+    return logits
 
 
 def _combine(

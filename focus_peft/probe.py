@@ -17,8 +17,9 @@ from .weights import is_plain
 
 # Tokens that stand in the cache, columns that are hidden, and tokens that are read behind them
 HELD, HIDDEN, NEW = 4, 3, 3
-# The largest difference that counts as rounding, in standard deviations of the logits
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2}
+# The largest root mean square difference that counts as rounding, in standard deviations of the logits. (Not the largest
+# difference of any logit: among 50,000 of a deep model in bfloat16, that alone is 0.3.)
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.25
 
 
@@ -53,7 +54,7 @@ def _problem(reader: Reader, frames: Frames) -> str | None:
             got = _read_in_pieces(reader, frames, ids)[0].float()
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             return f"it fails ({type(error).__name__}: {error})"
-    difference = float((got - expected).abs().max() / expected.std().clamp_min(1e-6))
+    difference = float((got - expected).square().mean().sqrt() / expected.std().clamp_min(1e-6))
     if not difference <= _tolerance(model, reader.device):
         return f"its logits differ by {difference:.2g} standard deviations"
     return None

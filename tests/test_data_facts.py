@@ -12,9 +12,14 @@ import torch
 from conftest import make_focus_model
 from test_data import TOKENIZER, prepared, text, texts, write_texts
 
-from focus_peft.data import DataConfig, DocumentCollator
+from focus_peft.data import DataConfig, DocumentCollator, facts
 from focus_peft.data.facts import NAMES, NOUNS, QUESTIONS, STATEMENTS, draw_facts
 from focus_peft.sampling import IGNORE
+
+
+@pytest.fixture
+def _no_repeated_excerpts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "REPEATED", 0.0)
 
 
 def facts_of(tmp_path: Path, count: int = 12, **fields: Any) -> Any:
@@ -42,6 +47,7 @@ def test_the_answer_stands_in_the_document_and_only_it_is_labelled(tmp_path: Pat
         assert name in document
 
 
+@pytest.mark.usefixtures("_no_repeated_excerpts")
 def test_facts_are_put_between_the_sentences_of_a_document_that_stays_as_it_was(tmp_path: Path) -> None:
     data = facts_of(tmp_path)
     for index in range(len(data)):
@@ -52,6 +58,18 @@ def test_facts_are_put_between_the_sentences_of_a_document_that_stays_as_it_was(
         parts = iter(document)
         assert all(character in parts for character in text(number, 300))  # all is there, in order
         assert len(document) > 300 + 10
+
+
+def test_in_a_fifth_of_the_samples_an_excerpt_is_repeated(tmp_path: Path) -> None:
+    data = facts_of(tmp_path, count=100)
+    originals = [text(number, 300) for number in range(100)]
+    repeated = 0
+    for index in range(len(data)):
+        before, _ = said(data[index])
+        rests = [iter(before) for _ in originals]
+        repeated += not any(all(c in rest for c in original) for original, rest in zip(originals, rests))
+        assert len(before) > 300
+    assert 8 <= repeated <= 35
 
 
 def test_facts_are_a_function_of_seed_epoch_and_index(tmp_path: Path) -> None:
@@ -85,12 +103,14 @@ def test_the_model_finds_labels_in_facts(tmp_path: Path) -> None:
 
 def test_facts_are_varied() -> None:
     drawn = [draw_facts(random.Random(seed)) for seed in range(2000)]
-    assert set(Counter(map(len, drawn))) == {1, 2, 3}
-    facts = [fact for facts in drawn for fact in facts]
-    assert {fact["name"] for fact in facts} == set(NAMES)
-    assert {fact["noun"] for fact in facts} == {noun for nouns in NOUNS.values() for noun in nouns}
-    assert len({fact["value"] for fact in facts}) > 0.9 * len(facts)
-    assert all(len({fact["name"] for fact in facts}) == len(facts) for facts in drawn)
+    assert set(Counter(map(len, drawn))) == {1, 2, 3, 4, 6, 8}
+    made_up = [fact for some in drawn for fact in some]
+    assert {fact["name"] for fact in made_up} == set(NAMES)
+    assert {fact["noun"] for fact in made_up} == {noun for nouns in NOUNS.values() for noun in nouns}
+    assert len({fact["value"] for fact in made_up}) > 0.9 * len(made_up)
+    assert all(len({fact["name"] for fact in some}) == len(some) for some in drawn)
+    alike = [len({fact["noun"] for fact in some}) == 1 for some in drawn if len(some) > 3]
+    assert 0.2 < sum(alike) / len(alike) < 0.4
 
 
 def test_no_wording_is_that_of_a_benchmark() -> None:

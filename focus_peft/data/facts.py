@@ -60,10 +60,18 @@ SYLLABLES = (
     "mo", "na", "ne", "no", "pa", "pi", "ra", "ri", "ro", "sa", "se", "so", "ta", "ti", "to", "va", "vi", "za", "zo",
 )  # fmt: skip
 ENDINGS = (".", "!", "?", "\n")
+# How many facts a sample has: mostly a few, at times many, so that other chunks hold others that look alike
+COUNTS = (1, 1, 2, 2, 3, 4, 6, 8)
+# The share of samples whose facts are about one noun; and of those in which an excerpt of the document, of so many tokens, is
+# repeated up to the document's length, so that a chunk learns to be silent however many others say the same
+SAME_NOUN, REPEATED = 0.3, 0.2
+EXCERPT = (8, 64)
 
 
 class FactsPart:
-    """Samples made from documents: one to three facts each, of which one is asked for. Only the answer's tokens are labels.
+    """Samples made from documents: one to eight facts each, of which one is asked for. Only the answer's tokens are labels.
+
+    In a fifth of the samples, the document is a short excerpt of it, repeated.
 
     Args:
         lender (`TablePart`): Documents to hide facts in; each gives one sample in a round, with other facts in every round.
@@ -83,13 +91,18 @@ class FactsPart:
 
     def item(self, number: int, seed: int) -> Item:
         draw = random.Random(seed)
-        facts = draw_facts(draw)
-        statements = [self._ids(f" {draw.choice(STATEMENTS).format(**fact)}") for fact in facts]
-        asked = draw.choice(facts)
+        asked, *others = draw_facts(draw)
+        statements = [self._ids(f" {draw.choice(STATEMENTS).format(**fact)}") for fact in (asked, *others)]
+        while len(statements) > 1 and sum(map(len, statements)) > self.max_tokens // 2:
+            statements.pop()
         question = self._ids(f"\n\n{draw.choice(QUESTIONS).format(**asked)}")
         answer = self._ids(f" {asked['value']}.\n")
         room = self.max_tokens - sum(map(len, [*statements, question, answer]))
         ids = self.lender.item(number)["input_ids"][: max(1, room)]
+        if draw.random() < REPEATED:
+            size = min(len(ids), draw.randint(*EXCERPT))
+            start = draw.randint(0, len(ids) - size)
+            ids = (ids[start : start + size] * -(-len(ids) // size))[: len(ids)]
 
         places = [place for place in range(1, len(ids) + 1) if self._is_end(ids[place - 1])] or [
             *range(1, len(ids) + 1)
@@ -111,11 +124,13 @@ class FactsPart:
 
 
 def draw_facts(draw: random.Random) -> list[dict[str, Any]]:
-    """One to three facts (`name`, `noun`, `value`), no two of one name."""
+    """One to eight facts (`name`, `noun`, `value`), no two of one name; at times all of one noun."""
+    kinds = {noun: kind for kind, nouns in sorted(NOUNS.items()) for noun in nouns}
+    alike = draw.choice(sorted(kinds)) if draw.random() < SAME_NOUN else None
     facts = []
-    for name in draw.sample(NAMES, draw.randint(1, 3)):
-        kind = draw.choice(sorted(NOUNS))
-        facts.append({"name": name, "noun": draw.choice(NOUNS[kind]), "value": _value(kind, draw)})
+    for name in draw.sample(NAMES, draw.choice(COUNTS)):
+        noun = alike or draw.choice(NOUNS[draw.choice(sorted(NOUNS))])
+        facts.append({"name": name, "noun": noun, "value": _value(kinds[noun], draw)})
     return facts
 
 
