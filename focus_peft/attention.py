@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .grouped import GROUPED
+from .looking import RECORDING, AttentionRecord, record_of_pass
 
 
 # Implementations that take a 4D mask of floats
@@ -54,8 +55,13 @@ def check_attention(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def taking_masks(model: PreTrainedModel, grouped: bool = False) -> Iterator[None]:
-    """Within the context, the attention of the model takes 4D masks; with `grouped`, sdpa attention is `grouped_sdpa`."""
+def taking_masks(
+    model: PreTrainedModel, grouped: bool = False, record: AttentionRecord | None = None
+) -> Iterator[None]:
+    """Within the context, the attention of the model takes 4D masks; with `grouped`, sdpa attention is `grouped_sdpa`.
+
+    With `record`, which `exchanges_attention` must allow, its weights are noted.
+    """
     before: list[tuple[Any, Any]] = []
     for module in model.modules():  # layers look their implementation up in the configuration whenever they run
         config = getattr(module, "config", None)
@@ -63,11 +69,17 @@ def taking_masks(model: PreTrainedModel, grouped: bool = False) -> Iterator[None
         taking = masked_implementation(model) if is_switched(name) else name
         if grouped and taking == "sdpa":
             taking = GROUPED
+        if record is not None and config is not None and name != RECORDING:
+            record.implementations[id(config)] = taking
+            taking = RECORDING
         if config is not None and taking != name:
             before.append((config, name))
             config._attn_implementation = taking
+    token = None if record is None else record_of_pass.set(record)
     try:
         yield
     finally:
+        if token is not None:
+            record_of_pass.reset(token)
         for config, name in before:
             config._attn_implementation = name

@@ -54,22 +54,38 @@ def read_candidates(
     return _join(gathered)
 
 
+def some_rows(
+    stores: Sequence[tuple[Slab, Sequence[ChunkRow], int]], numbers: Sequence[int]
+) -> list[tuple[Slab, Sequence[ChunkRow], int]]:
+    """The chunk rows with these numbers, in ascending order, out of those of all stores: a store for each run of neighbours."""
+    runs: list[tuple[Slab, list[ChunkRow], int]] = []
+    begin = 0
+    for slab, rows, first in stores:
+        places = [number - begin for number in numbers if begin <= number < begin + len(rows)]
+        for at, place in enumerate(places):
+            if not at or place != places[at - 1] + 1:
+                runs.append((slab, [], first + place))
+            runs[-1][1].append(rows[place])
+        begin += len(rows)
+    return [(slab, run, first) for slab, run, first in runs]
+
+
 def select_candidates(
     pool: Sequence[LayerStates],
     rows: Sequence[Sequence[int]],
     members: Sequence[int],
     newest: int,
-    kept: dict[int, int],
+    kept: dict[int, Sequence[int]],
     old: Sequence[LayerStates] | None,
 ) -> list[LayerStates]:
     """Each stream's candidates, from those of all chunk rows.
 
     Args:
         pool (`Sequence[LayerStates]`): As `read_candidates` returns.
-        rows (`Sequence[Sequence[int]]`): The chunk rows that each stream sees, in order.
+        rows (`Sequence[Sequence[int]]`): Where in the pool the chunk rows stand that each stream sees, in order.
         members (`Sequence[int]`): Each stream's number among those of its document.
         newest (`int`): Candidates that each stream has in a chunk row.
-        kept (`dict[int, int]`): Streams that keep so many candidates of `old` instead.
+        kept (`dict[int, Sequence[int]]`): The chunks of which a stream keeps the candidates of `old` instead.
         old (`Sequence[LayerStates]`, *optional*): What this function returned before.
 
     Returns:
@@ -89,8 +105,9 @@ def select_candidates(
             taken = taken.flatten(1, 2).transpose(1, 2)
             if old is not None:
                 for stream, chunks in kept.items():
-                    if chunks:
-                        taken[stream, :, -chunks:] = old[layer][side][stream, :, -chunks:]
+                    if len(chunks):
+                        at = torch.tensor(chunks, device=taken.device) - len(rows[stream])  # from the right end
+                        taken[stream, :, at] = old[layer][side][stream, :, at]
             sides.append(taken)
         selected.append((sides[0], sides[1]))
     return selected

@@ -15,7 +15,15 @@ from .saving import check_adapter_file
 
 
 # Fields that only matter at inference: `generate`, `encode` and `forward` take them as keyword arguments too.
-INFERENCE_FIELDS = ("local_size", "prompt_size", "add_bos", "decoding", "refresh_interval", "chunk_batch_size")
+INFERENCE_FIELDS = (
+    "local_size",
+    "prompt_size",
+    "add_bos",
+    "decoding",
+    "refresh_interval",
+    "chunk_batch_size",
+    "top_chunks",
+)
 
 
 @dataclass
@@ -53,6 +61,9 @@ class FocusConfig(PeftConfig):
         refresh_interval (`int`): Candidates are renewed every so many generated tokens. Default: 1, at every token.
         chunk_batch_size (`int`, *optional*):
             How many chunks are read at once. Results do not depend on it. Default: as many as fit a token budget.
+        top_chunks (`int`, *optional*):
+            Of the chunks, only so many are renewed: those whose candidates the token looked at most that came first after the
+            input, or after the window grew into the memory. The others keep their last candidate. Default: all are renewed.
 
     Parameters that control the training loss:
         loss (`"sum"` or `"draw"`):
@@ -83,6 +94,9 @@ class FocusConfig(PeftConfig):
     decoding: Literal["streaming", "exact"] = field(default="streaming", metadata={"help": "'streaming' or 'exact'."})
     refresh_interval: int = field(default=1, metadata={"help": "Renew the candidates every so many tokens."})
     chunk_batch_size: int | None = field(default=None, metadata={"help": "Chunks read at once. None: a token budget."})
+    top_chunks: int | None = field(
+        default=None, metadata={"help": "Renew the candidates of the most looked-at chunks only. None: of all."}
+    )
     loss: Literal["sum", "draw"] = field(default="sum", metadata={"help": "'sum' of both losses or 'draw' of one."})
     continuation_weight: float = field(default=1.0, metadata={"help": "Weight of the continuation loss."})
     repetition_weight: float = field(default=1.0, metadata={"help": "Weight of the repetition loss."})
@@ -104,7 +118,7 @@ class FocusConfig(PeftConfig):
         if self.target_modules is not None:
             _check_target_modules(self.target_modules)
 
-        for name in ("r", "chunk_size", "local_size", "prompt_size", "chunk_batch_size"):
+        for name in ("r", "chunk_size", "local_size", "prompt_size", "chunk_batch_size", "top_chunks"):
             value = getattr(self, name)
             if value is not None:
                 _check_positive_int(name, value, "a positive integer or None")

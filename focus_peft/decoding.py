@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from .candidates import read_candidates, select_candidates
+from .candidates import read_candidates, select_candidates, some_rows
 from .chunking import cut, with_bos
 from .layout import ChunkRow, PromptRegion, local_pass_input
+from .looking import AttentionRecord
 from .memory import Memory
 from .reader import Reader
 from .settings import Settings
@@ -50,6 +51,10 @@ class _Renewal:
 
 class FocusCache(Cache):
     """Owns what has been read: chunks, streams, and their local keys and values.
+
+    Attributes:
+        chunk_attention (`list[torch.Tensor]`): What the last token of each stream looked at: the mean share of attention, over
+            heads and layers, of each of its candidates, (chunks,) each. Empty, if nothing asked for it.
 
     Args:
         reader (`Reader`): Runs the passes.
@@ -90,6 +95,8 @@ class FocusCache(Cache):
         self.base_cache = None if self.held else DynamicCache(config=reader.model.config)
         self.tokens = 0  # columns of the batch that have been handed over
         self.may_crop = False
+        self.records_attention = False
+        self.chunk_attention: list[torch.Tensor] = []
         self._snapshots: list[_Snapshot] = []
         self._renewals: list[_Renewal] = []  # of the last read, and the last one before it
 
@@ -147,6 +154,8 @@ class FocusCache(Cache):
         stream = self.streams[0]
         stream.since = max(0, stream.since - (len(stream.ids) - length))
         del stream.ids[length:]
+        if not stream.since:
+            stream.chosen = None
         stream.cached = min(stream.cached, len(self._window(stream)))
         while self._renewals and self._renewals[-1].length > length:
             self._renewals.pop()
@@ -244,7 +253,8 @@ class FocusCache(Cache):
 
     def _newest_at_once(self) -> int:
         """How many newest tokens one pass may take: each has its own candidates, and none may spill but the first."""
-        if self.settings.decoding == "exact" or self.settings.refresh_interval > 1:
+        settings = self.settings
+        if settings.decoding == "exact" or settings.refresh_interval > 1 or settings.top_chunks is not None:
             return 1
         room = min(self._limit - 1 - stream.window_length for stream in self.streams)
         chunks = max(len(stream.rows) for stream in self.streams)
@@ -294,6 +304,7 @@ class FocusCache(Cache):
             prompt = len(self._prompt(stream)) - newest + 1
             stream.local_start = self.frames.local_start(len(stream.rows), prompt)
             stream.cached = stream.since = 0
+            stream.chosen = None
             stream.is_split = True
             self._clear_region(stream.document)
         chunks = [list(chunk) for _, _, chunk in pieces]
@@ -333,6 +344,10 @@ class FocusCache(Cache):
         if self.memory is not None and not self.memory.lease(self):
             for document in range(self.documents):
                 self._clear_region(document)
+        if self.settings.top_chunks is not None:
+            for stream in self.streams:
+                if stream.chosen is None:  # rows that were left alone lack the prompt's last tokens
+                    self._clear_region(stream.document)
         group = len(self.streams) // self.documents
         prompts = [self._prompt(stream) for stream in self.streams]
         placements = {}
@@ -341,15 +356,23 @@ class FocusCache(Cache):
             fed = [stream.fed for stream in self.streams[members]]
             placements[document] = region.place(prompts[members], fed, newest)
 
-        stores = [] if self.memory is None else [(self.memory.slab, self.held, self.first_held)]
-        stores.append((self.own, self.own_rows, 0))
+        stores: list[tuple[Slab, Sequence[ChunkRow], int]] = [(self.own, self.own_rows, 0)]
+        if self.memory is not None:
+            stores.insert(0, (self.memory.slab, self.held, self.first_held))
+        used = sorted({stream.rows[chunk] for stream in self.streams for chunk in stream.renewed_chunks})
+        if self.settings.top_chunks is not None:
+            stores = some_rows(stores, used)
         count = group * newest
         pool = read_candidates(self.reader, stores, self.frames, placements, count, self.settings.chunk_batch_size)
         for document, region in enumerate(self.regions):
             region.keep(placements[document])
-        kept = {n: len(s.rows) for n, s in enumerate(self.streams) if n not in renewed}
+        kept: dict[int, Sequence[int]] = {}
+        for n, stream in enumerate(self.streams):
+            chunks = range(len(stream.rows))
+            kept[n] = chunks if n not in renewed else sorted(set(chunks) - set(stream.renewed_chunks))
         numbers = [stream.member for stream in self.streams]
-        seen = [stream.rows for stream in self.streams]
+        in_pool = {row: place for place, row in enumerate(used)} if self.settings.top_chunks is not None else None
+        seen = [[row if in_pool is None else in_pool.get(row, 0) for row in stream.rows] for stream in self.streams]
         self.candidates = select_candidates(pool, seen, numbers, newest, kept, self.candidates)
         for number, (stream, prompt) in enumerate(zip(self.streams, prompts)):
             stream.fed = len(prompt) - 1
@@ -389,7 +412,26 @@ class FocusCache(Cache):
             prefix=self.candidates if prefix else None,
             prefix_end=self.front,
         )
-        logits = self.reader.run(inputs, cache, logits=newest)
+        record = AttentionRecord(prefix) if prefix and self._looks else None
+        logits = self.reader.run(inputs, cache, logits=newest, record=record)
         for stream, window in zip(self.streams, windows):
             stream.cached = len(window)
+        if record is not None:
+            self.chunk_attention = [mass[prefix - count :] for mass, count in zip(record.mean, chunks)]
+            self._choose()
         return logits
+
+    @property
+    def _looks(self) -> bool:
+        """Whether it matters what the last token looks at."""
+        chooses = self.settings.top_chunks is not None and any(stream.chosen is None for stream in self.streams)
+        return chooses or self.records_attention
+
+    def _choose(self) -> None:
+        """The chunks that a stream looked at most when it was split are renewed from now on; the earlier of two that are even."""
+        if self.settings.top_chunks is None:
+            return
+        for stream, mass in zip(self.streams, self.chunk_attention):
+            if stream.chosen is None and stream.rows:
+                order = mass.sort(descending=True, stable=True).indices
+                stream.chosen = sorted(order[: self.settings.top_chunks].tolist())

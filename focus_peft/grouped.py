@@ -7,13 +7,14 @@ side by side as tokens of one head.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from .looking import exchanges_attention
 
 
 GROUPED = "focus_peft_grouped_sdpa"
@@ -54,6 +55,4 @@ def is_grouped(model: PreTrainedModel) -> bool:
     """Whether queries share keys in a model whose attention can be exchanged by name."""
     config = model.config
     heads, shared = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
-    attention = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
-    by_name = all(hasattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS") for module in attention)
-    return bool(attention) and by_name and bool(heads and shared) and heads != shared
+    return exchanges_attention(model) and bool(heads and shared) and heads != shared

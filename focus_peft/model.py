@@ -17,13 +17,14 @@ from .config import INFERENCE_FIELDS, FocusConfig
 from .fingerprint import Fingerprint
 from .generation import check_room, generate
 from .layer import MERGE_REFUSAL, CandidateState, TwinLayer
+from .looking import exchanges_attention
 from .memory import Memory
 from .objectives import FocusOutput, focus_loss
 from .probe import check_reading
 from .reader import Reader, is_distributed
 from .sampling import CHUNK_SIZES, IGNORE, draw_sample, row_generators
 from .saving import check_adapter_weights
-from .scoring import read_logits
+from .scoring import read_attention, read_logits
 from .settings import Settings
 from .support import ModelFacts, find_projections, is_projection
 from .weights import execution_device, is_plain
@@ -183,7 +184,17 @@ class FocusModel(BaseTuner):
             if name not in INFERENCE_FIELDS:
                 fields = ", ".join(f"`{field}`" for field in INFERENCE_FIELDS)
                 raise TypeError(f"`{name}` cannot be given for one call; only {fields} can.")
-        return Settings.of(self.active_config.with_overrides(**overrides), self.facts)
+        config = self.active_config.with_overrides(**overrides)
+        if config.top_chunks is not None:
+            self._check_attention_is_seen("top_chunks")
+        return Settings.of(config, self.facts)
+
+    def _check_attention_is_seen(self, what: str) -> None:
+        if not exchanges_attention(cast(PreTrainedModel, self.model)):
+            raise ValueError(
+                f"`{what}` needs to see what tokens attend to, and the attention of {type(self.model).__name__} shows it to nobody; "
+                "it works with models that look their attention function up by name, as most of transformers' do."
+            )
 
     @property
     def active_config(self) -> FocusConfig:
@@ -276,6 +287,35 @@ class FocusModel(BaseTuner):
         extended = Memory(rows, settings.sizes.chunk, frames, self.fingerprint, room=settings.frames.nominal + 64)
         extended.read(self.reader, settings.chunk_batch_size, _progress(progress), old=memory)
         return extended
+
+    def chunk_attention(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        memory: Memory | None = None,
+        **overrides: Any,
+    ) -> list[torch.Tensor]:
+        """What the last token of an input looks at: which chunks have to say something about what comes next (paper appendix H).
+
+        Args:
+            input_ids (`torch.LongTensor` of shape (batch, tokens)), attention_mask, memory: As for `generate`.
+            **overrides: As for `generate`: `decoding`, `local_size`, ...
+
+        Returns:
+            For each row the share of attention of each of its chunks' candidates, mean over heads and layers: (chunks,) in
+            float32. Without chunks it is empty. The rest, up to 1, goes to the local window.
+
+        Raises:
+            ValueError: for inputs that cannot work, or a model whose attention cannot be seen.
+        """
+        self._check_attention_is_seen("chunk_attention")
+        settings = self.settings(**overrides)
+        rows = unpad(input_ids, attention_mask)
+        check_vocabulary(rows, self.facts.vocab_size)
+        if memory is not None:
+            self._check_memory(memory, settings)
+        check_room(settings, self.facts, rows, memory, 0)
+        return read_attention(self.reader, settings, rows, memory)
 
     def load_memory(self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> Memory:
         """Load a memory that `Memory.save` wrote, onto the model's device.
@@ -456,7 +496,7 @@ class FocusModel(BaseTuner):
             memory (`Memory`, *optional*): What `encode` returned.
             attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*):
                 1 at real tokens. Padding may be on either side; what is returned is padded on the left.
-            decoding, refresh_interval, chunk_batch_size, local_size, prompt_size, add_bos:
+            decoding, refresh_interval, top_chunks, chunk_batch_size, local_size, prompt_size, add_bos:
                 Override the adapter's configuration for this call.
             progress (`bool`, *optional*): Show a progress bar while reading. Default: if standard error is a terminal.
             **kwargs: Every option of transformers' `generate`, but `inputs_embeds`, `use_cache=False`, `cache_implementation`,

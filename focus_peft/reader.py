@@ -22,6 +22,7 @@ from .chunking import pad_right
 from .grouped import is_grouped
 from .layer import CandidateState
 from .layout import ChunkRow, PassInput
+from .looking import AttentionRecord
 from .slab import GraphCache, PassCache, Slab
 from .weights import differentiable_weights, execution_device
 
@@ -76,7 +77,14 @@ class Reader:
         weights = self.model.parameters()  # FSDP puts some together before the model runs, and others layer by layer
         return any(hasattr(weight, "ds_id") or type(weight).__name__ == "DTensor" for weight in weights)
 
-    def run(self, inputs: PassInput, cache: Cache, candidates: int = 0, logits: int = 0) -> torch.Tensor:
+    def run(
+        self,
+        inputs: PassInput,
+        cache: Cache,
+        candidates: int = 0,
+        logits: int = 0,
+        record: AttentionRecord | None = None,
+    ) -> torch.Tensor:
         """One pass. Keys and values go where `cache` puts them.
 
         Args:
@@ -84,6 +92,7 @@ class Reader:
             cache (`Cache`): A `PassCache` or a `GraphCache`.
             candidates (`int`): How many of the last tokens of each row go through the twins.
             logits (`int`): How many of the last tokens of each row need logits. 0: none, the LM head does not run.
+            record (`AttentionRecord`, *optional*): Notes what the last token of each row looks at.
 
         Returns:
             `torch.Tensor`: Hidden states (rows, tokens, hidden) or logits (rows, `logits`, vocabulary).
@@ -103,7 +112,7 @@ class Reader:
             biases = functools.partial(self.alibi.given, inputs.key_index, masks)
         if not self.takes_positions:
             del arguments["position_ids"]
-        with self._masked_pass(candidates, biases), self._checkpointing(biases):
+        with self._masked_pass(candidates, biases, record), self._checkpointing(biases):
             if logits and self.keeps_logits:
                 arguments["logits_to_keep"] = logits
             output = self.model(**arguments).logits[:, -logits:] if logits else self.model.base_model(**arguments)[0]
@@ -188,11 +197,16 @@ class Reader:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     @contextlib.contextmanager
-    def _masked_pass(self, candidates: int, biases: Callable[[], AbstractContextManager]) -> Iterator[None]:
+    def _masked_pass(
+        self,
+        candidates: int,
+        biases: Callable[[], AbstractContextManager],
+        record: AttentionRecord | None = None,
+    ) -> Iterator[None]:
         """Everything that a pass with a mask of its own needs, in the forward pass and whenever a layer runs again."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._frozen())
-            stack.enter_context(taking_masks(self.model, self.groups))
+            stack.enter_context(taking_masks(self.model, self.groups, record))
             stack.enter_context(self.state.candidates(candidates))
             stack.enter_context(biases())
             yield

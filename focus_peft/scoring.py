@@ -33,17 +33,9 @@ def read_logits(
     Raises:
         ValueError: if rows and documents of `memory` do not fit together.
     """
-    group = 1
-    if memory is not None:
-        if len(rows) % memory.num_documents:
-            raise ValueError(
-                f"`input_ids` has {len(rows)} rows, which is no multiple of the {memory.num_documents} documents in `memory`."
-            )
-        group = len(rows) // memory.num_documents
     kept = min(logits_to_keep, width) or width
     logits: torch.Tensor | None = None
-    for row, ids in enumerate(rows):  # each at its own length
-        document = None if memory is None else row // group
+    for row, (ids, document) in enumerate(zip(rows, _documents(rows, memory))):  # each at its own length
         newest = min(kept, len(ids))
         values = FocusCache(reader, settings, 1, memory, document=document).read([ids], newest)[0]
         if logits is None:
@@ -53,3 +45,30 @@ def read_logits(
         else:
             logits[row, attention_mask[row].bool().to(logits.device)] = values
     return CausalLMOutputWithPast(logits=logits)
+
+
+def read_attention(
+    reader: Reader, settings: Settings, rows: list[list[int]], memory: Memory | None
+) -> list[torch.Tensor]:
+    """What the last token of each row looks at: the mean share of its attention that each chunk's candidate has, (chunks,) each.
+
+    Args and raises as in `read_logits`.
+    """
+    found = []
+    for ids, document in zip(rows, _documents(rows, memory)):
+        cache = FocusCache(reader, settings, 1, memory, document=document)
+        cache.records_attention = True
+        cache.read([ids], 1)
+        found.append(cache.chunk_attention[0] if cache.chunk_attention else torch.zeros(0))
+    return found
+
+
+def _documents(rows: list[list[int]], memory: Memory | None) -> list[int | None]:
+    """The document of the memory that each row is about."""
+    if memory is None:
+        return [None] * len(rows)
+    if len(rows) % memory.num_documents:
+        raise ValueError(
+            f"`input_ids` has {len(rows)} rows, which is no multiple of the {memory.num_documents} documents in `memory`."
+        )
+    return [row * memory.num_documents // len(rows) for row in range(len(rows))]

@@ -22,6 +22,7 @@ class Stream:
         local_start (`int`): Position of the first local token.
         fresh (`bool`): Nothing has been read of it.
         is_split (`bool`): Its window and prompt have been set up.
+        chosen (`list[int]`, *optional*): The chunks whose candidates are renewed, by their number in `rows`. None: all.
     """
 
     document: int
@@ -36,10 +37,15 @@ class Stream:
     local_start: int = 0
     fresh: bool = True
     is_split: bool = False
+    chosen: list[int] | None = None
 
     @property
     def window_length(self) -> int:
         return len(self.ids) - self.start
+
+    @property
+    def renewed_chunks(self) -> list[int]:
+        return list(range(len(self.rows))) if self.chosen is None else self.chosen
 
     def clone(self, member: int) -> Stream:
         """A stream that goes on from here on its own."""

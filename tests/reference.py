@@ -37,6 +37,7 @@ class Sizes:
     bos: int | None
     decoding: str
     refresh_interval: int = 1
+    top_chunks: int | None = None
 
 
 def read_twins(wrapped: nn.Module, adapter: str = "default") -> dict[str, Twin]:
@@ -117,6 +118,27 @@ class PlainModel:
             self._twin_at_last = False
         left = count + before
         return output.logits[0], [(layer.keys[:, :, left:], layer.values[:, :, left:]) for layer in cache.layers]
+
+    @torch.no_grad()
+    def looked_at(
+        self, tokens: Sequence[int], first_position: int, candidates: KeyValues, past: KeyValues | None
+    ) -> torch.Tensor:
+        """The attention of the last of `tokens` to each candidate, mean over heads and layers, as transformers returns it."""
+        implementation = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        cache = DynamicCache()
+        for layer, pieces in enumerate(zip(*[kv for kv in (candidates, past) if kv], strict=True)):
+            cache.update(torch.cat([k for k, _ in pieces], 2), torch.cat([v for _, v in pieces], 2), layer)
+        count = _length(candidates)
+        output = self.model(
+            input_ids=torch.tensor([list(tokens)]),
+            **self._place(len(tokens), first_position, _length(past), count),
+            past_key_values=cache,
+            use_cache=True,
+            output_attentions=True,
+        )
+        self.model.set_attn_implementation(implementation)
+        return torch.stack([weights[0, :, -1, :count].mean(0) for weights in output.attentions]).mean(0)
 
     def _place(self, tokens: int, first: int, before: int, candidates: int) -> dict[str, Any]:
         """What tells the model where tokens stand and what they see."""
@@ -232,6 +254,7 @@ class SlowSequence:
         self.steps = 0  # tokens since the split
         self.newest_so_far = 0  # those of them that were the newest in their turn, plain ones not counted
         self.candidates: KeyValues | None = None
+        self.chosen: list[int] | None = None  # the chunks that are renewed, as soon as somebody looked at them
         self.candidate_step = 0
         self.local_past: KeyValues | None = None  # streaming: everything in the window but the newest token
         local = self._local()
@@ -246,12 +269,23 @@ class SlowSequence:
         if self.sizes.decoding == "exact":
             if plain:
                 return None
-            logits, _ = self.plain.run(local, self._position(0, shift=self.candidate_step), self.candidates)
+            position = self._position(0, shift=self.candidate_step)
+            logits, _ = self.plain.run(local, position, self.candidates)
+            self._choose(local, position, None)
             return logits[-1]
         position = self._position(len(local) - 1)
         logits, newest = self.plain.run(local[-1:], position, None if plain else self.candidates, self.local_past)
+        if not plain:
+            self._choose(local[-1:], position, self.local_past)
         self.local_past = _joined([self.local_past, newest]) if self.local_past else newest
         return None if plain else logits[-1]
+
+    def _choose(self, tokens: Sequence[int], position: int, past: KeyValues | None) -> None:
+        if self.sizes.top_chunks is None or self.chosen is not None or not self.chunks:
+            return
+        looked = self.plain.looked_at(tokens, position, self.candidates, past).tolist()
+        order = sorted(range(len(looked)), key=lambda chunk: -looked[chunk])
+        self.chosen = order[: self.sizes.top_chunks]
 
     def _refresh(self) -> None:
         number, self.newest_so_far = self.newest_so_far, self.newest_so_far + 1
@@ -259,6 +293,11 @@ class SlowSequence:
             return
         found = []
         for number, chunk in enumerate(self.chunks):
+            if self.chosen is not None and number not in self.chosen:
+                found.append(
+                    [(keys[:, :, number, None], values[:, :, number, None]) for keys, values in self.candidates]
+                )
+                continue
             row = chunk + self.prompt
             first = number + self.steps - (len(row) - 1) if self.plain.relative else 0
             _, key_values = self.plain.run(row, first, twin_at_last=True)
@@ -294,6 +333,7 @@ class Reference:
             "bos": base.config.bos_token_id if config.add_bos else None,
             "decoding": config.decoding,
             "refresh_interval": config.refresh_interval,
+            "top_chunks": config.top_chunks,
         }
         self.sizes = Sizes(**{**fields, **overrides})
         self.plain = PlainModel(base, read_twins(wrapped))

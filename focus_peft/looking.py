@@ -1,0 +1,107 @@
+"""How much attention the newest token pays to each candidate: what an answer looked at, and which chunks to renew.
+
+Attention functions of transformers give no weights away but the eager one. For the time of a pass, a function that stands before the
+model's own computes the weights of the last token once more, which are few.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+RECORDING = "focus_peft_recording"
+
+
+class AttentionRecord:
+    """The attention of the last token of each row to the candidates, added up over layers.
+
+    Args:
+        prefix (`int`): Candidates; their keys come first.
+    """
+
+    def __init__(self, prefix: int) -> None:
+        self.prefix = prefix
+        self.layers = 0
+        self._sum: torch.Tensor | None = None
+        # the implementation that each configuration names outside of the pass
+        self.implementations: dict[int, str | None] = {}
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Over heads and layers, on the CPU: (rows, `prefix`), each row's sum below 1."""
+        assert self._sum is not None
+        return self._sum / self.layers
+
+    def add(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add a layer: `query` (rows, heads, tokens, head_dim), `key` (rows, kv_heads, keys, head_dim)."""
+        with torch.no_grad():
+            dtype = torch.promote_types(query.dtype, torch.float32)
+            last = query[:, :, -1].unflatten(1, (key.shape[1], -1)).to(dtype)  # (rows, kv_heads, group, head_dim)
+            scores = (last @ key.mT.to(dtype)) * (scaling or query.shape[-1] ** -0.5)
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            if mask is not None:  # of all heads alike, or (ALiBi) of each
+                last_mask = mask[:, :, -1, : scores.shape[-1]].to(dtype)
+                each = last_mask.shape[1] > 1
+                scores = scores + (last_mask.unflatten(1, scores.shape[1:3]) if each else last_mask[:, None])
+            if s_aux is not None:  # a sink of each head takes its share
+                sinks = s_aux.to(dtype).view(1, key.shape[1], -1, 1).expand(*scores.shape[:3], 1)
+                scores = torch.cat([scores, sinks], dim=-1)
+            weights = scores.softmax(-1)[..., : self.prefix].mean((1, 2)).cpu()
+        self._sum = weights if self._sum is None else self._sum + weights
+        self.layers += 1
+
+
+# The record of the pass that is running in this thread
+record_of_pass: ContextVar[AttentionRecord] = ContextVar("record_of_pass")
+
+
+def recording_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The model's own attention, and a note of its weights."""
+    record = record_of_pass.get()
+    record.add(query, key, attention_mask, **kwargs)
+    own = _own_attention(module, record.implementations[id(module.config)])
+    return own(module, query, key, value, attention_mask, *args, **kwargs)
+
+
+def _own_attention(module: nn.Module, implementation: str | None) -> Callable[..., Any]:
+    if implementation in (None, "eager"):
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[implementation]
+
+
+AttentionInterface.register(RECORDING, recording_attention)
+
+
+def exchanges_attention(model: PreTrainedModel) -> bool:
+    """Whether the attention of a model can be exchanged by name."""
+    attention = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+    return bool(attention) and all(
+        hasattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS") and hasattr(module, "config")
+        for module in attention
+    )
