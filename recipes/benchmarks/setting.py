@@ -1,0 +1,114 @@
+"""What all measurements share: the model, a long document, plain passes of the base model, and the clock."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+import transformers
+from demo import find_model
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, StaticCache
+
+from focus_peft import FocusConfig
+from focus_peft.chunking import cut
+from focus_peft.metrics import peak_memory
+
+
+# The least tokens that the longest measurement needs of the document; it is repeated beyond
+CHARACTERS_PER_TOKEN = 12
+
+
+def load(dtype: str = "float32", **fields: Any) -> tuple[Any, Any]:
+    """SmolLM2-135M-Instruct with a focus adapter, untrained, which changes answers and not times; and its tokenizer."""
+    transformers.logging.set_verbosity_error()
+    folder, gguf_file = find_model()
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+    base: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=getattr(torch, dtype))
+    torch.manual_seed(0)
+    return get_peft_model(base, FocusConfig(**fields)).eval(), tokenizer
+
+
+def document(tokenizer: Any, tokens: int) -> torch.Tensor:
+    """Ids of shape (1, tokens): the language reference that every Python carries for its `help()`, and its standard library."""
+    text = "\n".join(topics.values()) + "\n".join(
+        path.read_text(encoding="utf-8") for path in sorted(Path(argparse.__file__).parent.glob("*.py"))
+    )
+    ids = tokenizer(text[: tokens * CHARACTERS_PER_TOKEN], return_tensors="pt", verbose=False).input_ids
+    return ids.repeat(1, -(-tokens // ids.shape[1]))[:, :tokens]
+
+
+def sizes_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The sizes of the configuration, out of all options; None: what fits the model."""
+    return {name: options.get(name) for name in ("chunk_size", "local_size", "prompt_size")}
+
+
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds of a call, without autograd."""
+    begin = time.perf_counter()
+    with torch.no_grad():
+        function()
+    return time.perf_counter() - begin
+
+
+def with_peak(result: dict[str, Any]) -> dict[str, Any]:
+    """A result, and the most memory that this process has held so far, in GB (10^9 bytes)."""
+    return {**result, "peak_memory_gb": round(peak_memory(torch.device("cpu")) / 1e9, 2)}
+
+
+class Pieces:
+    """A document as the method splits it, for passes of the base model over the same number of tokens in the same shapes.
+
+    Args:
+        ids (`torch.Tensor` of shape (1, tokens)): The document.
+        settings (`Settings`): The sizes.
+    """
+
+    def __init__(self, ids: torch.Tensor, settings: Any) -> None:
+        sizes = settings.sizes
+        row = ids[0].tolist()
+        self.sizes, self.nominal = sizes, settings.frames.nominal
+        self.chunks = cut(row[: -sizes.local], sizes.chunk)
+        self.local = row[-sizes.local :]
+        self.rows = 16384 // sizes.chunk or 1  # of a batch, as `generate` reads them
+
+    def read(self, base: Any) -> None:
+        """The products and attention that reading takes: all chunks, the prompt behind each, and the window."""
+        prompt = torch.tensor(self.local[-self.nominal :])
+        for begin in range(0, len(self.chunks), self.rows):
+            batch = [chunk for chunk in self.chunks[begin : begin + self.rows] if len(chunk) == self.sizes.chunk]
+            if batch:
+                cache = base.base_model(torch.tensor(batch), use_cache=True).past_key_values
+                base.base_model(prompt.expand(len(batch), -1), past_key_values=cache, use_cache=True)
+        self.forward_local(base, 0)
+
+    def forward_local(self, base: Any, more: int) -> None:
+        """One pass over the window and `more` tokens, with logits of the last one."""
+        ids = torch.tensor([(self.local * 2)[: len(self.local) + more]])
+        base(ids, use_cache=False, logits_to_keep=1)
+
+    def step_caches(self, base: Any) -> list[StaticCache]:
+        """Transformers' preallocated caches, filled like those of a streaming step: of all chunks with their prompts, and the window."""
+        held = self.sizes.chunk + self.nominal
+        shapes = [(len(self.chunks), held), (1, len(self.chunks) + len(self.local))]
+        caches = []
+        for rows, length in shapes:
+            # room for the two tokens of each step that is measured
+            cache = StaticCache(config=base.config, max_cache_len=length + 64)
+            config = base.config
+            heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+            for layer in range(config.num_hidden_layers):
+                states = torch.randn(rows, heads, length, width, dtype=base.dtype)
+                cache.update(states, states, layer)
+            caches.append(cache)
+        return caches
+
+    def step(self, base: Any, caches: list[StaticCache]) -> None:
+        """One pass of two tokens behind every chunk, and one of one token behind the window: 2 · chunks + 1."""
+        base.base_model(torch.full((len(self.chunks), 2), 9), past_key_values=caches[0], use_cache=True)
+        base(torch.full((1, 1), 9), past_key_values=caches[1], use_cache=True, logits_to_keep=1)

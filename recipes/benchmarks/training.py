@@ -1,0 +1,53 @@
+"""One training step: with the losses of focus_peft, and with the graph kept through all chunk tokens (`naive.py`)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from naive import naive_loss
+
+from focus_peft.metrics import peak_memory
+from focus_peft.objectives import focus_loss
+from focus_peft.sampling import Sample, Span
+
+from .setting import document, load, with_peak
+
+
+def step(options: dict[str, Any]) -> dict[str, Any]:
+    """Three chunks of a quarter of the document, and local windows of a quarter. The gradients are saved for comparison."""
+    decoding, labels = options["decoding"], options["labels"]
+    quarter = options["tokens"] // 4
+    sizes = {"chunk_size": quarter, "local_size": quarter, "prompt_size": min(512, quarter)}
+    model, tokenizer = load(options["dtype"], r=options["r"], decoding=decoding, label_size=labels, **sizes)
+    ids = document(tokenizer, options["tokens"])[0].tolist()
+    tuner, settings, config = model.base_model, model.base_model.settings(), model.peft_config["default"]
+    reader = tuner.reader  # what is done once, before memory and time are measured
+
+    def loss_of(quarter: int) -> torch.Tensor:
+        spans = (Span(start, quarter - labels, labels) for start in (3 * quarter, quarter))
+        sample = Sample(3 * quarter, quarter, *spans)
+        row = ids[: 4 * quarter]
+        if options["naive"]:
+            return naive_loss(tuner, row, sample)
+        loss: Any = focus_loss(reader, settings, config, [row], [row], [sample]).loss
+        return loss
+
+    loss_of(max(2 * labels, quarter // 8)).backward()  # warm-up
+    model.zero_grad(set_to_none=True)
+    before = peak_memory(torch.device("cpu"))
+    begin = time.perf_counter()
+    loss = loss_of(quarter)
+    loss.backward()
+    seconds = time.perf_counter() - begin
+    of_step = peak_memory(torch.device("cpu")) - before
+    torch.save(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), options["gradients"])
+    return with_peak(
+        {
+            "loss": round(float(loss.detach()), 5),
+            "labels": 2 * labels,
+            "seconds": round(seconds, 3),
+            "memory_of_the_step_gb": round(of_step / 1e9, 2),
+        }
+    )
