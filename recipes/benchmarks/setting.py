@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from demo import find_model
+from common import find_model
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, StaticCache
 
