@@ -75,6 +75,8 @@ class Settings:
         decoding (`str`): "streaming" or "exact".
         refresh_interval (`int`): Candidates are renewed every so many tokens.
         chunk_batch_size (`int`, *optional*): Chunks read at once.
+        storage (`str`): Where chunks are kept.
+        storage_dir (`str`, *optional*): Where those on disk are.
     """
 
     sizes: WindowSizes
@@ -83,6 +85,8 @@ class Settings:
     decoding: str
     refresh_interval: int
     chunk_batch_size: int | None
+    storage: str
+    storage_dir: str | None
 
     @classmethod
     def of(cls, config: FocusConfig, facts: ModelFacts) -> Settings:
@@ -97,7 +101,16 @@ class Settings:
         nominal = sizes.prompt + (bos is not None)
         offset = nominal + sizes.chunk if facts.rotary_table else 0  # then the longest row starts above 0
         frames = Frames(nominal, facts.learned_positions, offset)
-        return cls(sizes, frames, bos, config.decoding, config.refresh_interval, config.chunk_batch_size)
+        return cls(
+            sizes,
+            frames,
+            bos,
+            config.decoding,
+            config.refresh_interval,
+            config.chunk_batch_size,
+            config.storage,
+            config.storage_dir,
+        )
 
     def check_room(self, facts: ModelFacts, chunks: int, new_tokens: int) -> None:
         """Raise a ValueError if `new_tokens` more tokens behind so many chunks would leave the positions of the model."""
