@@ -150,7 +150,7 @@ class FocusConfig(PeftConfig):
         _check_choice("loss", self.loss, ("sum", "draw"))
         _check_choice("storage", self.storage, STORAGES)
         if self.storage_dir is not None:
-            if not isinstance(self.storage_dir, (str, os.PathLike)) or not os.fspath(self.storage_dir):
+            if not isinstance(self.storage_dir, (str, os.PathLike)) or not str(self.storage_dir):
                 raise ValueError(f"`storage_dir` must be the path of a directory or None, got {self.storage_dir!r}.")
             if self.storage != "disk":
                 raise ValueError(
