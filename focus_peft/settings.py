@@ -85,8 +85,8 @@ class Settings:
     decoding: str
     refresh_interval: int
     chunk_batch_size: int | None
-    storage: str
-    storage_dir: str | None
+    storage: str = "device"
+    storage_dir: str | None = None
 
     @classmethod
     def of(cls, config: FocusConfig, facts: ModelFacts) -> Settings:
@@ -108,8 +108,8 @@ class Settings:
             config.decoding,
             config.refresh_interval,
             config.chunk_batch_size,
-            config.storage,
-            config.storage_dir,
+            storage=config.storage,
+            storage_dir=config.storage_dir,
         )
 
     def check_room(self, facts: ModelFacts, chunks: int, new_tokens: int) -> None:

@@ -54,7 +54,7 @@ def write_states(path: str | os.PathLike, slab: Slab, lengths: Sequence[int]) ->
                 states = slab.read(int(layer), rows, columns)[side == "value"]
                 states = states.where(kept[rows].to(states.device), states.new_zeros(())).cpu().contiguous()
                 slab.close()
-                file.write(memoryview(states.view(torch.uint8).numpy()))
+                file.write(states.view(torch.uint8).numpy().data)
 
 
 def read_states(

@@ -5,12 +5,14 @@ A pass goes over a batch of chunk rows, layer by layer, so nothing but one layer
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import mmap
 import os
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -52,7 +54,7 @@ class HostSlab(Slab):
         self._targets: list[torch.device] = []  # where each layer computes
         self._passes: list[slice] = []
         self._ahead: dict[tuple[int, int], LayerStates] = {}  # pieces on their way, by layer and first row
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._streams: dict[torch.device, Any] = {}  # of CUDA, where pieces are copied aside
 
     def layer(self, index: int, like: LayerStates) -> LayerStates:
         """The storage of a layer, which stays in CPU memory."""
@@ -76,16 +78,7 @@ class HostSlab(Slab):
 
     def open(self, index: int, rows: slice, stop: int, like: LayerStates) -> LayerStates:
         keys, values = self.layer(index, like)
-        if self._is_here(like[0].device):
-            return keys[rows], values[rows]
-        states = self._ahead.pop((index, rows.start), None)
-        if states is None:
-            states = self._copied(index, rows)
-        elif like[0].is_cuda:
-            current = torch.cuda.current_stream(like[0].device)
-            current.wait_stream(self._streams[like[0].device])
-            for side in states:
-                side.record_stream(current)
+        states = (keys[rows], values[rows]) if self._is_here(like[0].device) else self._arrived(index, rows)
         self._look_ahead(index, rows)
         return states
 
@@ -99,6 +92,18 @@ class HostSlab(Slab):
 
     def _is_here(self, device: torch.device) -> bool:
         return device.type == "cpu"
+
+    def _arrived(self, index: int, rows: slice) -> LayerStates:
+        states = self._ahead.pop((index, rows.start), None)
+        if states is None:
+            return self._copied(index, rows)
+        device = self._targets[index]
+        if device in self._streams:
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(self._streams[device])
+            for side in states:
+                side.record_stream(current)
+        return states
 
     def _copied(self, index: int, rows: slice) -> LayerStates:
         keys, values = (
@@ -120,11 +125,12 @@ class HostSlab(Slab):
             return
         index, rows = following
         device = self._targets[index]
-        if device.type != "cuda":
-            self._ahead[index, rows.start] = self._copied(index, rows)
+        if self._is_here(device):
             return
-        stream = self._streams.setdefault(device, torch.cuda.Stream(device))
-        with torch.cuda.stream(stream):
+        if device.type == "cuda" and device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        aside = torch.cuda.stream(self._streams[device]) if device in self._streams else contextlib.nullcontext()
+        with aside:
             self._ahead[index, rows.start] = self._copied(index, rows)
 
 

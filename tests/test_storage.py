@@ -77,7 +77,11 @@ def test_a_memory_elsewhere_equals_one_on_the_device_bit_for_bit(
     assert torch.equal(answers(model, elsewhere, **options), answers(model, "device", **options))
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"decoding": "exact"}], ids=["greedy", "beams", "exact"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3}, {"decoding": "exact"}, {"prompt_lookup_num_tokens": 3}],
+    ids=["greedy", "beams", "exact", "tokens taken back"],
+)
 def test_what_an_input_spills_is_kept_elsewhere_too(model: PeftModel, elsewhere: str, options: dict[str, Any]) -> None:
     ids = random_ids(40, seed=5)[None]
     expected = scores(model, ids, 30, **options)  # three chunks more
