@@ -43,14 +43,17 @@ def read_candidates(
         if columns > slab.columns:  # room to grow by half of the prompts, so that storage is rarely copied
             slab.reserve(slab.rows, round_up(columns + max(len(placement.all_depths) for placement in used) // 2))
         tokens = max(len(placement.ids) for placement in used)
-        for batch in reader.row_batches(rows, tokens, columns, batch_size):
+        batches = list(reader.row_batches(rows, tokens, columns, batch_size))
+        places = [slice(first + batch.start, first + batch.stop) for batch in batches]
+        slab.plan(places)
+        for batch, place in zip(batches, places):
             starts = [frames.chunk_start(row.index, row.length) for row in rows[batch]]
             inputs = chunk_pass_input(rows[batch], starts, placements, trash=slab.columns - 1)
-            place = slice(first + batch.start, first + batch.stop)
-            cache = PassCache(slab, place, inputs.columns, slice(0, inputs.visible.shape[-1]))
+            read = slice(0, inputs.visible.shape[-1])
+            cache = PassCache(slab, place, inputs.columns, read, candidates=count)
             reader.run(inputs, cache, candidates=count)
-            at = inputs.columns[:, -count:]
-            gathered.append(slab.gather(torch.arange(place.start, place.stop)[:, None].expand_as(at), at))
+            slab.close()
+            gathered.append([cache.new[layer] for layer in range(len(cache.new))])
     return _join(gathered)
 
 

@@ -23,7 +23,11 @@ INFERENCE_FIELDS = (
     "refresh_interval",
     "chunk_batch_size",
     "top_chunks",
+    "storage",
+    "storage_dir",
 )
+# Where the keys and values of chunks may be
+STORAGES = ("device", "cpu", "int8", "disk")
 
 
 @dataclass
@@ -64,6 +68,13 @@ class FocusConfig(PeftConfig):
         top_chunks (`int`, *optional*):
             Of the chunks, only so many are renewed: those whose candidates the token looked at most that came first after the
             input, or after the window grew into the memory. The others keep their last candidate. Default: all are renewed.
+        storage (`"device"`, `"cpu"`, `"int8"` or `"disk"`):
+            Where keys and values of chunks are kept: on the model's device; in CPU memory; on the device in 8 bits, with a
+            scale for each token and head, which changes results a little; or in files that are mapped into memory. In
+            training they are on the device.
+        storage_dir (`str`, *optional*):
+            Where the files of `storage="disk"` are made; they vanish with the memory. Default: the system's directory for
+            temporary files.
 
     Parameters that control the training loss:
         loss (`"sum"` or `"draw"`):
@@ -97,6 +108,10 @@ class FocusConfig(PeftConfig):
     top_chunks: int | None = field(
         default=None, metadata={"help": "Renew the candidates of the most looked-at chunks only. None: of all."}
     )
+    storage: Literal["device", "cpu", "int8", "disk"] = field(
+        default="device", metadata={"help": "Where chunks are kept: 'device', 'cpu', 'int8' or 'disk'."}
+    )
+    storage_dir: str | None = field(default=None, metadata={"help": "Where storage='disk' makes its files."})
     loss: Literal["sum", "draw"] = field(default="sum", metadata={"help": "'sum' of both losses or 'draw' of one."})
     continuation_weight: float = field(default=1.0, metadata={"help": "Weight of the continuation loss."})
     repetition_weight: float = field(default=1.0, metadata={"help": "Weight of the repetition loss."})
@@ -140,6 +155,16 @@ class FocusConfig(PeftConfig):
                 )
         _check_choice("decoding", self.decoding, ("streaming", "exact"))
         _check_choice("loss", self.loss, ("sum", "draw"))
+        _check_choice("storage", self.storage, STORAGES)
+        if self.storage_dir is not None:
+            if not isinstance(self.storage_dir, (str, os.PathLike)) or not str(self.storage_dir):
+                raise ValueError(f"`storage_dir` must be the path of a directory or None, got {self.storage_dir!r}.")
+            if self.storage != "disk":
+                raise ValueError(
+                    f"`storage_dir` is {str(self.storage_dir)!r} but `storage` is {self.storage!r}, which makes no files; choose "
+                    '`storage="disk"`, or leave `storage_dir` out.'
+                )
+            self.storage_dir = os.fspath(self.storage_dir)
         if not isinstance(self.add_bos, bool):
             raise ValueError(f"`add_bos` must be True or False, got {self.add_bos!r}.")
         for name in ("continuation_weight", "repetition_weight"):
@@ -176,6 +201,8 @@ class FocusConfig(PeftConfig):
             ValueError: if a value cannot work, as in the constructor.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
+        if given.get("storage") in STORAGES and given["storage"] != "disk":
+            given.setdefault("storage_dir", None)  # the configured one was for the disk
         return replace(self, **given) if given else self
 
 

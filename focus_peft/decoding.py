@@ -22,6 +22,7 @@ from .memory import Memory
 from .reader import Reader
 from .settings import Settings
 from .slab import LayerStates, PassCache, Slab, round_up
+from .storage import make_slab
 from .streams import Stream
 
 
@@ -87,7 +88,7 @@ class FocusCache(Cache):
         self.streams: list[Stream] = []
         self.regions: list[PromptRegion] = []  # one for each document
         self.own_rows: list[ChunkRow] = []  # chunks cut from what was handed over
-        self.own = Slab()
+        self.own = make_slab(settings.storage, directory=settings.storage_dir)
         self.local = Slab()
         self.front = 0  # column of the first local token in `local`; candidates stand before it
         self.candidates: list[LayerStates] | None = None  # per layer, (streams, kv_heads, newest * chunks, head_dim)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from .chunking import cut, document_rows
 from .frames import Frames
 from .layout import ChunkRow
 from .reader import Reader
-from .slab import Slab
+from .states import copy_states, describe_states, read_states, write_states
+from .storage import make_slab
 
 
 if TYPE_CHECKING:
@@ -43,10 +43,19 @@ class Memory:
         documents (`list[list[int]]`): The token ids of each document.
         chunk_size (`int`): Tokens in a chunk; the last of a document may be shorter.
         fingerprint (`Fingerprint`): Of the model that read the documents.
+        storage (`str`): Where the states are kept: "device", "cpu", "int8" or "disk" (docs/memory.md).
+        storage_dir (`str`, *optional*): Where "disk" has its files. None: the system's directory for temporary files.
     """
 
     def __init__(
-        self, documents: list[list[int]], chunk_size: int, frames: Frames, fingerprint: Fingerprint, room: int = 0
+        self,
+        documents: list[list[int]],
+        chunk_size: int,
+        frames: Frames,
+        fingerprint: Fingerprint,
+        room: int = 0,
+        storage: str = "device",
+        storage_dir: str | None = None,
     ) -> None:
         self.documents = documents
         self.chunk_size = chunk_size
@@ -57,7 +66,9 @@ class Memory:
             for number, ids in enumerate(documents)
             for index, chunk in enumerate(cut(ids, chunk_size))
         ]
-        self.slab = Slab(len(self.rows), max((row.length for row in self.rows), default=0) + room)
+        columns = max((row.length for row in self.rows), default=0) + room
+        self.storage_dir = storage_dir
+        self.slab = make_slab(storage, len(self.rows), columns, storage_dir)
         self.lock = threading.RLock()
         self._tenant: weakref.ref[Any] | None = None
 
@@ -76,14 +87,21 @@ class Memory:
         return sum(map(len, self.documents))
 
     @property
+    def storage(self) -> str:
+        return self.slab.storage
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of storage, the room for prompts included."""
+        """Bytes of storage, on disk too, the room for prompts included."""
         return self.slab.nbytes
 
     @property
     def device(self) -> torch.device | None:
-        """Where the states are (of the first layer, if the model is spread over devices). None: no chunks."""
-        return self.slab.layers[0][0].device if self.slab.layers else None
+        """Where the states are (of the first layer, if the model is spread over devices). None: no chunks.
+
+        With the storages "cpu" and "disk" that is the CPU, wherever the model is.
+        """
+        return self.slab.device
 
     def chunks_of(self, document: int) -> int:
         """The number of chunks of a document."""
@@ -100,7 +118,8 @@ class Memory:
         if old is not None and old.rows:
             held = {(row.document, row.index, row.length): number for number, row in enumerate(old.rows)}
             copied = [(n, held[key]) for n in todo if (key := self._key(n)) in held]
-            self._copy(old, copied)
+            with old.lock:
+                copy_states(old.slab, self.slab, copied, self._lengths)
             todo = sorted(set(todo) - {new for new, _ in copied})
         starts = self.starts()
         # consecutive rows are read together
@@ -112,16 +131,13 @@ class Memory:
                 reader.read_chunks(self.slab, first, chunks[first:last], starts[first:last], batch_size, progress)
                 begin = end
 
+    @property
+    def _lengths(self) -> list[int]:
+        return [row.length for row in self.rows]
+
     def _key(self, number: int) -> tuple[int, int, int]:
         row = self.rows[number]
         return row.document, row.index, row.length
-
-    def _copy(self, old: Memory, pairs: list[tuple[int, int]]) -> None:
-        for layer, states in enumerate(old.slab.layers):
-            for mine, theirs in zip(self.slab.layer(layer, states), states):
-                width = min(mine.shape[2], theirs.shape[2], self.chunk_size)
-                for new, held in pairs:
-                    mine[new, :, :width] = theirs[held, :, :width]
 
     def lease(self, tenant: Any) -> bool:
         """Give the room for prompts to `tenant`. Returns False if somebody else has written there since it last had it."""
@@ -130,13 +146,16 @@ class Memory:
         return kept
 
     def to(self, device: torch.device | str) -> Memory:
-        """Move the states to a device, in place, and return self."""
-        self.slab.layers = [(keys.to(device), values.to(device)) for keys, values in self.slab.layers]
+        """Move the states to a device, in place, and return self. With the storages "cpu" and "disk" they stay where they are."""
+        self.slab.to(device)
         self._tenant = None
         return self
 
     def save(self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Save to a directory: `memory.safetensors`, and `memory.json` with sizes, ids and fingerprints.
+        """Save to a directory: `memory.safetensors` in the model's type, and `memory.json` with sizes, ids and fingerprints.
+
+        States of 8 bits are saved as what they stand for, so that any storage can load them; loaded into 8 bits again, they are
+        the same.
 
         Args:
             directory (`str` or `os.PathLike`): Must not hold a memory yet.
@@ -151,15 +170,6 @@ class Memory:
             raise FileExistsError(
                 f"`directory` {str(target)!r} exists and is not empty; choose a new one, or remove it."
             )
-        longest = max((row.length for row in self.rows), default=0)
-        read = torch.arange(longest)[None] < torch.tensor([row.length for row in self.rows])[:, None]
-        tensors = {}
-        with self.lock:
-            for layer, states in enumerate(self.slab.layers):
-                for name, side in zip(("key", "value"), states):
-                    # behind a ragged chunk stands what is left of a question
-                    kept = read[:, None, :, None].to(side.device)
-                    tensors[f"{name}.{layer}"] = side[:, :, :longest].where(kept, side.new_zeros(())).contiguous()
         description = {
             "format": FORMAT,
             "documents": self.documents,
@@ -169,16 +179,16 @@ class Memory:
             "offset": self.frames.offset,
             "model": self.fingerprint.to_dict(),
             "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-            "states": _described(tensors),
+            "states": describe_states(self.slab, max(self._lengths, default=0)),
         }
         new = not target.exists()
         # an empty folder that is there may be where a disk is mounted, so the files are made inside
         scratch = (target.parent if new else target) / f".{target.name}.{uuid.uuid4().hex[:8]}"
         try:
             scratch.mkdir(parents=True)
-            save_file(tensors, scratch / STATES_FILE, metadata={"format": "pt"})
+            with self.lock:
+                write_states(scratch / STATES_FILE, self.slab, self._lengths)
             (scratch / MEMORY_FILE).write_text(json.dumps(description))
-            shutil.copymode(scratch / MEMORY_FILE, scratch / STATES_FILE)  # safetensors lets only the owner read
             if new:
                 os.replace(scratch, target)
             else:
@@ -187,7 +197,7 @@ class Memory:
                 scratch.rmdir()
         except BaseException as error:
             shutil.rmtree(scratch, ignore_errors=True)
-            if isinstance(error, (OSError, SafetensorError)):  # the second is how safetensors reports a full disk
+            if isinstance(error, OSError):
                 raise OSError(f"`directory` {str(target)!r} could not be written: {error}.") from error
             raise
 
@@ -199,6 +209,8 @@ class Memory:
         device: torch.device | str = "cpu",
         room: int = 0,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        storage: str = "device",
+        storage_dir: str | None = None,
     ) -> Memory:
         """Load what `save` wrote. `model.load_memory` calls this with the model's own fingerprint and device.
 
@@ -222,16 +234,8 @@ class Memory:
                 raise ValueError("it was made with another tokenizer; encode the documents again")
             frames = Frames(description["nominal"], description["learned"], description["offset"])
             documents = document_rows(description["documents"], None)
-            memory = cls(documents, description["chunk_size"], frames, fingerprint, room)
-            tensors = load_file(source / STATES_FILE, device=str(device))
-            if _described(tensors) != description["states"]:
-                raise ValueError(f"{STATES_FILE} does not hold what {MEMORY_FILE} says")
-            for layer in range(len(tensors) // 2):
-                states = tensors.pop(f"key.{layer}"), tensors.pop(f"value.{layer}")
-                for mine, theirs in zip(memory.slab.layer(layer, states), states):
-                    if theirs.shape[0] != len(memory.rows):
-                        raise ValueError(f"it holds {theirs.shape[0]} chunks where {len(memory.rows)} belong")
-                    mine[:, :, : theirs.shape[2]] = theirs
+            memory = cls(documents, description["chunk_size"], frames, fingerprint, room, storage, storage_dir)
+            read_states(source / STATES_FILE, memory.slab, memory._lengths, description["states"], device)
         except KeyError as error:
             raise ValueError(
                 f"The memory in {str(source)!r} cannot be used: {error} is missing in {MEMORY_FILE}."
@@ -243,13 +247,8 @@ class Memory:
     def __repr__(self) -> str:
         return (
             f"Memory({self.num_documents} documents, {self.num_tokens} tokens, {self.num_chunks} chunks of "
-            f"{self.chunk_size}, {self.nbytes / 2**20:.1f} MiB)"
+            f"{self.chunk_size}, {self.nbytes / 2**20:.1f} MiB, storage {self.storage!r})"
         )
-
-
-def _described(tensors: dict[str, torch.Tensor]) -> dict[str, list]:
-    """Type and shape of every tensor, as JSON gives them back."""
-    return {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in sorted(tensors.items())}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

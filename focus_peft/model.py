@@ -262,19 +262,24 @@ class FocusModel(BaseTuner):
             attention_mask (`torch.Tensor` of shape (documents, tokens), *optional*): 1 at real tokens of a padded batch.
             memory (`Memory`, *optional*): Its documents are extended with the new ids, one row for each. It stays as it is.
             progress (`bool`, *optional*): Show a progress bar. Default: if standard error is a terminal.
-            **overrides: `chunk_batch_size` or `prompt_size` for this call.
+            **overrides: `chunk_batch_size`, `prompt_size`, `storage` or `storage_dir` for this call. A memory that is extended
+                keeps its storage, unless another is given here.
 
         Returns:
             `Memory`: the encoded chunks.
 
         Raises:
             ValueError: if a document is empty, has ids outside the vocabulary, or has too many chunks for the model.
+            OSError: if there is no room in `storage_dir`.
         """
         rows = document_rows(document_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size, "document_ids")
         settings = self.settings(**overrides)
+        storage, storage_dir = settings.storage, settings.storage_dir
         if memory is not None:
             self._check_memory(memory, settings)
+            if overrides.get("storage") is None:
+                storage, storage_dir = memory.storage, overrides.get("storage_dir") or memory.storage_dir
             if len(rows) != memory.num_documents:
                 raise ValueError(
                     f"`document_ids` has {len(rows)} rows, but `memory` holds {memory.num_documents} documents; give one "
@@ -284,7 +289,8 @@ class FocusModel(BaseTuner):
         longest = max(map(len, rows))
         settings.check_room(self.facts, -(-longest // settings.sizes.chunk), 0)
         frames = settings.frames if memory is None else memory.frames
-        extended = Memory(rows, settings.sizes.chunk, frames, self.fingerprint, room=settings.frames.nominal + 64)
+        room = settings.frames.nominal + 64
+        extended = Memory(rows, settings.sizes.chunk, frames, self.fingerprint, room, storage, storage_dir)
         extended.read(self.reader, settings.chunk_batch_size, _progress(progress), old=memory)
         return extended
 
@@ -317,16 +323,31 @@ class FocusModel(BaseTuner):
         check_room(settings, self.facts, rows, memory, 0)
         return read_attention(self.reader, settings, rows, memory)
 
-    def load_memory(self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> Memory:
-        """Load a memory that `Memory.save` wrote, onto the model's device.
+    def load_memory(
+        self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None, **overrides: Any
+    ) -> Memory:
+        """Load a memory that `Memory.save` wrote, onto the model's device or into another storage.
+
+        Args:
+            directory (`str` or `os.PathLike`): What was saved.
+            tokenizer (*optional*): Must be the one that was saved with it.
+            **overrides: `storage` or `storage_dir` for this call, whatever the storage of the memory was.
 
         Raises:
             FileNotFoundError: if `directory` holds none.
             ValueError: if it was made with another model, tokenizer or chunk size, or is damaged.
         """
-        settings = self.settings()
+        settings = self.settings(**overrides)
         room = settings.frames.nominal + 64
-        memory = Memory.load(directory, self.fingerprint, self.reader.device, room, tokenizer)
+        memory = Memory.load(
+            directory,
+            self.fingerprint,
+            self.reader.device,
+            room,
+            tokenizer,
+            settings.storage,
+            settings.storage_dir,
+        )
         try:
             check_vocabulary(memory.documents, self.facts.vocab_size, "documents")
         except ValueError as error:
@@ -348,7 +369,8 @@ class FocusModel(BaseTuner):
                 f"`memory` was made with chunks of {memory.chunk_size} tokens, but the active adapter reads chunks of "
                 f"{settings.sizes.chunk}; encode the documents again with this adapter."
             )
-        if memory.device is not None and memory.device != self._states_device:
+        moves = memory.storage in ("cpu", "disk")  # states come to the model as they are read
+        if memory.device is not None and memory.device != self._states_device and not moves:
             raise ValueError(
                 f"`memory` is on {memory.device}, but the model is on {self._states_device}; move it with "
                 f"`memory.to({str(self._states_device)!r})`."
@@ -438,6 +460,11 @@ class FocusModel(BaseTuner):
                 raise ValueError(
                     "`memory` and `labels` exclude each other: the losses cut their own memory from the rows."
                 )
+            if overrides.get("storage") not in (None, "device"):
+                raise ValueError(
+                    f"`storage` is {overrides['storage']!r}, but with `labels` chunks are on the model's device, where gradients "
+                    "need them; leave it out."
+                )
             generators = row_generators(len(rows), generator, sample_seeds, self.training)
             return self._loss(input_ids, attention_mask, rows, labels, generators, settings, local_loss)
         if memory is not None:
@@ -496,8 +523,8 @@ class FocusModel(BaseTuner):
             memory (`Memory`, *optional*): What `encode` returned.
             attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*):
                 1 at real tokens. Padding may be on either side; what is returned is padded on the left.
-            decoding, refresh_interval, top_chunks, chunk_batch_size, local_size, prompt_size, add_bos:
-                Override the adapter's configuration for this call.
+            decoding, refresh_interval, top_chunks, chunk_batch_size, local_size, prompt_size, add_bos, storage, storage_dir:
+                Override the adapter's configuration for this call. A `memory` stays in its own storage.
             progress (`bool`, *optional*): Show a progress bar while reading. Default: if standard error is a terminal.
             **kwargs: Every option of transformers' `generate`, but `inputs_embeds`, `use_cache=False`, `cache_implementation`,
                 `prefill_chunk_size`, `output_attentions` and `output_hidden_states`.

@@ -150,7 +150,7 @@ class Reader:
                 place = torch.arange(tokens.shape[1])[None].expand_as(tokens)
                 positions = (place + torch.tensor(starts[begin : begin + len(batch)])[:, None]).to(self.device)
                 rows = slice(first_row + begin, first_row + begin + len(batch))
-                cache = PassCache(slab, rows, place, slice(0, tokens.shape[1]), fresh=True)
+                cache = PassCache(slab, rows, place, slice(0, tokens.shape[1]), chunks=list(map(len, batch)))
                 with torch.no_grad(), self._frozen():
                     self.model.base_model(
                         input_ids=tokens.to(self.device),
@@ -160,6 +160,7 @@ class Reader:
                         use_cache=True,
                         **({"position_ids": positions} if self.takes_positions else {}),
                     )
+                slab.close()
                 bar.update(sum(map(len, batch)))
 
     def plain_logits(self, ids: torch.Tensor, logits: int) -> torch.Tensor:

@@ -76,6 +76,8 @@ class Settings:
         refresh_interval (`int`): Candidates are renewed every so many tokens.
         chunk_batch_size (`int`, *optional*): Chunks read at once.
         top_chunks (`int`, *optional*): Only the candidates of so many chunks are renewed.
+        storage (`str`): Where chunks are kept.
+        storage_dir (`str`, *optional*): Where those on disk are.
     """
 
     sizes: WindowSizes
@@ -85,6 +87,8 @@ class Settings:
     refresh_interval: int
     chunk_batch_size: int | None
     top_chunks: int | None = None
+    storage: str = "device"
+    storage_dir: str | None = None
 
     @classmethod
     def of(cls, config: FocusConfig, facts: ModelFacts) -> Settings:
@@ -107,6 +111,8 @@ class Settings:
             config.refresh_interval,
             config.chunk_batch_size,
             config.top_chunks,
+            config.storage,
+            config.storage_dir,
         )
 
     def check_room(self, facts: ModelFacts, chunks: int, new_tokens: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,11 +15,43 @@ from transformers.cache_utils import Cache
 LayerStates = tuple[torch.Tensor, torch.Tensor]
 
 
+@dataclass
+class Place:
+    """Where new tokens go in some rows.
+
+    Attributes:
+        columns (`torch.LongTensor` of shape (rows, tokens)): The column of each; padding goes to column `end`.
+        end (`int`): The column that follows all others that mean something.
+        span (`slice`, *optional*): The columns, if they are neighbours and the same in every row.
+    """
+
+    columns: torch.Tensor
+    end: int
+    span: slice | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        first = self.columns[:1]
+        # the common case, every row at the same place, needs no scatter
+        if bool((self.columns == first).all()) and bool((first.diff() == 1).all()):
+            self.span = slice(int(first[0, 0]), int(first[0, -1]) + 1)
+        self._rows = torch.arange(len(self.columns))[:, None]
+
+    def put(self, store: torch.Tensor, new: torch.Tensor) -> None:
+        """Write `new` (rows, kv_heads, tokens, head_dim) into `store` (rows, kv_heads, columns, head_dim)."""
+        if self.span is not None:
+            store[:, :, self.span] = new
+        else:
+            store[self._rows.to(store.device), :, self.columns.to(store.device)] = new.transpose(1, 2).to(store)
+
+
 class Slab:
     """Keys and values of all layers, (rows, kv_heads, columns, head_dim) each, with room to grow in rows and columns.
 
-    Which columns mean something is the owner's business; what is stale is masked out and overwritten.
+    Which columns mean something is the owner's business; what is stale is masked out and overwritten. Here the states are where the
+    model computes; the stores in `storage` keep them elsewhere.
     """
+
+    storage = "device"
 
     def __init__(self, rows: int = 0, columns: int = 0) -> None:
         self.rows = rows
@@ -28,12 +61,7 @@ class Slab:
     def layer(self, index: int, like: LayerStates) -> LayerStates:
         """The storage of a layer, made at first use with the heads, width, dtype and device of `like`."""
         while len(self.layers) <= index:
-            self.layers.append(
-                (
-                    like[0].new_zeros(self.rows, like[0].shape[1], self.columns, like[0].shape[3]),
-                    like[1].new_zeros(self.rows, like[1].shape[1], self.columns, like[1].shape[3]),
-                )
-            )
+            self.layers.append(self._allocate(like, self.rows, self.columns))
         keys, values = self.layers[index]
         if keys.device != like[0].device:  # loaded to one device, while the model is spread over several
             self.layers[index] = keys.to(like[0].device), values.to(like[1].device)
@@ -48,15 +76,19 @@ class Slab:
         if (rows, columns) == (self.rows, self.columns):
             return
         for index in range(len(self.layers)):
-            keys, values = self.layers[index]
-            self.layers[index] = (self._grown(keys, rows, columns, front), self._grown(values, rows, columns, front))
-            del keys, values
+            self.layers[index] = self._grown(index, rows, columns, front)
         self.rows, self.columns = rows, columns
 
-    def _grown(self, old: torch.Tensor, rows: int, columns: int, front: int) -> torch.Tensor:
-        new = old.new_zeros(rows, old.shape[1], columns, old.shape[3])
-        new[: self.rows, :, front : front + self.columns] = old
-        return new
+    def _allocate(self, like: LayerStates, rows: int, columns: int) -> LayerStates:
+        """Zeros of shape (rows, kv_heads, columns, head_dim)."""
+        keys, values = (side.new_zeros(rows, side.shape[1], columns, side.shape[3]) for side in like)
+        return keys, values
+
+    def _grown(self, index: int, rows: int, columns: int, front: int) -> LayerStates:
+        grown = self._allocate(self.layers[index], rows, columns)
+        for new, old in zip(grown, self.layers[index]):
+            new[: self.rows, :, front : front + self.columns] = old
+        return grown
 
     def select_rows(self, rows: torch.Tensor) -> None:
         """Keep the given rows, in the given order (a row may be named more than once)."""
@@ -65,13 +97,44 @@ class Slab:
             at = rows.to(keys.device)
             self.layers[index] = (keys.index_select(0, at), values.index_select(0, at))
 
-    def gather(self, rows: torch.Tensor, columns: torch.Tensor) -> list[LayerStates]:
-        """States at (rows, columns), index tensors of one shape (a, b): per layer two tensors (a, kv_heads, b, head_dim)."""
-        gathered = []
-        for keys, values in self.layers:
-            at = (rows.to(keys.device), slice(None), columns.to(keys.device))
-            gathered.append((keys[at].transpose(1, 2), values[at].transpose(1, 2)))
-        return gathered
+    # What a pass over some rows does with each layer in turn, while no graph is being made
+
+    def plan(self, passes: Sequence[slice]) -> None:
+        """Passes over these rows follow, in this order."""
+
+    def open(self, index: int, rows: slice, stop: int, like: LayerStates) -> LayerStates:
+        """States of the rows in one layer, where `like` is, of at least `stop + 1` columns: to be written to and read."""
+        keys, values = self.layer(index, like)
+        return keys[rows], values[rows]
+
+    def keep(self, index: int, rows: slice, place: Place, new: LayerStates) -> None:
+        """Store new tokens that are no chunk's own, after they have been written to what `open` gave."""
+
+    def store_chunks(self, index: int, rows: slice, new: LayerStates, lengths: Sequence[int]) -> None:
+        """Store what was read of chunks of so many tokens, padded on the right, in the rows' first columns."""
+        for store, states in zip(self.layer(index, new), new):
+            store[rows, :, : states.shape[2]] = states
+
+    def read(self, index: int, rows: slice, columns: int) -> LayerStates:
+        """The first columns of some rows, for a copy."""
+        keys, values = self.layers[index]
+        return keys[rows, :, :columns], values[rows, :, :columns]
+
+    def close(self) -> None:
+        """A pass is over; what it held may go."""
+
+    def to(self, device: torch.device | str) -> None:
+        """Move all states to a device."""
+        self.layers = [(keys.to(device), values.to(device)) for keys, values in self.layers]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the first layer is. None: nothing is stored."""
+        return self.layers[0][0].device if self.layers else None
 
     @property
     def nbytes(self) -> int:
@@ -89,7 +152,12 @@ class PassCache(Cache):
         prefix (`Sequence[LayerStates]`, *optional*): States of shape (rows, kv_heads, m, head_dim) that stand in the m columns
             before `prefix_end`, written in each layer just before it is read.
         prefix_end (`int`): The column that follows the prefix.
-        fresh (`bool`): True: attention sees the new tokens only (nothing came before).
+        chunks (`Sequence[int]`, *optional*): The rows' chunks are being read, which have so many tokens: attention sees the new
+            tokens only (nothing came before).
+        candidates (`int`): How many of the last tokens of each row to remember in `new`.
+
+    Attributes:
+        new (`dict[int, LayerStates]`): For each layer, keys and values (rows, kv_heads, `candidates`, head_dim).
     """
 
     def __init__(
@@ -100,41 +168,45 @@ class PassCache(Cache):
         read: slice,
         prefix: Sequence[LayerStates] | None = None,
         prefix_end: int = 0,
-        fresh: bool = False,
+        chunks: Sequence[int] | None = None,
+        candidates: int = 0,
     ) -> None:
         super().__init__(layers=[])
         self.slab, self.row_slice, self.read = slab, rows, read
-        self.prefix, self.prefix_end, self.fresh = prefix, prefix_end, fresh
+        self.prefix, self.prefix_end, self.chunks = prefix, prefix_end, chunks
+        self.candidates = candidates
         self.tokens = columns.shape[1]
-        first = columns[:1]
-        # the common case, every row at the same place, needs no scatter
-        aligned = bool((columns == first).all()) and bool((first.diff() == 1).all())
-        self.target: slice | None = slice(int(first[0, 0]), int(first[0, -1]) + 1) if aligned else None
-        self.scatter = (torch.arange(rows.start, rows.stop)[:, None], columns)
+        self.place = Place(columns.clamp(max=read.stop), read.stop)
+        self.new: dict[int, LayerStates] = {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> LayerStates:
         """Write the new states of a layer, and return views of all that its attention may see."""
-        stores = self.slab.layer(layer_idx, (key_states, value_states))
-        for store, new, side in zip(stores, (key_states, value_states), (0, 1)):
-            if self.target is not None:
-                store[self.row_slice, :, self.target] = new
-            else:
-                row_index, columns = (index.to(store.device) for index in self.scatter)
-                store[row_index, :, columns] = new.transpose(1, 2)
+        new = key_states, value_states
+        if self.chunks is not None:
+            self.slab.store_chunks(layer_idx, self.row_slice, new, self.chunks)
+            return new
+        keys, values = self.slab.open(layer_idx, self.row_slice, self.read.stop, new)
+        for store, states, side in zip((keys, values), new, (0, 1)):
+            self.place.put(store, states)
             if self.prefix is not None:
-                states = self.prefix[layer_idx][side]
-                store[self.row_slice, :, self.prefix_end - states.shape[2] : self.prefix_end] = states
-        if self.fresh:
-            return key_states, value_states
-        return stores[0][self.row_slice, :, self.read], stores[1][self.row_slice, :, self.read]
+                before = self.prefix[layer_idx][side]
+                store[:, :, self.prefix_end - before.shape[2] : self.prefix_end] = before
+        self.slab.keep(layer_idx, self.row_slice, self.place, new)
+        if self.candidates:
+            last = slice(-self.candidates, None)
+            self.new[layer_idx] = (
+                key_states[:, :, last].to(keys.dtype, copy=True),
+                value_states[:, :, last].to(values.dtype, copy=True),
+            )
+        return keys[:, :, self.read], values[:, :, self.read]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
-        return (self.tokens if self.fresh else self.read.stop - self.read.start), 0
+        return (self.tokens if self.chunks is not None else self.read.stop - self.read.start), 0
 
 
 class GraphCache(Cache):

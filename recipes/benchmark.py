@@ -67,7 +67,7 @@ WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "naive, one label": ("training", {"decoding": "exact", "labels": 1, "naive": True}),
     },
     "memory": {
-        "device": ("focus", {"decoding": "streaming"}),
+        storage: ("focus", {"decoding": "streaming", "storage": storage}) for storage in ("device", "int8", "disk")
     },
     "scaling": {
         "focus": ("focus", {"decoding": "streaming"}),
@@ -88,7 +88,11 @@ RATIOS: dict[str, list[tuple[str, str, str]]] = {
         for measure in ("seconds", "peak_memory_gb", "memory_of_the_step_gb")
     ]
     + [("labels_per_second", "streaming", "naive, one label")],
-    "memory": [],
+    "memory": [
+        (measure, storage, "device")
+        for storage in ("int8", "disk")
+        for measure in ("peak_memory_gb", "prefill_seconds", "seconds_per_token")
+    ],
     "scaling": [],
 }
 

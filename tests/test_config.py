@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -40,6 +41,8 @@ OTHER_VALUES: dict[str, Any] = {
     "refresh_interval": 3,
     "chunk_batch_size": 2,
     "top_chunks": 1,
+    "storage": "disk",
+    "storage_dir": tempfile.gettempdir(),
     "loss": "draw",
     "continuation_weight": 0.5,
     "repetition_weight": 2.0,
@@ -58,12 +61,18 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "refresh_interval": [0, -1, None, 1.5, True, "1"],
     "chunk_batch_size": [0, -1, 1.5, "8", True],
     "top_chunks": [0, -1, 1.5, "8", True],
+    "storage": [None, "tape", "DISK", 8, ["cpu"]],
+    "storage_dir": ["", 5, True, b"", ["/tmp"]],
     "loss": [None, "mean", 3],
     "continuation_weight": [-1, NAN, INFINITY, None, "1"],
     "repetition_weight": [-1, NAN, INFINITY, None, "1"],
     "distill_weight": [-0.1, 1.1, NAN, None, "0"],
     "label_size": [0, -2, None, 2.5, True],
 }
+# what a field cannot be set without
+NEEDED: dict[str, dict[str, Any]] = {"alpha": {"r": 4}, "storage_dir": {"storage": "disk"}}
+# these change where things are, and never results
+HARMLESS = ("chunk_batch_size", "storage", "storage_dir")
 MAX_POSITIONS = sorted({*range(64, 200), *(2**n + d for n in range(7, 18) for d in (-1, 0, 1)), 10_000, 131_072})
 
 
@@ -89,6 +98,8 @@ def test_these_are_the_public_fields_with_their_defaults() -> None:
         "refresh_interval": 1,
         "chunk_batch_size": None,
         "top_chunks": None,
+        "storage": "device",
+        "storage_dir": None,
         "loss": "sum",
         "continuation_weight": 1.0,
         "repetition_weight": 1.0,
@@ -110,16 +121,14 @@ def test_the_tests_below_know_every_field() -> None:
 
 @pytest.mark.parametrize("field, value", [(field, value) for field, values in IMPOSSIBLE.items() for value in values])
 def test_an_impossible_value_is_refused_by_field_and_value(field: str, value: Any) -> None:
-    needed = {"r": 4} if field == "alpha" else {}
-    shown = "empty" if value in ([], "", ()) else str(value)
+    shown = "empty" if field == "target_modules" and value in ([], "", ()) else str(value)
     with refusal(f"`{field}`", shown):
-        FocusConfig(**{field: value}, **needed)
+        FocusConfig(**{field: value}, **NEEDED.get(field, {}))
 
 
 @pytest.mark.parametrize("field", own_fields())
 def test_every_field_can_be_set(field: str) -> None:
-    needed = {"r": 4} if field == "alpha" else {}
-    assert getattr(FocusConfig(**{field: OTHER_VALUES[field], **needed}), field) == OTHER_VALUES[field]
+    assert getattr(FocusConfig(**{field: OTHER_VALUES[field], **NEEDED.get(field, {})}), field) == OTHER_VALUES[field]
 
 
 def test_a_prompt_larger_than_the_local_window_is_refused() -> None:
@@ -342,6 +351,7 @@ def test_longrope_models_get_the_sizes_of_their_original_length() -> None:
 @pytest.mark.parametrize("field", INFERENCE_FIELDS)
 def test_fields_that_matter_at_inference_can_be_overridden_for_one_call(field: str) -> None:
     value = {"local_size": 6, "prompt_size": 3}.get(field, OTHER_VALUES[field])
+    given = {field: value, **NEEDED.get(field, {})}
     ids = random_ids(40)[None]
     options: dict[str, Any] = {
         "max_new_tokens": 6,
@@ -349,22 +359,23 @@ def test_fields_that_matter_at_inference_can_be_overridden_for_one_call(field: s
         "output_scores": True,
         "return_dict_in_generate": True,
     }
-    model, configured = make_focus_model(), make_focus_model(**{field: value})
+    model, configured = make_focus_model(), make_focus_model(**given)
     before = copy.deepcopy(model.peft_config["default"])
-    found, expected = model.generate(ids, **options, **{field: value}), configured.generate(ids, **options)
+    found, expected = model.generate(ids, **options, **given), configured.generate(ids, **options)
     assert torch.equal(found.sequences, expected.sequences)
     assert torch.equal(torch.stack(found.scores), torch.stack(expected.scores))
     assert model.peft_config["default"] == before
     plain = torch.stack(model.generate(ids, **options).scores)
-    assert torch.allclose(torch.stack(found.scores), plain) == (field == "chunk_batch_size")
+    assert torch.allclose(torch.stack(found.scores), plain) == (field in HARMLESS)
 
 
 @pytest.mark.parametrize("field", INFERENCE_FIELDS)
 def test_forward_takes_the_same_overrides(field: str) -> None:
     value = {"local_size": 6, "prompt_size": 3}.get(field, OTHER_VALUES[field])
+    given = {field: value, **NEEDED.get(field, {})}
     ids = random_ids(30)[None]
-    found = make_focus_model()(ids, **{field: value}).logits
-    torch.testing.assert_close(found, make_focus_model(**{field: value})(ids).logits, rtol=0, atol=1e-9)
+    found = make_focus_model()(ids, **given).logits
+    torch.testing.assert_close(found, make_focus_model(**given)(ids).logits, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("length", [4, 30], ids=["no memory", "memory"])
@@ -380,6 +391,8 @@ def test_forward_takes_the_same_overrides(field: str) -> None:
         ("decoding", "fast"),
         ("refresh_interval", 0),
         ("chunk_batch_size", 1.5),
+        ("storage", "tape"),
+        ("storage_dir", "/somewhere"),  # while the storage makes no files
     ],
 )
 def test_an_impossible_override_is_refused_before_anything_is_read(field: str, value: Any, length: int) -> None:

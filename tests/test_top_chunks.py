@@ -165,3 +165,11 @@ def test_the_reference_chooses_by_looking() -> None:
         for n in range(5)
     ]
     assert sum(changed) == 1 and changed[sequence.chosen[0]]
+
+
+@pytest.mark.parametrize("storage", ["cpu", "disk"])
+def test_wherever_the_chunks_are_kept(storage: str) -> None:
+    model = make_focus_model(top_chunks=2, **SIZES)
+    ids = random_ids(29)
+    found, expected = (generate(model, ids, 9, storage=where) for where in (storage, "device"))
+    assert torch.equal(torch.cat(found.logits), torch.cat(expected.logits))
