@@ -27,9 +27,11 @@ def saves_whole(save_pretrained: Callable[..., None], peft_type: Any) -> Callabl
 
     @functools.wraps(save_pretrained)
     def save(self: Any, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        ours = any(getattr(config, "peft_type", None) == peft_type for config in self.peft_config.values())
-        if not ours or os.path.isfile(save_directory) or not kwargs.get("is_main_process", True):
+        config = focus_config(self, peft_type)
+        if config is None or os.path.isfile(save_directory) or not kwargs.get("is_main_process", True):
             return save_pretrained(self, save_directory, *args, **kwargs)
+        from .card import write_card  # which needs the configuration, which needs this file
+
         target = Path(save_directory)
         # inside a folder that is there: it may be where a disk is mounted, or the only place that may be written to
         place = target if target.is_dir() else target.parent
@@ -37,9 +39,11 @@ def saves_whole(save_pretrained: Callable[..., None], peft_type: Any) -> Callabl
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=place) as folder:
             scratch = Path(folder)
             try:
-                if (target / CARD_FILE).is_file():  # PEFT completes a card that is there
+                card = _read(target / CARD_FILE)
+                if card is not None:  # PEFT completes a card that is there
                     shutil.copy(target / CARD_FILE, scratch / CARD_FILE)
                 save_pretrained(self, str(scratch), *args, **kwargs)
+                write_card(scratch / CARD_FILE, card, config)
             except (OSError, RuntimeError, SafetensorError) as error:
                 # a full disk is a SafetensorError to safetensors, and a RuntimeError of its zip writer to torch.save
                 if isinstance(error, RuntimeError) and "inline_container" not in str(error):
@@ -52,6 +56,16 @@ def saves_whole(save_pretrained: Callable[..., None], peft_type: Any) -> Callabl
 
     save.saves_whole = True  # type: ignore[attr-defined]
     return save
+
+
+def focus_config(model: Any, peft_type: Any) -> Any:
+    """The configuration of a model's first adapter of the given type, or None."""
+    return next((c for c in model.peft_config.values() if getattr(c, "peft_type", None) == peft_type), None)
+
+
+def _read(file: Path) -> str | None:
+    """A text, or None where there is no file."""
+    return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 def check_adapter_file(folder: str | os.PathLike) -> None:
