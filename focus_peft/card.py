@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .config import FocusConfig
 from .provenance import HUB_NAME, Provenance
 from .results import ADAPTER, Result
+from .saving import CARD_FILE
 
 
 # A card with this line was written here and may be written anew; without it, it is somebody's own
@@ -251,20 +253,35 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write_card(file: Path, before: str | None, config: FocusConfig, repo_id: str | None = None) -> None:
+def write_card(
+    file: Path,
+    before: str | None,
+    config: FocusConfig,
+    repo_id: str | None = None,
+    license: str | None = None,
+    provenance: Provenance | None = None,
+) -> None:
     """Finish the card that PEFT has just written beside a saved adapter.
 
     Args:
         file (`Path`): The card.
         before (`str`, *optional*): What stood there before. Somebody's own text stays, with what PEFT added to its metadata.
         config (`FocusConfig`): The adapter's configuration.
-        repo_id (`str`, *optional*): Where the adapter will be.
+        repo_id, license, provenance: As in [`CardFacts`].
     """
     if before is None or MARK in before:
-        facts = CardFacts(config, config.base_model_name_or_path or BASE, repo_id)
+        base = config.base_model_name_or_path or BASE
+        facts = CardFacts(config, base, repo_id, license=license, provenance=provenance or Provenance())
         make_card(facts, mark=True).save(file)
-        return
-    add_tags(file, ModelCard(before).data.get("tags") or [])  # which PEFT replaces
+    else:
+        add_tags(file, ModelCard(before).data.get("tags") or [])  # which PEFT replaces
+
+
+def write_run_card(folder: str | os.PathLike, config: FocusConfig, repo_id: str | None, license: str | None) -> None:
+    """Write the card of a run's output folder, with what is known of the run; somebody's own card stays as it is."""
+    file = Path(folder, CARD_FILE)
+    if not file.is_file() or MARK in file.read_text(encoding="utf-8"):
+        write_card(file, None, config, repo_id, license, Provenance.of(folder))
 
 
 def add_tags(file: Path, tags: Iterable[str]) -> None:

@@ -210,6 +210,8 @@ def _explained(repo_id: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = hub_reason(error, repo_id)
+        if reason is None and isinstance(error, RuntimeError):  # of hf_xet, which sends large files
+            reason = f"The upload failed ({error}); run this again, and only what is missing will be sent."
         if reason is None:
             raise
         raise HubError(reason) from error

@@ -11,8 +11,8 @@ from typing import Any
 
 from .cli import UNEXPECTED, USAGE, CommandError, _say, _sentence
 from .hub import Comparison, HubError, check, check_repo_id, compare, upload
-from .publishing import DTYPES, Adapter, prepare, publishable_files
-from .saving import CARD_FILE
+from .publishing import Adapter, prepare, publishable_files
+from .saving import CARD_FILE, DTYPES
 
 
 EXISTS, HUB = 5, 6

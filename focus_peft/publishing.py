@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from .card import CardFacts, make_card
 from .checkpoints import checkpoints
@@ -26,12 +23,11 @@ from .config import FocusConfig
 from .provenance import RECIPE_FILE, SECRET, Provenance
 from .registration import FOCUS
 from .results import load_results, to_json
-from .saving import CARD_FILE, WEIGHTS_FILE, check_adapter_file
+from .saving import CARD_FILE, DTYPES, WEIGHTS_FILE, check_adapter_file, check_weights, copy_weights
 
 
 RESULTS_FILE = "results.json"
 FIGURES = (".svg", ".png")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # All that is ever uploaded. Pickles (.bin, .pt, .pth, .pkl, .ckpt) and code are not, whatever the folder holds
 ALLOWED = (WEIGHTS_FILE, CONFIG_NAME, CARD_FILE, RECIPE_FILE, RESULTS_FILE)
 LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
@@ -146,7 +142,7 @@ def prepare(
     # beside the place, so that finished files can be moved
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         scratch = Path(folder)
-        parameters, kind = write_weights(source.folder / WEIGHTS_FILE, scratch / WEIGHTS_FILE, dtype)
+        parameters, kind = copy_weights(source.folder / WEIGHTS_FILE, scratch / WEIGHTS_FILE, dtype)
         _write_config(source, scratch / CONFIG_NAME)
         if known.recipe_file is not None:
             shutil.copyfile(known.recipe_file, scratch / RECIPE_FILE)
@@ -190,38 +186,11 @@ def publishable_files(folder: str | os.PathLike) -> dict[str, Path]:
     if missing:
         raise ValueError(f"`folder` {str(root)!r} lacks {', '.join(missing)}; write it with `output` first.")
     Adapter.of(root)
-    _check_weights(root / WEIGHTS_FILE)
+    check_weights(root / WEIGHTS_FILE)
     for name, file in found.items():
         if name != WEIGHTS_FILE and file.suffix != ".png":
             _check_secrets(file)
     return found
-
-
-def write_weights(source: Path, target: Path, dtype: str | None = None) -> tuple[int, str]:
-    """Copy an adapter file, its weights rounded to another type.
-
-    Returns:
-        `(int, str)`: how many weights there are, and the names of their types.
-
-    Raises:
-        ValueError: if a weight is not finite, or too large for the type.
-    """
-    if dtype is None:
-        shutil.copyfile(source, target)
-        return _check_weights(source)
-    weights = {}
-    with safe_open(source, framework="pt") as tensors:
-        metadata = tensors.metadata()
-        for name in tensors.keys():  # noqa: SIM118 - a file, which only has `keys`
-            weight = tensors.get_tensor(name)
-            _check_finite(name, weight)
-            weights[name] = weight.to(DTYPES[dtype]) if weight.is_floating_point() else weight
-            if not bool(torch.isfinite(weights[name]).all()):
-                raise ValueError(
-                    f"`dtype` is {dtype!r}, whose range is too small for the weight {name!r}; choose 'bfloat16', or leave it out."
-                )
-    save_file(weights, target, metadata=metadata)
-    return _check_weights(target)
 
 
 def check_figure(file: Path) -> Path:
@@ -235,24 +204,6 @@ def check_figure(file: Path) -> Path:
     if not (head.startswith(b"\x89PNG\r\n") if file.suffix == ".png" else b"<svg" in head):
         raise ValueError(f"`figure` {str(file)!r} is no {file.suffix} picture; export it again.")
     return file
-
-
-def _check_weights(file: Path) -> tuple[int, str]:
-    count, types = 0, set()
-    with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118
-            weight = tensors.get_tensor(name)
-            _check_finite(name, weight)
-            count += weight.numel()
-            types.add(str(weight.dtype).removeprefix("torch."))
-    return count, " and ".join(sorted(types))
-
-
-def _check_finite(name: str, weight: torch.Tensor) -> None:
-    if not bool(torch.isfinite(weight).all()):
-        raise ValueError(
-            f"The adapter's weight {name!r} holds NaN or infinite values; its training diverged. Publish an earlier checkpoint."
-        )
 
 
 def _write_config(source: Adapter, file: Path) -> None:
