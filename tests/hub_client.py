@@ -33,6 +33,7 @@ class Client:
     """The process, as the tests see it."""
 
     def __init__(self, url: str, home: Path) -> None:
+        self.home = home
         root = Path(__file__).parents[1]
         gone = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE")
         env = {name: value for name, value in os.environ.items() if name not in gone}

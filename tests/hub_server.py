@@ -93,9 +93,9 @@ def running_hub() -> Iterator[Hub]:
 
 
 class _Refused(Exception):
-    def __init__(self, status: int, message: str, code: str = "") -> None:
+    def __init__(self, status: int, message: str, code: str = "", **more: str) -> None:
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+        self.status, self.message, self.code, self.more = status, message, code, more
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -117,17 +117,17 @@ class _Handler(BaseHTTPRequestHandler):
                 self.body += self.rfile.read(size)
                 self.rfile.readline()
             self.rfile.readline()
-        path = unquote(urlsplit(self.path).path)
-        request = f"{self.command} {path}"
+        path = urlsplit(self.path).path
+        request = f"{self.command} {unquote(path)}"
         self.hub.requests.append(request)
         try:
             for text, left in self.hub.failing.items():
                 if text in request and left:
                     self.hub.failing[text] -= 1
                     raise _Refused(507, "No room left")
-            self.route(path.strip("/").split("/"))
+            self.route([unquote(part) for part in path.strip("/").split("/")])
         except _Refused as refusal:
-            error = json.dumps({"error": refusal.message}).encode()
+            error = json.dumps({"error": refusal.message, **refusal.more}).encode()
             self.send(error, refusal.status, {"X-Error-Message": refusal.message, "X-Error-Code": refusal.code})
 
     def send(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
@@ -155,8 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
     def repository(self, repo_id: str) -> Repository:
         found = self.hub.repositories.get(repo_id)
         if found is None or (found.private and not self.known):
-            self.must_be_known()
-            raise _Refused(404, "Repository not found", "RepoNotFound")
+            raise _Refused(404 if self.known else 401, "Repository not found", "RepoNotFound")
         return found
 
     def commit_of(self, repository: Repository, revision: str) -> str:
@@ -198,14 +197,14 @@ class _Handler(BaseHTTPRequestHandler):
         if owner not in (USER, *ORGANISATIONS):
             raise _Refused(403, f"You have no right to create a model under the namespace {owner}")
         if repo_id in self.hub.repositories:
-            raise _Refused(409, "You already created this model repo")
+            raise _Refused(409, "You already created this model repo", url=f"{self.hub.url}/{repo_id}")
         private = asked.get("visibility") == "private" or asked.get("private") is True
         repository = self.hub.repositories[repo_id] = Repository(private)
         repository.commit("main", {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"})
         self.send_json({"url": f"{self.hub.url}/{repo_id}", "name": repo_id, "id": repo_id})
 
     def model(self, repo_id: str, repository: Repository, rest: list[str]) -> None:
-        what, revision = (rest or ["revision"])[0], "/".join(rest[1:]) or "main"
+        what, revision = (rest or ["revision"])[0], (rest[1:] or ["main"])[0]
         if self.command == "POST":
             self.must_be_known()
         if what == "revision":
@@ -216,6 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_json({"converts": [], "branches": refs(repository.branches), "tags": refs(repository.tags)})
         elif what == "tree":
             files = repository.commits[self.commit_of(repository, revision)]
+            if rest[2:]:
+                raise _Refused(404, "There are no folders here", "EntryNotFound")
             self.send_json([entry(name, data) for name, data in files.items()])
         elif what == "preupload":
             files = repository.commits[self.commit_of(repository, revision)]
@@ -226,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {"path": name, "uploadMode": modes[name], "shouldIgnore": False, "oid": oids.get(name)} for name in names
             ]})  # fmt: skip
         elif what == "commit":
-            self.commit(repository, revision)
+            self.commit(repo_id, repository, revision)
         elif what == "branch":
             if revision in repository.branches:
                 raise _Refused(409, "Reference already exists")
@@ -239,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             raise _Refused(404, f"The stub knows no {self.path}")
 
-    def commit(self, repository: Repository, branch: str) -> None:
+    def commit(self, repo_id: str, repository: Repository, branch: str) -> None:
         lines = [json.loads(line) for line in self.body.splitlines() if line]
         header, files = lines[0]["value"], {}
         if header.get("parentCommit") not in (None, repository.branches.get(branch)):
@@ -249,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
             large = line["key"] == "lfsFile"
             files[value["path"]] = self.hub.stored[value["oid"]] if large else base64.b64decode(value["content"])
         sha = repository.commit(branch, files)
-        self.send_json({"commitUrl": f"{self.hub.url}/commit/{sha}", "commitOid": sha})
+        self.send_json({"commitUrl": f"{self.hub.url}/{repo_id}/commit/{sha}", "commitOid": sha})
 
     def transfer(self, entry: dict[str, Any]) -> dict[str, Any]:
         known = {"oid": entry["oid"], "size": entry["size"]}
