@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Comparison:
         private (`bool`, *optional*): Whether it is private.
         head (`str`, *optional*): The commit that was looked at; None: there is no such revision.
         new, changed, same (`list[str]`): Files that are not there, that differ, and that are there with the same content.
+        others (`list[str]`): What else is there.
+        own (`bool`): Whether the revision has commits that main has not, or is main. If not, replacing its files loses nothing.
         tags (`dict[str, str]`): The repository's tags, and their commits.
     """
 
@@ -48,7 +50,22 @@ class Comparison:
     new: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     same: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    own: bool = True
     tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What came of an upload.
+
+    Attributes:
+        commit (`str`): The commit that has all the files.
+        others (`list[str]`): What else is in it.
+    """
+
+    commit: str
+    others: list[str]
 
 
 def compare(
@@ -78,8 +95,15 @@ def compare(
     for name, file in files.items():
         known = remote.get(name)
         groups["new" if known is None else "same" if _same(file, known) else "changed"].append(name)
-    tags = {tag.name: tag.target_commit for tag in refs.tags}
-    return Comparison(True, bool(info.private), heads.get(revision or "main"), **groups, tags=tags)
+    return Comparison(
+        True,
+        bool(info.private),
+        heads.get(revision or "main"),
+        **groups,
+        others=[name for name in remote if name not in files and not name.startswith(".")],
+        own=revision in (None, "main") or heads.get(looked_at) != heads.get("main"),
+        tags={tag.name: tag.target_commit for tag in refs.tags},
+    )
 
 
 def upload(
@@ -92,21 +116,21 @@ def upload(
     overwrite: bool = False,
     message: str = "Publish adapter",
     api: HfApi | None = None,
-) -> str:
+) -> Uploaded:
     """Put files into a repository, in a single commit, and make what is missing: the repository, the branch, the tag.
 
     Run again after a failure, it sends only what has not arrived. Files that are in the repository and not in `files` stay.
 
     Args:
         files (`Mapping[str, Path]`): Local files by their names in the repository.
-        repo_id (`str`): "user/name", "organisation/name", or a name in the token's own account.
+        repo_id (`str`): "user/name" or "organisation/name".
         private (`bool`, *optional*): Make the repository private. Default: as the account or organisation has it.
         revision (`str`, *optional*): A branch; it is made from main if there is none. Default: main.
         tag (`str`, *optional*): A tag for the commit.
         overwrite (`bool`): Replace files that are there and differ. Default: False.
 
     Returns:
-        `str`: the commit that has all the files.
+        [`Uploaded`]: the commit that has all the files.
 
     Raises:
         FileExistsError: if files are there and differ, without `overwrite`; or if `tag` is there, for another commit.
@@ -115,9 +139,6 @@ def upload(
     """
     check_repo_id(repo_id)
     api = api or HfApi()
-    with _explained(repo_id):
-        if "/" not in repo_id:
-            repo_id = f"{api.whoami()['name']}/{repo_id}"
     there = compare(files, repo_id, revision, api)
     check(there, repo_id, private=private, tag=tag, overwrite=overwrite)
     with _explained(repo_id):
@@ -136,7 +157,7 @@ def upload(
             head = done.oid
         if tag is not None and tag not in there.tags:
             api.create_tag(repo_id, tag=tag, revision=head)
-    return str(head)
+    return Uploaded(str(head), there.others)
 
 
 def check(
@@ -148,7 +169,7 @@ def check(
             f"`private` was asked for, but the repository {repo_id!r} is there and public; choose another name, or make it "
             "private in its settings first."
         )
-    if there.changed and not overwrite:
+    if there.changed and there.own and not overwrite:
         raise FileExistsError(
             f"The repository {repo_id!r} has files that differ from these: {', '.join(there.changed)}. Give `overwrite` to "
             "replace them; the old ones stay in its history."
@@ -160,13 +181,12 @@ def check(
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise a ValueError unless this may be the name of a repository."""
-    try:
+    """Raise a ValueError unless this may be the full name of a repository."""
+    with suppress(HFValidationError):
         validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(
-            f"`repo_id` must be a name such as 'user/adapter' or 'organisation/adapter', got {repo_id!r}."
-        ) from error
+        if "/" in repo_id:
+            return
+    raise ValueError(f"`repo_id` must be a name such as 'user/adapter' or 'organisation/adapter', got {repo_id!r}.")
 
 
 def hub_reason(error: BaseException, repo_id: str) -> str | None:

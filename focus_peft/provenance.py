@@ -22,6 +22,8 @@ from .saving import WEIGHTS_FILE
 # What `recipes/train.py` writes into its output folder
 RECIPE_FILE = "recipe.yaml"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
+# Of a source of data
+DATASET_ENTRIES = {"name", "split", "revision", "streaming"}
 # A token of the Hub, and the entries of a recipe that may hold a secret
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 SECRET_ENTRY = re.compile(r"token|hub_token|(.*_)?(password|secret|api_key)")
@@ -97,12 +99,10 @@ class Provenance:
         return [source for source in self.section("data").get("sources") or [] if isinstance(source, dict)]
 
     def hub_datasets(self) -> list[str]:
-        """The sources that are datasets on the Hub, rather than files."""
-        paths = [str(source.get("path", "")) for source in self.sources()]
-        hub = [
-            path for path in paths if HUB_NAME.fullmatch(path) and not Path(path).suffix and not Path(path).exists()
-        ]
-        return list(dict.fromkeys(hub))
+        """The sources that are datasets on the Hub for certain: named like one, and with what only a dataset has."""
+        sources = [source for source in self.sources() if DATASET_ENTRIES & source.keys()]
+        paths = [str(source.get("path", "")) for source in sources]
+        return list(dict.fromkeys(path for path in paths if HUB_NAME.fullmatch(path) and not Path(path).exists()))
 
     def evaluation(self) -> dict[str, float]:
         """The last evaluation of the run up to these weights, without the prefix `eval_`; empty if there was none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,10 @@ def run_publish(args: argparse.Namespace) -> None:
                 print(args.output)
             else:
                 options = {name: getattr(args, name) for name in ("private", "revision", "tag", "overwrite")}
-                commit = upload(files, args.repo, **options)
-                _say(f"published {len(files)} files ({_size(_total(files))}) as {args.repo}, commit {commit}.")
-                print(commit)
+                done = upload(files, args.repo, **options)
+                _say_others(done.others)
+                _say(f"published {len(files)} files ({_size(_total(files))}) as {args.repo}, commit {done.commit}.")
+                print(done.commit)
 
 
 def check_usage(args: argparse.Namespace) -> None:
@@ -148,9 +149,15 @@ def show(files: Mapping[str, Path], args: argparse.Namespace) -> None:
     print(f"{_size(_total(files)):>10}  in all\n")
     print(files[CARD_FILE].read_text(encoding="utf-8"))
     if there is not None:
+        _say_others(there.others)
         if not there.exists:
             _say(f"there is no repository {args.repo}, or not for this token; it would be made.")
         check(there, args.repo, private=args.private, tag=args.tag, overwrite=args.overwrite)
+
+
+def _say_others(names: Sequence[str]) -> None:
+    if names:
+        _say(f"other files in the repository stay as they are: {', '.join(names)}.")
 
 
 def _status(name: str, there: Comparison | None) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,7 @@ def prepare(
             notes=text,
         )
         make_card(facts).save(scratch / CARD_FILE)
+        _check_secrets(scratch.iterdir())
         return _move(scratch, target, overwrite)
 
 
@@ -187,9 +188,7 @@ def publishable_files(folder: str | os.PathLike) -> dict[str, Path]:
         raise ValueError(f"`folder` {str(root)!r} lacks {', '.join(missing)}; write it with `output` first.")
     Adapter.of(root)
     check_weights(root / WEIGHTS_FILE)
-    for name, file in found.items():
-        if name != WEIGHTS_FILE and file.suffix != ".png":
-            _check_secrets(file)
+    _check_secrets(found.values())
     return found
 
 
@@ -230,18 +229,18 @@ def _hub_name(given: str | None, configured: str | None) -> str:
 
 def _read_notes(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"`notes` {str(file)!r} cannot be read as UTF-8 text: {error}.") from error
-    _check_secrets(file)
-    return text
 
 
-def _check_secrets(file: Path) -> None:
-    if SECRET.search(file.read_text(encoding="utf-8", errors="replace")):
-        raise ValueError(
-            f"The file {str(file)!r} seems to hold a token of the Hub; take it out before it is published."
-        )
+def _check_secrets(files: Iterable[Path]) -> None:
+    texts = [file for file in files if file.suffix not in (".safetensors", ".png")]
+    for file in texts:
+        if SECRET.search(file.read_text(encoding="utf-8", errors="replace")):
+            raise ValueError(
+                f"`{file.name}` would hold what looks like a token of the Hub; take it out before it is published."
+            )
 
 
 def _instead(folder: Path) -> str:

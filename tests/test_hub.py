@@ -111,6 +111,9 @@ def test_publishing_again_sends_nothing_and_nothing_is_overwritten_unasked(
     assert (again.code, again.out) == (0, first.out), again.err
     assert not hub.asked("POST") and not hub.asked("PUT")
 
+    hub.repositories["org/adapter"].commits[first.out.strip()]["old.txt"] = b"old"
+    assert "stay as they are: old.txt" in command(client, *publish).err
+    hub.requests.clear()
     rounded = [*publish, "--dtype", "bfloat16"]
     refused = command(client, *rounded)
     assert refused.code == 5 and f"README.md, {WEIGHTS}" in refused.err and "`overwrite`" in refused.err
@@ -141,11 +144,17 @@ def test_a_dry_run_asks_and_changes_nothing(hub: Hub, client: Client, trained: T
 def test_branches_hold_adapters_of_their_own(hub: Hub, client: Client, trained: Trained, tmp_path: Path) -> None:
     assert command(client, *trained.arguments("--repo", "user/adapter")).code == 0
     rounded = trained.arguments("--repo", "user/adapter", "--revision", "half", "--dtype", "bfloat16")
-    refused = command(client, *rounded)
-    assert refused.code == 5, "the new branch would begin with the files of main"
-    assert list(hub.repositories["user/adapter"].branches) == ["main"]
-    done = command(client, *rounded, "--overwrite")
+    hub.failing["/commit/"] = 1
+    assert command(client, *rounded).code == 6
+    repository = hub.repositories["user/adapter"]
+    assert repository.branches["half"] == repository.branches["main"], (
+        "the branch was made, but has nothing of its own yet"
+    )
+    done = command(client, *rounded)  # so nothing is lost
     assert done.code == 0, done.err
+    assert done.out.strip() == repository.branches["half"] != repository.branches["main"]
+    other = trained.arguments("--repo", "user/adapter", "--revision", "half", "--dtype", "float16")
+    assert command(client, *other).code == 5, "now it has"
     for branch, options in (
         ("main", ""),
         ("half", ", revision='half'"),
@@ -259,12 +268,12 @@ def test_a_written_folder_is_uploaded_as_it_is(hub: Hub, client: Client, trained
     assert command(client, *trained.arguments("--output", str(folder), "--repo", "user/tiny")).code == 0
     assert not hub.requests
     (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMy own last words.\n")
-    done = command(client, "publish", "--folder", str(folder), "--repo", "tiny")
+    done = command(client, "publish", "--folder", str(folder), "--repo", "user/tiny")
     assert done.code == 0, done.err
     sent = hub.files("user/tiny")
     assert {name: sent[name] for name in FILES} == {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "optimizer.pt").write_bytes(b"\x80\x04")
-    refused = command(client, "publish", "--folder", str(folder), "--repo", "tiny")
+    refused = command(client, "publish", "--folder", str(folder), "--repo", "user/tiny")
     assert refused.code == 2 and "'optimizer.pt'" in refused.err
 
 

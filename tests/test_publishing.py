@@ -282,6 +282,18 @@ def test_what_cannot_be_published_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("where", ["notes", "results", "figure"])
+def test_a_token_is_not_published_wherever_it_stands(trained: Trained, where: str, tmp_path: Path) -> None:
+    token = "hf_" + "x" * 34
+    (tmp_path / "notes.md").write_text(f"Log in with {token}.")
+    (tmp_path / "curves.svg").write_text(f"<svg>{token}</svg>")
+    save_results([result(command=f"HF_TOKEN={token} python recipes/evaluate.py")], tmp_path / "results.json")
+    files = {"notes": tmp_path / "notes.md", "results": [tmp_path / "results.json"], "figure": tmp_path / "curves.svg"}
+    with refusal("token") as caught:
+        prepare(trained.adapter, tmp_path / "out", **trained.options(**{where: files[where]}))
+    assert token not in str(caught.value) and not (tmp_path / "out").exists()
+
+
 def test_a_picture_must_be_one(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(pickle.dumps([1]))
     with refusal("`figure`", "picture.png"):
@@ -380,6 +392,7 @@ def test_the_command_writes_a_folder_once(trained: Trained, tmp_path: Path, capf
         (["--adapter", "none", "--output", "out"], "--license"),
         (["--adapter", "none", "--license", "mit"], "--repo"),
         (["--adapter", "none", "--license", "mit", "--repo", "a/b/c"], "`repo_id`"),
+        (["--adapter", "none", "--license", "mit", "--repo", "adapter"], "'user/adapter'"),
         (["--folder", "none", "--repo", "user/x", "--license", "mit"], "--license"),
         (["--folder", "none", "--output", "out"], "--repo"),
         (["--folder", "none", "--repo", "user/x"], "`folder` 'none'"),
