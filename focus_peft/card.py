@@ -29,18 +29,21 @@ HYPER_PARAMETERS = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "optim", "adam_beta1", "adam_beta2"),
     *("weight_decay", "max_grad_norm", "bf16", "fp16", "use_cpu", "seed", "load_best_model_at_end"),
 )
+# Of its `model`: how the base model was loaded
+LOADED = ("revision", "dtype", "load_in_4bit", "gguf_file")
 LOSS_FIELDS = ("loss", "continuation_weight", "repetition_weight", "distill_weight", "label_size")
 # (what is evaluated, metric of the adapter, metric of the local window alone)
 EVALUATED = (
     ("continuation", "loss_continuation", "loss_local_continuation"),
     ("repetition", "loss_repetition", "loss_local_repetition"),
 )
-LIMITS = """\
-- `import focus_peft` has to come first: PEFT has no plug-in mechanism, and without the import loading ends in `KeyError: 'FOCUS'`.
-- A candidate holds one key and one value per layer for a whole chunk. Do not expect long quotations, or sums over all chunks, as from
-  a model that attends to every token.
-- The adapter cannot be merged into the base model; `unload()` gives the base model back.
-- It fits this base model alone. What the base model gets wrong, its biases and its languages, it gets wrong with the adapter too."""
+LIMITS = (
+    "`import focus_peft` has to come first: PEFT has no plug-in mechanism, and without the import loading ends in `KeyError: 'FOCUS'`.",
+    "A candidate holds one key and one value per layer for a whole chunk. Do not expect long quotations, or sums over all chunks, "
+    "as from a model that attends to every token.",
+    "The adapter cannot be merged into the base model; `unload()` gives the base model back.",
+    "It fits this base model alone. What the base model gets wrong, its biases and its languages, it gets wrong with the adapter too.",
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def make_card(facts: CardFacts, mark: bool = False) -> ModelCard:
         "## The adapter\n\n" + _table(("", ""), _adapter_rows(facts)),
         _training(facts),
         _results(facts),
-        "## Limits\n\n" + LIMITS,
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),
     ]
     text = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n{text}\n")
@@ -176,8 +179,10 @@ def _training(facts: CardFacts) -> str:
         sizes = {name: known.section("data").get(name) for name in ("min_tokens", "max_tokens", "held_out")}
         given = ", ".join(f"`{name}`: {value}" for name, value in sizes.items() if value is not None)
         parts.append(f"Of all documents: {given}." if given else "")
-    given_rows = {name: known.section("training").get(name) for name in HYPER_PARAMETERS}
-    rows = [(f"`{name}`", _cell(value)) for name, value in given_rows.items() if value is not None]
+    entries = [("model", f"base model's `{name}`", name) for name in LOADED]
+    entries += [("training", f"`{name}`", name) for name in HYPER_PARAMETERS]
+    given_rows = [(title, known.section(section).get(name)) for section, title, name in entries]
+    rows = [(title, _cell(value)) for title, value in given_rows if value is not None]
     if known.step is not None:
         planned = known.state.get("max_steps")
         rows.append(("steps trained", f"{known.step:,}" + (f" of {planned:,}" if planned else "")))

@@ -21,7 +21,7 @@ IDS = random_ids(60)[None]
 FOCUS = {"r": 4, "chunk_size": 24, "local_size": 24, "prompt_size": 8}
 RECIPE = """\
 # the recipe's own words
-model: {name_or_path: user/tiny-base}
+model: {name_or_path: user/tiny-base, dtype: bfloat16}
 focus: {r: 4, chunk_size: 24, local_size: 16}
 data:
   sources:
