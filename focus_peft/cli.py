@@ -173,8 +173,11 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
         with _failing_as(LOADING, f"the adapter {args.adapter} cannot be loaded"):
             try:
                 config = PeftConfig.from_pretrained(args.adapter)
-            except ValueError as error:  # PEFT's, whatever the Hub said
-                raise ValueError(hub_reason(error, args.adapter) or error) from error
+            except ValueError as error:
+                reason = hub_reason(error, args.adapter)  # which PEFT leaves out
+                if reason is None:
+                    raise
+                raise ValueError(f"{error}. {reason}") from error
             if not isinstance(config, FocusConfig):
                 raise ValueError(f"it is a {config.peft_type} adapter, not one of focus_peft")
     with _failing_as(USAGE, "these sizes do not go together", ValueError):

@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -208,6 +209,8 @@ def _reason(error: BaseException, repo_id: str) -> str | None:
         return "HF_HUB_OFFLINE is set, so the Hub cannot be asked; unset it."
     if isinstance(error, RevisionNotFoundError):
         return f"The repository {repo_id!r} has no such revision."
+    if isinstance(error, LocalEntryNotFoundError):
+        return f"The Hub cannot be reached, or HF_HUB_OFFLINE is set, and there is no copy of {repo_id!r} on this machine."
     if isinstance(error, EntryNotFoundError):
         return f"The repository {repo_id!r} has no such file."
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):

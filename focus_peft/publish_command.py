@@ -11,7 +11,7 @@ from typing import Any
 
 from .cli import UNEXPECTED, USAGE, CommandError, _say, _sentence
 from .hub import Comparison, HubError, check, check_repo_id, compare, upload
-from .publishing import Adapter, prepare, publishable_files
+from .publishing import Adapter, check_output, prepare, publishable_files
 from .saving import CARD_FILE, DTYPES
 
 
@@ -148,6 +148,8 @@ def show(files: Mapping[str, Path], args: argparse.Namespace) -> None:
         print(f"{_size(file.stat().st_size):>10}  {name}{_status(name, there)}")
     print(f"{_size(_total(files)):>10}  in all\n")
     print(files[CARD_FILE].read_text(encoding="utf-8"))
+    if args.output is not None:
+        check_output(files.values(), Path(args.output), args.overwrite)
     if there is not None:
         _say_others(there.others)
         if not there.exists:

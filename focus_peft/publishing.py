@@ -255,18 +255,21 @@ def _instead(folder: Path) -> str:
     return "name a folder that an adapter was saved in"
 
 
-def _move(scratch: Path, target: Path, overwrite: bool) -> dict[str, Path]:
-    """Move finished files to their place. What is there and equal stays."""
-    files = sorted(scratch.iterdir())
-    changed = []
-    for file in files:
-        place = target / file.name
-        if place.is_file() and not filecmp.cmp(file, place, shallow=False):
-            changed.append(file.name)
+def check_output(files: Iterable[Path], output: Path, overwrite: bool = False) -> None:
+    """Raise a FileExistsError if a folder has files of the same names that differ, without `overwrite`."""
+    places = [(file, output / file.name) for file in files]
+    changed = [file.name for file, place in places if place.is_file() and not filecmp.cmp(file, place, shallow=False)]
     if changed and not overwrite:
         raise FileExistsError(
-            f"`output` {str(target)!r} has files that differ from these: {', '.join(changed)}. Give `overwrite` to replace them."
+            f"`output` {str(output)!r} has files that differ from these: {', '.join(sorted(changed))}. Give `overwrite` to "
+            "replace them."
         )
+
+
+def _move(scratch: Path, target: Path, overwrite: bool) -> dict[str, Path]:
+    """Move finished files to their place."""
+    files = sorted(scratch.iterdir())
+    check_output(files, target, overwrite)
     target.mkdir(exist_ok=True)
     for file in files:
         os.replace(file, target / file.name)

@@ -381,7 +381,10 @@ def test_the_command_writes_a_folder_once(trained: Trained, tmp_path: Path, capf
     assert capfd.readouterr().out == f"{out}\n"
     assert sorted(written(out)) == FILES
     assert main(trained.arguments("--output", str(out))) == 0, "the same again differs in nothing"
-    assert main(trained.arguments("--output", str(out), "--dtype", "bfloat16")) == 5
+    before = written(out)
+    for more in ([], ["--dry-run"]):
+        assert main(trained.arguments("--output", str(out), "--dtype", "bfloat16", *more)) == 5
+        assert written(out) == before
     assert main(trained.arguments("--output", str(out), "--dtype", "bfloat16", "--overwrite")) == 0
     assert "bfloat16" in (out / "README.md").read_text()
 
