@@ -1,4 +1,4 @@
-"""The command line: `focus-peft generate` answers questions about a text file, with any model and adapter."""
+"""The command line: `focus-peft generate` answers questions about a text file, `focus-peft publish` uploads an adapter."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from .publish_command import add_publish  # which ends with the errors of this file
+
     parser = argparse.ArgumentParser(prog="focus-peft", description="Long context for frozen language models.")
     commands = parser.add_subparsers(required=True, metavar="command")
     generate = commands.add_parser(
@@ -84,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: the model's own")
     add("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one)")
     add("--debug", action="store_true", help="show the traceback of an error")
+    add_publish(commands)
     return parser
 
 
@@ -145,6 +148,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     from peft import PeftConfig, PeftModel, get_peft_model
 
     from . import FocusConfig
+    from .hub import hub_reason
 
     if not args.debug:
         transformers.logging.set_verbosity_error()
@@ -167,7 +171,13 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
         config: Any = FocusConfig(r=1)
     else:
         with _failing_as(LOADING, f"the adapter {args.adapter} cannot be loaded"):
-            config = PeftConfig.from_pretrained(args.adapter)
+            try:
+                config = PeftConfig.from_pretrained(args.adapter)
+            except ValueError as error:
+                reason = hub_reason(error, args.adapter)  # which PEFT leaves out
+                if reason is None:
+                    raise
+                raise ValueError(f"{error}. {reason}") from error
             if not isinstance(config, FocusConfig):
                 raise ValueError(f"it is a {config.peft_type} adapter, not one of focus_peft")
     with _failing_as(USAGE, "these sizes do not go together", ValueError):

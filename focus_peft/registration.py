@@ -41,8 +41,11 @@ def register() -> None:
     """Make `FocusConfig` and `FocusModel` known to PEFT. May be called any number of times."""
     from .config import FocusConfig
     from .model import FocusModel
+    from .pushing import pushes_card
 
     if not hasattr(PeftModel.save_pretrained, "saves_whole"):
         PeftModel.save_pretrained = saves_whole(PeftModel.save_pretrained, FOCUS)  # type: ignore[method-assign]
+    if not hasattr(PeftModel.push_to_hub, "pushes_card"):
+        PeftModel.push_to_hub = pushes_card(PeftModel.push_to_hub, FOCUS)  # type: ignore[method-assign]
     if FOCUS not in PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name=NAME.lower(), config_cls=FocusConfig, model_cls=FocusModel)

@@ -15,6 +15,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .callbacks import FocusCallback
+from .card import write_run_card
 from .checkpoints import last_checkpoint, publish, rotate, scratch_of
 from .metrics import SIZE, Clock, is_focus_output, label_count, measured, peak_memory, summary
 from .model import FocusModel
@@ -230,6 +231,12 @@ class FocusTrainer(Trainer):
             model.train(was_training)
 
     # Checkpoints
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The adapter's card, as `Trainer.create_model_card`, whose own would take its place in an upload."""
+        if self.is_world_process_zero():
+            folder = cast(str, self.args.output_dir)
+            write_run_card(folder, self.tuner.active_config, self.hub_model_id, kwargs.get("license"))
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._scratch is None else str(self._scratch)

@@ -84,13 +84,14 @@ SECTIONS: dict[str, type] = {
 
 @dataclass
 class Recipe:
-    """A whole recipe, its sections built."""
+    """A whole recipe, its sections built. `values` is what it says, overrides included, variables as they are."""
 
     model: ModelArguments
     focus: FocusConfig
     data: DataConfig
     training: FocusTrainingArguments
     run: RunArguments
+    values: dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
@@ -144,8 +145,16 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = (), **fixed: Any) -
         _set(values, _path(key), yaml.load(text, Loader=_Loader))
     for key, value in fixed.items():
         _set(values, key.split("__"), value)
-    values = _expanded(values)
-    return Recipe(**{name: _build(name, values.get(name) or {}) for name in SECTIONS})
+    expanded = _expanded(values)
+    return Recipe(**{name: _build(name, expanded.get(name) or {}) for name in SECTIONS}, values=values)
+
+
+def save_recipe(recipe: Recipe, file: Path) -> None:
+    """Write what a recipe says, for `load_recipe`. Secrets are left out."""
+    values = {**recipe.values, "training": {**(recipe.values.get("training") or {})}}
+    values["training"].pop("hub_token", None)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:

@@ -19,10 +19,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import Recipe, load_model, load_recipe
+from common import Recipe, load_model, load_recipe, save_recipe
 from peft import get_peft_model
 from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback
@@ -30,6 +31,7 @@ from transformers import EarlyStoppingCallback
 from focus_peft.cost import training_cost
 from focus_peft.data import DocumentCollator, prepare
 from focus_peft.metrics import peak_memory
+from focus_peft.provenance import RECIPE_FILE
 from focus_peft.tasks import PasskeyTask
 from focus_peft.trainer import FocusTrainer
 from focus_peft.training_args import join_processes
@@ -42,6 +44,8 @@ SAMPLED, MEASURED = 64, 3
 
 def main(recipe: Recipe) -> None:
     trainer = make_trainer(recipe)
+    if trainer.is_world_process_zero():  # as it was run, overrides included: `focus-peft publish` tells others
+        save_recipe(recipe, Path(str(recipe.training.output_dir)) / RECIPE_FILE)
     trainer.train(resume_from_checkpoint=recipe.run.resume)
     trainer.save_model()
     if recipe.training.push_to_hub:

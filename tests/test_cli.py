@@ -153,6 +153,15 @@ def test_missing_model_ends_with_code_4(document: Path, tmp_path: Path, capfd: p
     assert_one_sentence(capfd, "no-model cannot be loaded")
 
 
+def test_missing_adapter_ends_with_code_4_and_says_where_it_was_looked_for(
+    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, "--adapter", "nobody/nothing", "--document", document, "--question", "?") == 4
+    assert_one_sentence(
+        capfd, "Can't find 'adapter_config.json' at 'nobody/nothing'. The Hub cannot be reached, or HF_HUB_OFFLINE"
+    )
+
+
 def test_adapter_of_another_method_ends_with_code_4(
     model: Path, document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

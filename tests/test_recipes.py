@@ -18,6 +18,9 @@ from refusal import assert_sentence
 from runs import environment
 from test_distributed import needs_deepspeed
 
+from focus_peft import FocusConfig
+from focus_peft.provenance import Provenance
+
 
 pytest.importorskip("focus_peft.data")
 pytest.importorskip("datasets")
@@ -164,6 +167,9 @@ def test_the_tiny_recipe_trains_ends_at_ctrl_c_with_130_and_goes_on(tmp_path: Pa
     whole = train(*words, f"output_dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     assert (tmp_path / "whole" / "adapter_model.safetensors").is_file()
+    known = Provenance.of(tmp_path / "whole")  # what its card will say
+    assert (known.step, known.section("training")["save_steps"]) == (20, "100")
+    known.check(FocusConfig.from_pretrained(tmp_path / "whole"))
     run = tmp_path / "run"
     command = [sys.executable, "-W", "ignore", "recipes/train.py", *words, f"output_dir={run}"]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
