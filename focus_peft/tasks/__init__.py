@@ -1,6 +1,9 @@
-"""Synthetic tasks that tell whether an adapter finds what it has read. Each is a callable `(model, tokenizer) -> metrics`."""
+"""Tasks that tell whether an adapter finds what it has read, and other ways to read to hold it against."""
 
+from .baselines import FullAttention, LocalWindow
+from .methods import Adapter, Method
 from .passkey import PasskeyTask
+from .perplexity import PerplexityTask
 
 
-__all__ = ["PasskeyTask"]
+__all__ = ["Adapter", "FullAttention", "LocalWindow", "Method", "PasskeyTask", "PerplexityTask"]
