@@ -1,11 +1,11 @@
-"""What the training recipes are made of: sections of a YAML file, overrides from the command line, and the model."""
+"""What the recipes are made of: sections of a YAML file, overrides from the command line, and the model."""
 
 from __future__ import annotations
 
 import os
 import re
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -121,16 +121,23 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = (), **fixed: Any) -
     Raises:
         ValueError: for a section or a key that there is not; the message names it.
     """
-    values = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
+    values = read_values(file, overrides, _path, **fixed)
     for name in values:
         if name not in SECTIONS:
             raise ValueError(f"{str(file)!r} has the unknown section `{name}`; there are {', '.join(SECTIONS)}.")
+    return Recipe(**{name: _build(name, values.get(name) or {}) for name in SECTIONS})
+
+
+def read_values(
+    file: str | Path, overrides: Sequence[str], locate: Callable[[str], list[str]], **fixed: Any
+) -> dict[str, Any]:
+    """What a YAML file holds, with overrides as in [`load_recipe`]; `locate` turns their keys into paths."""
+    values = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
     for key, text in _pairs(overrides):
-        _set(values, _path(key), yaml.load(text, Loader=_Loader))
+        _set(values, locate(key), yaml.load(text, Loader=_Loader))
     for key, value in fixed.items():
         _set(values, key.split("__"), value)
-    values = _expanded(values)
-    return Recipe(**{name: _build(name, values.get(name) or {}) for name in SECTIONS})
+    return _expanded(values)
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:

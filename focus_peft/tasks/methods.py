@@ -119,7 +119,7 @@ class Adapter(Method):
 
     def generate(self, ids: list[int], new_tokens: int) -> list[int]:
         self._check(ids)
-        return self._generate(self.model, ids, new_tokens, **self.overrides)
+        return self._generate(self.model, ids, new_tokens, progress=False, **self.overrides)
 
     def losses(self, ids: list[int], labels: int) -> torch.Tensor:
         self._check(ids, labels)

@@ -92,6 +92,11 @@ class PerplexityTask:
         windows = text_windows(documents, self.longest or self.tokens, self.samples, self.seed)
         return [window.ids(documents, self.tokens) for window in windows]
 
+    def text(self, documents: Sequence[Sequence[int]], number: int) -> list[int]:
+        """The token ids of one of them."""
+        windows = text_windows(documents, self.longest or self.tokens, self.samples, self.seed)
+        return windows[number].ids(documents, self.tokens)
+
     def __call__(self, method: Method, documents: Sequence[Sequence[int]]) -> dict[str, float]:
         """{"cross_entropy": mean over all labels, in nats, "perplexity": its exponential}."""
         means = [float(method.losses(ids, self.labels).mean()) for ids in self.texts(documents)]
