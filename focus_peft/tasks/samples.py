@@ -142,7 +142,7 @@ def fill(build: Callable[[int], Draft], source: Source, limit: int, least: int =
     bare, fits, above = len(ids), least, None
     if bare > limit:
         raise ValueError(f"`tokens` leaves {limit} for the prompt, but the shortest one has {bare}; give more.")
-    units = least + 16
+    units, tries = least + 16, 0
     while above is None or above - fits > 1:
         longer = build(units)
         longer_ids = source.ids(longer)
@@ -153,9 +153,11 @@ def fill(build: Callable[[int], Draft], source: Source, limit: int, least: int =
             draft, ids, fits = longer, longer_ids, units
         if limit - len(ids) < max(unit, limit / 1000):
             break
-        units = max(fits + 1, least + int((limit - bare) / unit))
-        if above is not None:
-            units = min(units, above - 1)
+        guess = least + int((limit - bare) / unit)
+        if above is not None:  # where units are not alike, guesses creep: then halves are faster
+            guess = guess if tries % 2 else (fits + above) // 2
+            guess = min(guess, above - 1)
+        units, tries = max(fits + 1, guess), tries + 1
     return Sample(ids, draft.references, draft.depth)
 
 
