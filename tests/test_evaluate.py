@@ -317,3 +317,20 @@ def test_smollm2_finds_passkeys_that_it_can_see(tmp_path: Path) -> None:
     scores = {(sample["method"], sample["depth"]): sample["score"] for sample in read(folder)}
     assert all(scores["full_attention", depth] == 1 for depth in (0, 0.5, 1))
     assert scores["local_window", 0] == scores["local_window", 0.5] == 0
+
+
+def test_pictures_are_drawn_of_an_evaluation(config: Path) -> None:
+    pytest.importorskip("matplotlib")
+    import plot
+
+    _, folder = run(config)
+    for words in (["passkey", "--bands", "4"], ["perplexity"]):
+        output = config.parent / f"{words[0]}.svg"
+        plot.main([*words, "--results", str(folder), "--output", str(output)])
+        assert output.read_text().startswith("<?xml")
+    found = [sample for sample in read(folder) if sample["task"] == "passkey" and sample["method"] == "adapter"]
+    assert plot.cells(found, 4) == {(s["number"], s["length"]): s["score"] for s in found}
+    with pytest.raises(SystemExit, match="no samples of 'vt'"):
+        plot.main(["passkey", "--task", "vt", "--results", str(folder), "--output", "x.svg"])
+    with pytest.raises(SystemExit, match="samples.jsonl"):
+        plot.main(["perplexity", "--results", str(config.parent), "--output", "x.svg"])
