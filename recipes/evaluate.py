@@ -200,9 +200,9 @@ class Evaluator:
         for job in jobs:
             labels = [label for label in job.methods if self._can_read(label, job)]
             for number in spread_order(job.arguments.samples)[:limit]:
-                left = [m for m in labels if (job.task, m, job.length, number) not in samples.samples]
-                todo += [(job, number, left)] if left else []
-        total = sum(job.length * len(left) for job, _, left in todo)
+                missing = [m for m in labels if (job.task, m, job.length, number) not in samples.samples]
+                todo += [(job, number, missing)] if missing else []
+        total = sum(job.length * len(missing) for job, _, missing in todo)
         interval = 0.5 if sys.stderr.isatty() else 60
         try:
             with tqdm(total=total, unit="tok", unit_scale=True, mininterval=interval, smoothing=0.05) as bar:
@@ -211,7 +211,8 @@ class Evaluator:
                     for sample in self.sample(job, number, labels):
                         samples.add({**sample, "commit": commit})
                         bar.update(job.length)
-                        if time.monotonic() > end:
+                        left = place + 1 < len(todo) or sample["method"] != labels[-1]
+                        if left and time.monotonic() > end:
                             return False
                     if place + 1 == len(todo) or todo[place + 1][0] is not job:
                         self.write_summary(samples)
@@ -221,10 +222,14 @@ class Evaluator:
         return True
 
     def _can_read(self, label: str, job: Job) -> bool:
-        reason = self.methods[label].refusal(job.length)
+        new = job.arguments.labels if job.task == PERPLEXITY else self._new_tokens(job)
+        reason = self.methods[label].refusal(job.length, new)
         if reason is not None:
             self._skip(job, label, reason)
         return reason is None
+
+    def _new_tokens(self, job: Job) -> int:
+        return job.arguments.new_tokens or TASKS[job.task].new_tokens
 
     def _skip(self, job: Job, label: str, reason: str) -> None:
         entry = {"task": job.task, "method": label, "length": job.length, "reason": reason}
@@ -252,7 +257,7 @@ class Evaluator:
                 score = float(self.methods[label].losses(ids, arguments.labels).double().mean())
             else:
                 spec = TASKS[job.task]
-                new = self.methods[label].generate(ids, arguments.new_tokens or spec.new_tokens)
+                new = self.methods[label].generate(ids, self._new_tokens(job))
                 prediction = self.tokenizer.decode(new, skip_special_tokens=True)
                 score, metric = spec.score(prediction, references), "accuracy" if spec.is_binary else "score"
             yield {
@@ -394,23 +399,37 @@ def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
     return picked
 
 
-def main(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
+def prepare(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Evaluator, list[Job]]:
+    """Load everything, and choose what is run.
+
+    Raises:
+        ValueError: for a configuration or options that cannot be.
+    """
     evaluation = Evaluation.load(args.config, overrides)
     tasks = chosen("tasks", args.tasks, list(evaluation.tasks))
     methods = chosen("methods", args.methods, list(evaluation.methods))
     every = sorted({length for task in evaluation.tasks.values() for length in task.lengths or []})
     lengths = chosen("lengths", args.lengths, every)
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
     if evaluation.adapter is None:
         print("warning: no `adapter`, so the twins are untrained.", file=sys.stderr)
     evaluator = Evaluator(evaluation, Path(args.config).stem)
-    print(evaluator.folder, flush=True)
     jobs = [
         Job(job.task, job.length, job.arguments, tuple(label for label in job.methods if label in methods))
         for job in evaluator.jobs()
         if job.task in tasks and job.length in lengths
     ]
+    return evaluator, jobs
+
+
+def main(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
+    """Returns whether everything that was asked for is there."""
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
+    try:
+        evaluator, jobs = prepare(args, overrides)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(evaluator.folder, flush=True)
     done = evaluator.run(jobs, args.limit, None if args.max_minutes is None else 60 * args.max_minutes)
     print((evaluator.folder / "table.md").read_text(encoding="utf-8"))
     return done
@@ -440,5 +459,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on.", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, RuntimeError) as error:
+    except BlockingIOError as error:
         sys.exit(f"error: {error}")

@@ -20,7 +20,7 @@ class SampleFile:
     """`samples.jsonl`: a line for each sample, on disk when `add` returns. A last line that was cut off is removed.
 
     Raises:
-        RuntimeError: if another process writes to it.
+        BlockingIOError: if another process writes to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ def _lock(file: Any, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise RuntimeError(f"Another process is writing to {str(path)!r}; wait for it, or end it.") from error
+        raise BlockingIOError(f"Another process is writing to {str(path)!r}; wait for it, or end it.") from error
 
 
 def key_of(sample: Mapping[str, Any]) -> tuple:

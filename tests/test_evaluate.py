@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,17 @@ from refusal import assert_sentence, refusal
 
 pytest.importorskip("datasets")
 
-import evaluate as recipe
 from results import SampleFile, key_of, summarise, table, wilson
 
 from focus_peft.tasks import TASKS, Adapter, FullAttention, PerplexityTask, Source
 
 
 ROOT = Path(__file__).parents[1]
+# under a name of its own: there is a package `evaluate`, which other tests may want
+SPEC: Any = importlib.util.spec_from_file_location("evaluation_recipe", ROOT / "recipes" / "evaluate.py")
+recipe: Any = importlib.util.module_from_spec(SPEC)
+sys.modules["evaluation_recipe"] = recipe
+SPEC.loader.exec_module(recipe)
 CONFIGS = sorted((ROOT / "recipes" / "evaluations").glob("*.yaml"))
 TEXT = "It was a dark night; the rain fell in torrents, and a gust of wind swept up the streets. " * 40
 
@@ -235,7 +241,9 @@ def test_options_that_the_configuration_does_not_have_are_refused(config: Path) 
     ):
         options, overrides = recipe.parse_args(["--config", str(config), *words])
         with refusal(f"`{words[0]}`", named):
-            recipe.main(options, overrides)
+            recipe.prepare(options, overrides)
+    with pytest.raises(SystemExit, match="error: `--tasks` names vt"):
+        recipe.main(*recipe.parse_args(["--config", str(config), "--tasks", "vt"]))
     with refusal("`texts`", "nothing"):
         recipe.read_texts(["nothing/*.txt"])
     assert not (config.parent / "out").exists()
@@ -243,7 +251,7 @@ def test_options_that_the_configuration_does_not_have_are_refused(config: Path) 
 
 def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
     first = SampleFile(tmp_path / "samples.jsonl")
-    with refusal("samples.jsonl", "wait", error=RuntimeError):
+    with refusal("samples.jsonl", "wait", error=BlockingIOError):
         SampleFile(tmp_path / "samples.jsonl")
     first.close()
     SampleFile(tmp_path / "samples.jsonl").close()

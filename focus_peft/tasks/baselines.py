@@ -50,7 +50,7 @@ class LocalWindow(Method):
 class FullAttention(LocalWindow):
     """The base model reads everything, as far as its window goes: the upper bound."""
 
-    def refusal(self, tokens: int) -> str | None:
+    def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         if tokens <= self.facts.max_positions:
             return None
         return f"{tokens} tokens are more than the {self.facts.max_positions} positions of the model."
@@ -81,7 +81,7 @@ class ScaledRope(FullAttention):
             )
         self.kind = kind
 
-    def refusal(self, tokens: int) -> str | None:
+    def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         return None
 
     def generate(self, ids: list[int], new_tokens: int) -> list[int]:
@@ -145,7 +145,7 @@ class BM25(LocalWindow):
         read = [token for number in best for token in pieces[number]] + ids[start:]
         return with_bos(read, self.settings.bos if start else None)
 
-    def refusal(self, tokens: int) -> str | None:
+    def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         sizes = self.settings.sizes
         longest = self.chunks * sizes.chunk + sizes.local + sizes.chunk + 1
         if min(tokens, longest) <= self.facts.max_positions:

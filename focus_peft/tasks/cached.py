@@ -55,7 +55,7 @@ class CachedMethod(Method):
     def open(self, memory: list[int]) -> Reading:
         """Read what stands before the local window."""
 
-    def refusal(self, tokens: int) -> str | None:
+    def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         if self.facts.bounded or self.facts.sliding_window is not None or Alibi.of(self.base) is not None:
             return f"{type(self).__name__} needs plain rotary positions and attention to all tokens."
         return None

@@ -60,8 +60,8 @@ class Method(ABC):
         self.overrides = overrides
         self.settings = model.base_model.settings(**overrides)
 
-    def refusal(self, tokens: int) -> str | None:
-        """Why `tokens` tokens, those that are generated included, cannot be read, if they cannot."""
+    def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
+        """Why `tokens` tokens, of which the last `new_tokens` are generated or labels, cannot be read, if they cannot."""
         return None
 
     @abstractmethod
@@ -109,10 +109,10 @@ class Method(ABC):
 class Adapter(Method):
     """The adapter itself, as `model.generate` reads."""
 
-    def refusal(self, tokens: int) -> str | None:
+    def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         chunks = -(-max(0, tokens - self.settings.sizes.local) // self.settings.sizes.chunk)
         try:
-            self.settings.check_room(self.facts, chunks, 1)
+            self.settings.check_room(self.facts, chunks, new_tokens)
         except ValueError as error:
             return str(error)
         return None
