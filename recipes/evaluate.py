@@ -76,6 +76,7 @@ class Evaluation:
         adapter (`str`, *optional*): Folder or name of the trained adapter. None: untrained twins.
         focus (`dict`): Fields of the adapter's configuration to replace, such as `chunk_size` and `local_size`.
         texts (`list[str]`): Files of held-out text (patterns), for perplexity and as haystacks.
+        words (`str`, *optional*): A file of words for tasks that list some, one a line. Default: those of `focus_peft.tasks.words`.
         chat (`bool`): Put the prompts of all tasks but "passkey" into the chat template. Default: False.
         seed (`int`): Chooses keys, values and texts. Default: 0.
         output_dir (`str`): Where the folder is made. Default: "outputs/evaluations".
@@ -88,6 +89,7 @@ class Evaluation:
     adapter: str | None = None
     focus: dict[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    words: str | None = None
     chat: bool = False
     seed: int = 0
     output_dir: str = "outputs/evaluations"
@@ -145,12 +147,13 @@ class Evaluator:
     def __init__(self, evaluation: Evaluation, name: str) -> None:
         self.evaluation = evaluation
         self.texts = read_texts(evaluation.texts)
+        self.words = [] if evaluation.words is None else "\n".join(read_texts([evaluation.words])).split()
         self.model, self.tokenizer = load(evaluation)
         self.methods: dict[str, Method] = {}
         for label, options in evaluation.methods.items():
             options = dict(options)
             self.methods[label] = METHODS[options.pop("method", label)](self.model, **options)
-        self.source = Source(self.tokenizer, evaluation.seed, self.texts, chat=evaluation.chat)
+        self.source = Source(self.tokenizer, evaluation.seed, self.texts, self.words, evaluation.chat)
         self._documents: list[list[int]] | None = None
         self.identity = self._identity()
         self.folder = (
@@ -170,6 +173,7 @@ class Evaluator:
             "base_model": self.model.base_model.fingerprint.to_dict(),
             "twins": None if self.evaluation.adapter is None else digest_of_twins(self.model),
             "texts_digests": [digest(text.encode()) for text in self.texts],
+            "words_digest": digest("\n".join(self.words).encode()),
         }
 
     def jobs(self) -> list[Job]:
@@ -335,7 +339,7 @@ def read_texts(patterns: Sequence[str]) -> list[str]:
         found = sorted(glob.glob(pattern, recursive=True))
         if not found:
             raise ValueError(
-                f"`texts` names {pattern!r}, but there is no such file; see recipes/debian_texts.py for some."
+                f"`texts` or `words` names {pattern!r}, but there is no such file; see recipes/debian_texts.py for some."
             )
         files += found
     return [Path(file).read_text(encoding="utf-8") for file in dict.fromkeys(files)]

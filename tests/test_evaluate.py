@@ -204,6 +204,15 @@ def test_options_of_methods_reach_them(config: Path) -> None:
     assert [job.length for job in evaluator.jobs()] == [512, 512, 1024, 1024]
 
 
+def test_lists_of_words_come_from_a_file(config: Path) -> None:
+    words = config.parent / "words.list"
+    words.write_text("\n".join(f"w{number}" for number in range(200)))
+    overrides = ["tasks={cwe: {samples: 1, lengths: [2000]}}", "methods=[local_window]"]
+    _, folder = run(config, *overrides, f"words={words}")
+    assert all(word.startswith("w") and word[1:].isdigit() for word in read(folder)[0]["references"])
+    assert run(config, *overrides)[1] != folder
+
+
 def test_a_prompt_that_cannot_be_made_is_noted_and_the_others_are_run(config: Path) -> None:
     words = ["tasks={passkey: {samples: 1, lengths: [200, 400]}}", "methods=[adapter]"]
     done, folder = run(config, *words)

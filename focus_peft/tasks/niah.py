@@ -34,7 +34,7 @@ Kind = Literal["words", "numbers", "uuids"]
 
 @dataclass(frozen=True)
 class NeedleTask(Task):
-    """Needles with keys and values, hidden in noise, in real texts, or among other needles.
+    """Needles with keys and values, hidden in noise, in real texts, or among other needles; the depth is that of the first answer.
 
     Attributes:
         haystack (`str`): "repeat", "essay" or "needle".
