@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
+import torch
+import transformers
 
+import focus_peft
+from focus_peft.metrics import peak_memory
+
+
+ROOT = Path(__file__).resolve().parents[1]
 # What tells samples apart
 KEY = ("task", "method", "length", "number")
 # Of a normal distribution, what holds 95 %
@@ -137,6 +147,32 @@ def _cell(result: Mapping[str, Any]) -> str:
         return f"{result['mean']:.2f} [{low:.2f}, {high:.2f}]{count}"
     error = f" ± {result['standard_error']:.2f}" if "standard_error" in result else ""
     return f"{result['mean']:.2f}{error}{count}"
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with a mark if it was changed since."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + (" and changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """What results of this process depend on besides the configuration."""
+    return {
+        "versions": {module.__name__: module.__version__ for module in (focus_peft, peft, torch, transformers)},
+        "machine": {
+            "python": platform.python_version(),
+            "processor": f"{platform.system()}, {platform.machine()}",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "threads": torch.get_num_threads(),
+        },
+        "peak_memory_gb_of_the_last_run": round(peak_memory(device) / 1e9, 2),
+    }
 
 
 def write_text(path: Path, text: str) -> None:
