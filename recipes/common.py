@@ -1,11 +1,11 @@
-"""What the training recipes are made of: sections of a YAML file, overrides from the command line, and the model."""
+"""What the recipes are made of: sections of a YAML file, overrides from the command line, and the model."""
 
 from __future__ import annotations
 
 import os
 import re
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,16 +137,24 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = (), **fixed: Any) -
     Raises:
         ValueError: for a section or a key that there is not; the message names it.
     """
-    values = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
+    values = read_values(file, overrides, _path, **fixed)
     for name in values:
         if name not in SECTIONS:
             raise ValueError(f"{str(file)!r} has the unknown section `{name}`; there are {', '.join(SECTIONS)}.")
+    built = expanded(values)
+    return Recipe(**{name: _build(name, built.get(name) or {}) for name in SECTIONS}, values=values)
+
+
+def read_values(
+    file: str | Path, overrides: Sequence[str], locate: Callable[[str], list[str]], **fixed: Any
+) -> dict[str, Any]:
+    """What a YAML file holds, with overrides as in [`load_recipe`], variables as they are; `locate` turns keys into paths."""
+    values = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
     for key, text in _pairs(overrides):
-        _set(values, _path(key), yaml.load(text, Loader=_Loader))
+        _set(values, locate(key), yaml.load(text, Loader=_Loader))
     for key, value in fixed.items():
         _set(values, key.split("__"), value)
-    expanded = _expanded(values)
-    return Recipe(**{name: _build(name, expanded.get(name) or {}) for name in SECTIONS}, values=values)
+    return values
 
 
 def save_recipe(recipe: Recipe, file: Path) -> None:
@@ -187,11 +195,12 @@ def _set(values: Any, path: Sequence[str], value: Any) -> None:
     values[int(path[-1]) if isinstance(values, list) else path[-1]] = value
 
 
-def _expanded(value: Any) -> Any:
+def expanded(value: Any) -> Any:
+    """With the values of variables in place of their names."""
     if isinstance(value, dict):
-        return {key: _expanded(entry) for key, entry in value.items()}
+        return {key: expanded(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_expanded(entry) for entry in value]
+        return [expanded(entry) for entry in value]
     if isinstance(value, str):
         return os.path.expandvars(value.replace("${STDLIB}", sysconfig.get_paths()["stdlib"]))
     return value

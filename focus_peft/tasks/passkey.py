@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from .samples import Sample, Source, Task, spread
 
 
 GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -107,3 +110,20 @@ class PasskeyTask:
                 )
             right += is_right(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True), prompt.key)
         return {"accuracy": right / self.samples}
+
+
+@dataclass(frozen=True)
+class Passkey(Task):
+    """The same prompts, one at a time."""
+
+    name: str = "passkey"
+    new_tokens: int = ANSWER_TOKENS
+    is_binary: bool = True
+
+    def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
+        depth = spread(number, samples)
+        prompt = passkey_prompt(source.tokenizer, tokens - self.new_tokens, depth, source.seed + number)
+        return Sample(prompt.ids[0].tolist(), (prompt.key,), depth)
+
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        return float(is_right(prediction, references[0]))

@@ -1,0 +1,301 @@
+"""Evaluate an adapter, and baselines beside it, as a configuration says.
+
+    python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml
+    python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml --tasks passkey --lengths 4K,16K --limit 5
+    python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml adapter=path/to/adapter tasks.passkey.samples=50
+
+A configuration is a YAML file with the fields of `Evaluation` (recipes/evaluation.py); `key=value` overrides it. Every sample goes
+to `samples.jsonl` in a folder that is named by a digest of the configuration, the weights of model and adapter, and the texts: the
+same command goes on where it was interrupted, and nothing is ever mixed with samples of something else. `--tasks`,
+`--methods`, `--lengths`, `--limit` and `--max-minutes` run a part of the same evaluation. See docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from common import load_model
+from evaluation import PERPLEXITY, Evaluation, TaskArguments, chosen, read_texts
+from peft import PeftConfig, PeftModel, get_peft_model
+from results import SampleFile, circumstances, git_commit, summarise, table, write_text
+from tqdm import tqdm
+
+from focus_peft import FocusConfig
+from focus_peft.fingerprint import digest
+from focus_peft.tasks import METHODS, TASKS, Method, PerplexityTask, Source
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task at one length."""
+
+    task: str
+    length: int
+    arguments: TaskArguments
+    methods: tuple[str, ...]
+
+
+class Evaluator:
+    """An evaluation with everything loaded.
+
+    Args:
+        evaluation (`Evaluation`): What is run.
+        name (`str`): The folder's name starts with it.
+    """
+
+    def __init__(self, evaluation: Evaluation, name: str) -> None:
+        self.evaluation = evaluation
+        self.texts = read_texts(evaluation.texts)
+        self.words = [] if evaluation.words is None else "\n".join(read_texts([evaluation.words])).split()
+        self.model, self.tokenizer = load(evaluation)
+        self.methods: dict[str, Method] = {}
+        for label, options in evaluation.methods.items():
+            options = dict(options)
+            self.methods[label] = METHODS[options.pop("method", label)](self.model, **options)
+        self.source = Source(self.tokenizer, evaluation.seed, self.texts, self.words, evaluation.chat)
+        self._documents: list[list[int]] | None = None
+        self.identity = self._identity()
+        self.folder = (
+            Path(evaluation.output_dir) / f"{name}-{digest(json.dumps(self.identity, sort_keys=True).encode())[:12]}"
+        )
+        self.skipped: dict[tuple, dict[str, Any]] = {}
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that samples depend on, the code left out."""
+        settings = asdict(self.evaluation)
+        del settings["output_dir"]
+        windows = asdict(self.model.base_model.settings())
+        del windows["chunk_batch_size"]  # changes no result
+        return {
+            **settings,
+            "windows": windows,
+            "base_model": self.model.base_model.fingerprint.to_dict(),
+            "twins": None if self.evaluation.adapter is None else digest_of_twins(self.model),
+            "texts_digests": [digest(text.encode()) for text in self.texts],
+            "words_digest": digest("\n".join(self.words).encode()),
+        }
+
+    def jobs(self) -> list[Job]:
+        """All tasks at all lengths, short ones first."""
+        jobs = []
+        for name, task in self.evaluation.tasks.items():
+            methods = tuple(task.methods or self.methods)
+            jobs += [Job(name, length, task, methods) for length in dict.fromkeys(task.lengths or [])]
+        return sorted(jobs, key=lambda job: job.length)
+
+    def documents(self) -> list[list[int]]:
+        """The texts in tokens."""
+        if self._documents is None:
+            tokens = (
+                self.tokenizer(self.texts, verbose=False, add_special_tokens=False)["input_ids"] if self.texts else []
+            )
+            self._documents = [list(ids) for ids in tokens]
+        return self._documents
+
+    def run(self, jobs: list[Job], limit: int | None, seconds: float | None) -> bool:
+        """Run what is not there yet. Returns whether everything is there now."""
+        end = float("inf") if seconds is None else time.monotonic() + seconds
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "config.json", json.dumps(self.identity, indent=2) + "\n")
+        samples = SampleFile(self.folder / "samples.jsonl")
+        commit = git_commit()
+        todo = []
+        for job in jobs:
+            labels = [label for label in job.methods if self._can_read(label, job)]
+            for number in spread_order(job.arguments.samples)[:limit]:
+                missing = [m for m in labels if (job.task, m, job.length, number) not in samples.samples]
+                todo += [(job, number, missing)] if missing else []
+        total = sum(job.length * len(missing) for job, _, missing in todo)
+        interval = 0.5 if sys.stderr.isatty() else 60
+        try:
+            with tqdm(total=total, unit="tok", unit_scale=True, mininterval=interval, smoothing=0.05) as bar:
+                for place, (job, number, labels) in enumerate(todo):
+                    bar.set_description(f"{job.task} {job.length:,}", refresh=False)
+                    for sample in self.sample(job, number, labels):
+                        samples.add({**sample, "commit": commit})
+                        bar.update(job.length)
+                        left = place + 1 < len(todo) or sample["method"] != labels[-1]
+                        if left and time.monotonic() > end:
+                            return False
+                    if place + 1 == len(todo) or todo[place + 1][0] is not job:
+                        self.write_summary(samples)
+        finally:
+            self.write_summary(samples)
+            samples.close()
+        return True
+
+    def _can_read(self, label: str, job: Job) -> bool:
+        new = job.arguments.labels if job.task == PERPLEXITY else self._new_tokens(job)
+        reason = self.methods[label].refusal(job.length, new)
+        if reason is not None:
+            self._skip(job, label, reason)
+        return reason is None
+
+    def _new_tokens(self, job: Job) -> int:
+        return job.arguments.new_tokens or TASKS[job.task].new_tokens
+
+    def _skip(self, job: Job, label: str, reason: str) -> None:
+        entry = {"task": job.task, "method": label, "length": job.length, "reason": reason}
+        self.skipped[job.task, label, job.length] = entry
+
+    def sample(self, job: Job, number: int, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Run one sample with several methods."""
+        arguments = job.arguments
+        try:
+            if job.task == PERPLEXITY:
+                longest = max(arguments.lengths or [])
+                task = PerplexityTask(job.length, arguments.samples, arguments.labels, longest, self.evaluation.seed)
+                ids, depth, references = task.text(self.documents(), number), None, None
+            else:
+                made = TASKS[job.task].sample(self.source, job.length, number, arguments.samples)
+                ids, depth, references = made.ids, made.depth, list(made.references)
+        except ValueError as error:  # what is too short for a task must not end all others
+            for label in labels:
+                self._skip(job, label, str(error))
+            return
+        for label in labels:
+            begin = time.perf_counter()
+            if references is None:
+                prediction, metric = None, "cross_entropy"
+                score = float(self.methods[label].losses(ids, arguments.labels).double().mean())
+            else:
+                spec = TASKS[job.task]
+                new = self.methods[label].generate(ids, self._new_tokens(job))
+                prediction = self.tokenizer.decode(new, skip_special_tokens=True)
+                score, metric = spec.score(prediction, references), "accuracy" if spec.is_binary else "score"
+            yield {
+                "task": job.task,
+                "method": label,
+                "length": job.length,
+                "number": number,
+                "depth": depth,
+                "input_tokens": len(ids),
+                "prediction": prediction,
+                "references": references,
+                "metric": metric,
+                "score": score,
+                "seconds": round(time.perf_counter() - begin, 3),
+            }
+
+    def write_summary(self, samples: SampleFile) -> None:
+        """Write `summary.json` and `table.md` of all samples in the folder."""
+        planned = {
+            (job.task, label, job.length): job.arguments.samples for job in self.jobs() for label in job.methods
+        }
+        # a sample of an earlier run tells that it could be made
+        skipped = [entry for key, entry in self.skipped.items() if not any(k[:3] == key for k in samples.samples)]
+        results = summarise(samples.samples.values(), planned)
+        summary = {
+            "results": results,
+            "not_run": skipped,
+            "configuration": self.identity,
+            "commits": sorted({str(sample["commit"]) for sample in samples.samples.values()}),
+            **circumstances(self.model.device),
+            "seconds": round(sum(sample["seconds"] for sample in samples.samples.values()), 1),
+        }
+        write_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(self.folder / "table.md", table(results, skipped))
+
+
+def load(evaluation: Evaluation) -> tuple[Any, Any]:
+    """(model with its adapter, tokenizer)."""
+    base, tokenizer = load_model(evaluation.model)
+    if torch.cuda.is_available() and not evaluation.model.load_in_4bit:
+        base.to("cuda")
+    if evaluation.adapter is None:
+        # the same function as full twins, before training, at a small part of their size
+        return get_peft_model(base, FocusConfig(**{"r": 1, **evaluation.focus})).eval(), tokenizer
+    config: Any = PeftConfig.from_pretrained(evaluation.adapter)
+    config = config.with_overrides(**evaluation.focus)
+    return PeftModel.from_pretrained(base, evaluation.adapter, config=config).eval(), tokenizer
+
+
+def digest_of_twins(model: Any) -> str:
+    """Of all weights of the adapter."""
+    found = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if ".focus_" in name:
+            found.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def spread_order(count: int) -> list[int]:
+    """All numbers below `count`, so that every beginning of the list is spread over them (bits in reverse)."""
+    bits = max(1, (count - 1).bit_length())
+    order = [int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits)]
+    return [number for number in order if number < count]
+
+
+def prepare(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Evaluator, list[Job]]:
+    """Load everything, and choose what is run.
+
+    Raises:
+        ValueError: for a configuration or options that cannot be.
+    """
+    evaluation = Evaluation.load(args.config, overrides)
+    tasks = chosen("tasks", args.tasks, list(evaluation.tasks))
+    methods = chosen("methods", args.methods, list(evaluation.methods))
+    every = sorted({length for task in evaluation.tasks.values() for length in task.lengths or []})
+    lengths = chosen("lengths", args.lengths, every)
+    if evaluation.adapter is None:
+        print("warning: no `adapter`, so the twins are untrained.", file=sys.stderr)
+    evaluator = Evaluator(evaluation, Path(args.config).stem)
+    jobs = [
+        Job(job.task, job.length, job.arguments, tuple(label for label in job.methods if label in methods))
+        for job in evaluator.jobs()
+        if job.task in tasks and job.length in lengths
+    ]
+    return evaluator, jobs
+
+
+def main(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
+    """Returns whether everything that was asked for is there."""
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
+    try:
+        evaluator, jobs = prepare(args, overrides)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(evaluator.folder, flush=True)
+    done = evaluator.run(jobs, args.limit, None if args.max_minutes is None else 60 * args.max_minutes)
+    print((evaluator.folder / "table.md").read_text(encoding="utf-8"))
+    return done
+
+
+def parse_args(words: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the configuration, a YAML file")
+    for name in ("tasks", "methods", "lengths"):
+        parser.add_argument(f"--{name}", help=f"only these {name} of the configuration, separated by commas")
+    parser.add_argument("--limit", type=_positive, help="only so many samples of each task, method and length")
+    parser.add_argument("--max-minutes", type=float, help="stop after the sample that is running then")
+    return parser.parse_known_args(words)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be an integer above 0, got {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    options, rest = parse_args()
+    try:
+        if not main(options, rest):
+            print("Stopped by --max-minutes; the same command goes on.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on.", file=sys.stderr)
+        sys.exit(130)
+    except BlockingIOError as error:
+        sys.exit(f"error: {error}")

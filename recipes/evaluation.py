@@ -1,0 +1,153 @@
+"""The configuration of an evaluation."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from common import ModelArguments, expanded, read_values
+
+from focus_peft.tasks import METHODS, TASKS, PerplexityTask
+
+
+PERPLEXITY = "perplexity"
+
+
+@dataclass
+class TaskArguments:
+    """One task.
+
+    Attributes:
+        samples (`int`): Prompts at each length. Default: 20.
+        lengths (`list`, *optional*): Tokens of prompt and answer; "4K" is 4096. Default: the evaluation's.
+        methods (`list[str]`, *optional*): Labels of the methods that it is run with. Default: all.
+        new_tokens (`int`, *optional*): Tokens of an answer. Default: as published.
+        labels (`int`): Of perplexity: tokens at the end of a text that are scored. Default: 256.
+    """
+
+    samples: int = 20
+    lengths: list[Any] | None = None
+    methods: list[str] | None = None
+    new_tokens: int | None = None
+    labels: int = 256
+
+
+@dataclass
+class Evaluation:
+    """A configuration.
+
+    Attributes:
+        model (`ModelArguments`): The base model, as in a training recipe.
+        tasks (`dict`): Names of tasks, and the fields of `TaskArguments` for each.
+        methods (`list` or `dict`): Names of methods, or labels with options: `{wide: {method: adapter, local_size: 1024}}`.
+        lengths (`list`): Lengths of all tasks that have none of their own.
+        adapter (`str`, *optional*): Folder or name of the trained adapter. None: untrained twins.
+        focus (`dict`): Fields of the adapter's configuration to replace, such as `chunk_size` and `local_size`.
+        texts (`list[str]`): Files of held-out text (patterns), for perplexity and as haystacks.
+        words (`str`, *optional*): A file of words for tasks that list some, one a line. Default: those of `focus_peft.tasks.words`.
+        chat (`bool`): Put the prompts of all tasks but "passkey" into the chat template. Default: False.
+        seed (`int`): Chooses keys, values and texts. Default: 0.
+        output_dir (`str`): Where the folder is made. Default: "outputs/evaluations".
+    """
+
+    model: ModelArguments
+    tasks: dict[str, TaskArguments]
+    methods: dict[str, dict[str, Any]]
+    lengths: list[int] = field(default_factory=list)
+    adapter: str | None = None
+    focus: dict[str, Any] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    words: str | None = None
+    chat: bool = False
+    seed: int = 0
+    output_dir: str = "outputs/evaluations"
+
+    @classmethod
+    def load(cls, file: str, overrides: Sequence[str] = ()) -> Evaluation:
+        """Read a configuration, and check all names in it.
+
+        Raises:
+            ValueError: for an entry, a task or a method that there is not, or a task without lengths.
+        """
+        values = expanded(read_values(file, overrides, lambda key: key.split(".")))
+        _check_names("the configuration", values, [entry.name for entry in fields(cls)])
+        for name in ("model", "tasks", "methods"):
+            if not values.get(name):
+                raise ValueError(f"`{name}` is missing in {file!r}; see recipes/evaluations for complete ones.")
+        _check_names("`tasks`", values["tasks"], [PERPLEXITY, *TASKS])
+        named = values["methods"]
+        methods = {name: {} for name in named} if isinstance(named, list) else {k: v or {} for k, v in named.items()}
+        _check_names("`methods`", [entry.get("method", label) for label, entry in methods.items()], METHODS)
+        lengths = [tokens_of(length) for length in values.get("lengths") or []]
+        tasks = {}
+        for name, entry in values["tasks"].items():
+            _check_names(f"`tasks.{name}`", entry or {}, [one.name for one in fields(TaskArguments)])
+            task = TaskArguments(**(entry or {}))
+            task.lengths = lengths if task.lengths is None else [tokens_of(length) for length in task.lengths]
+            if not task.lengths or task.samples < 1:
+                raise ValueError(f"`tasks.{name}` needs at least one of `lengths`, and `samples` above 0, got {task}.")
+            _check_names(f"`tasks.{name}.methods`", task.methods or [], methods)
+            if name == PERPLEXITY:
+                PerplexityTask(min(task.lengths), task.samples, task.labels)
+            tasks[name] = task
+        model = ModelArguments(**values["model"])
+        return cls(**{**values, "model": model, "tasks": tasks, "methods": methods, "lengths": lengths})
+
+
+def tokens_of(length: Any) -> int:
+    """4096 of 4096 or "4K".
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    text = str(length).upper()
+    number = text.removesuffix("K")
+    if not number.isdigit() or not int(number):
+        raise ValueError(f"`lengths` must be numbers of tokens such as 4096 or 4K, got {length!r}.")
+    return int(number) * (1024 if text.endswith("K") else 1)
+
+
+def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
+    """What a comma-separated option picks of what the configuration has.
+
+    Raises:
+        ValueError: if it names something else: then the configuration must be changed, and is another one.
+    """
+    if words is None:
+        return list(known)
+    picked = [tokens_of(word) if option == "lengths" else word for word in words.split(",")]
+    for entry in picked:
+        if entry not in known:
+            raise ValueError(
+                f"`--{option}` names {entry}, but the configuration has {', '.join(map(str, known))}; override the configuration "
+                "itself, which makes it another evaluation."
+            )
+    return picked
+
+
+def read_texts(patterns: Sequence[str]) -> list[str]:
+    """All files, in the order of their names.
+
+    Raises:
+        ValueError: if a pattern fits none.
+    """
+    files: list[str] = []
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise ValueError(
+                f"`texts` or `words` names {pattern!r}, but there is no such file; see recipes/debian_texts.py for some."
+            )
+        files += found
+    return [Path(file).read_text(encoding="utf-8") for file in dict.fromkeys(files)]
+
+
+def _check_names(where: str, names: Any, known: Any) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"{where[0].upper() + where[1:]} has the unknown entry `{name}`; there are {', '.join(known)}."
+            )

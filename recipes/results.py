@@ -1,0 +1,182 @@
+"""What an evaluation leaves: a file with every sample, and means over them with intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+import focus_peft
+from focus_peft.metrics import peak_memory
+
+
+ROOT = Path(__file__).resolve().parents[1]
+# What tells samples apart
+KEY = ("task", "method", "length", "number")
+# Of a normal distribution, what holds 95 %
+Z = 1.959964
+
+
+class SampleFile:
+    """`samples.jsonl`: a line for each sample, on disk when `add` returns. A last line that was cut off is removed.
+
+    Raises:
+        BlockingIOError: if another process writes to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(path, "a+b")  # noqa: SIM115  (stays open for as long as samples come)
+        _lock(self.file, path)
+        self.file.seek(0)
+        content = self.file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            self.file.truncate(len(whole))
+        self.samples: dict[tuple, dict[str, Any]] = {}
+        for line in whole.decode("utf-8").splitlines():
+            sample = json.loads(line)
+            self.samples[key_of(sample)] = sample
+
+    def add(self, sample: dict[str, Any]) -> None:
+        self.file.write(json.dumps(sample, ensure_ascii=False).encode() + b"\n")
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.samples[key_of(sample)] = sample
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _lock(file: Any, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise BlockingIOError(f"Another process is writing to {str(path)!r}; wait for it, or end it.") from error
+
+
+def key_of(sample: Mapping[str, Any]) -> tuple:
+    return tuple(sample[name] for name in KEY)
+
+
+def wilson(right: float, samples: int, z: float = Z) -> tuple[float, float]:
+    """The Wilson interval of a share of right answers."""
+    share = right / samples
+    middle = share + z * z / (2 * samples)
+    half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))
+    scale = 1 + z * z / samples
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]) -> list[dict[str, Any]]:
+    """Means of every task, method and length.
+
+    Args:
+        samples: What has been run.
+        planned: How many samples each (task, method, length) should have.
+    """
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        groups.setdefault(key_of(sample)[:3], []).append(sample)
+    results = []
+    for group, count in planned.items():
+        ran = groups.get(group, [])
+        if not ran:
+            continue
+        scores = [sample["score"] for sample in ran]
+        mean = math.fsum(scores) / len(scores)
+        result = {
+            **dict(zip(KEY, group)),
+            "metric": ran[0]["metric"],
+            "samples": len(ran),
+            "planned": count,
+            "mean": mean,
+        }
+        if ran[0]["metric"] == "accuracy":
+            result["wilson_95"] = list(wilson(math.fsum(scores), len(scores)))
+        elif len(scores) > 1:
+            variance = math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
+            result["standard_error"] = math.sqrt(variance / len(scores))
+        if ran[0]["metric"] == "cross_entropy":
+            result["perplexity"] = math.exp(mean)
+        result["seconds_per_sample"] = math.fsum(sample["seconds"] for sample in ran) / len(ran)
+        results.append(result)
+    return results
+
+
+def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: for every task a table with a row for each method and a column for each length."""
+    parts = []
+    for task in dict.fromkeys(entry["task"] for entry in [*results, *skipped]):
+        own = [result for result in results if result["task"] == task]
+        why = [entry for entry in skipped if entry["task"] == task]
+        lengths = sorted({entry["length"] for entry in [*own, *why]})
+        cells = {(result["method"], result["length"]): _cell(result) for result in own}
+        head = {"accuracy": "accuracy [95 % interval]", "cross_entropy": "perplexity"}
+        metric = head.get(own[0]["metric"], "mean score ± standard error") if own else "not run"
+        lines = [f"## {task}: {metric}", "", "| tokens | " + " | ".join(f"{length:,}" for length in lengths) + " |"]
+        lines.append("|---" * (len(lengths) + 1) + "|")
+        for method in dict.fromkeys(entry["method"] for entry in [*own, *why]):
+            row = [cells.get((method, length), "–") for length in lengths]
+            lines.append(f"| {method} | " + " | ".join(row) + " |")
+        notes = dict.fromkeys(f"- {entry['method']}, {entry['length']:,} tokens: {entry['reason']}" for entry in why)
+        parts.append("\n".join([*lines, *(["", "Not run:", "", *notes] if notes else [])]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(result: Mapping[str, Any]) -> str:
+    part = "" if result["samples"] == result["planned"] else f" of {result['planned']}"
+    count = f" ({result['samples']}{part})"
+    if "perplexity" in result:
+        return f"{result['perplexity']:.2f}{count}"
+    if "wilson_95" in result:
+        low, high = result["wilson_95"]
+        return f"{result['mean']:.2f} [{low:.2f}, {high:.2f}]{count}"
+    error = f" ± {result['standard_error']:.2f}" if "standard_error" in result else ""
+    return f"{result['mean']:.2f}{error}{count}"
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with a mark if it was changed since."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + (" and changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """What results of this process depend on besides the configuration."""
+    return {
+        "versions": {module.__name__: module.__version__ for module in (focus_peft, peft, torch, transformers)},
+        "machine": {
+            "python": platform.python_version(),
+            "processor": f"{platform.system()}, {platform.machine()}",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "threads": torch.get_num_threads(),
+        },
+        "peak_memory_gb_of_the_last_run": round(peak_memory(device) / 1e9, 2),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file whole."""
+    scratch = path.with_name(f".{path.name}.new")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
