@@ -3,10 +3,12 @@
     python recipes/plot.py curves --logdir outputs/smollm2_135m_cpu --output docs/results/smollm2_135m_cpu.svg
     python recipes/plot.py passkey --results outputs/evaluations/FOLDER --method adapter --output passkey.svg
     python recipes/plot.py perplexity --results outputs/evaluations/FOLDER --output perplexity.svg
+    python recipes/plot.py scaling --results docs/results/scaling.json --output docs/results/scaling.svg
 
 `curves`: both losses of a training run, from its TensorBoard files, beside the local window alone on the same labels. Held-out losses
 have marks; those of single training steps are thin lines. `passkey`: the scores of one method over length and depth, from the samples
-of an evaluation. `perplexity`: against length, a line for each method. All are readable without colours.
+of an evaluation. `perplexity`: against length, a line for each method. `scaling`: time and memory against length, from what
+`benchmark.py scaling` wrote. All are readable without colours.
 """
 
 from __future__ import annotations
@@ -137,6 +139,23 @@ def perplexity(args: argparse.Namespace) -> None:
     save(figure, args.output)
 
 
+def scaling(args: argparse.Namespace) -> None:
+    ways = json.loads(args.results.read_text(encoding="utf-8"))["ways"]
+    rows = [(name.split(",")[0], values) for name, values in ways.items() if values.get("tokens")]
+    if not rows:
+        raise SystemExit(f"error: `--results` {str(args.results)!r} was not written by `benchmark.py scaling`.")
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    for (line, mark), way in zip([("-", "o"), ("--", "s")], dict.fromkeys(way for way, _ in rows)):
+        mine = sorted((values for name, values in rows if name == way), key=lambda values: values["tokens"])
+        tokens = [values["tokens"] for values in mine]
+        for panel, measure in zip(panels, ("prefill_seconds", "peak_memory_gb")):
+            panel.plot(tokens, [values[measure] for values in mine], linestyle=line, marker=mark, label=way)
+    for panel, title in zip(panels, ("seconds until the first token", "peak memory (GB)")):
+        panel.set(xscale="log", yscale="log", xlabel="tokens", title=title)
+    panels[0].legend(frameon=False, fontsize=8)
+    save(figure, args.output)
+
+
 def short(length: int) -> str:
     return f"{length // 1024}K" if length % 1024 == 0 else f"{length:,}"
 
@@ -160,8 +179,10 @@ def main(words: Sequence[str] | None = None) -> None:
     heat.set_defaults(run=passkey)
     lines = commands.add_parser("perplexity", help="perplexity against length")
     lines.set_defaults(run=perplexity)
-    for each in (heat, lines):
-        each.add_argument("--results", type=Path, required=True, help="the folder of an evaluation")
+    growth = commands.add_parser("scaling", help="time and memory against length")
+    growth.set_defaults(run=scaling)
+    for each, holds in ((heat, "folder of an evaluation"), (lines, "folder of an evaluation"), (growth, "JSON")):
+        each.add_argument("--results", type=Path, required=True, help=f"the {holds}")
         each.add_argument("--output", type=Path, required=True, help="an .svg or .png file")
     args = parser.parse_args(words)
     args.run(args)

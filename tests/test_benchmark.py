@@ -78,5 +78,10 @@ def test_each_measurement_runs_and_writes_json_and_a_table(
     assert all(way["peak_memory_gb"] > 0.3 for way in result["ways"].values())
     if measurement == "training":
         assert result["ratios"]["relative difference of gradients, exact"] < 0.05  # in bfloat16
+    if measurement == "scaling":
+        pytest.importorskip("matplotlib")
+        plot: Any = importlib.import_module("plot")
+        plot.main(["scaling", "--results", str(output), "--output", str(tmp_path / "scaling.svg")])
+        assert "<svg" in (tmp_path / "scaling.svg").read_text()
     markdown = output.with_suffix(".md").read_text()
     assert all(f"| {way} |" in markdown for way in result["ways"]) and markdown == done.stdout.rstrip("\n") + "\n"

@@ -35,6 +35,7 @@ def generating(model: Any, ids: torch.Tensor, new_tokens: int, **options: Any) -
     steps = [after - before for before, after in zip(clock.times[1:], clock.times[2:])]
     return with_peak(
         {
+            "tokens": ids.shape[1],
             "prefill_seconds": round(clock.times[1] - begin, 3),
             "seconds_per_token": round(statistics.median(steps), 4) if steps else None,
         }
