@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -101,25 +103,31 @@ class Answer:
 
 
 def answers(
-    model: Any, tokenizer: Any, ids: torch.Tensor, new_tokens: int, memory: Memory | None = None
+    model: Any,
+    tokenizer: Any,
+    ids: torch.Tensor,
+    new_tokens: int,
+    memory: Memory | None = None,
+    within: AbstractContextManager[Any] | None = None,
 ) -> Iterator[Answer]:
     """An answer as it grows, up to the end of its line; the last one is whole.
 
     Args:
-        model (`PeftModel`): Its adapter enabled or disabled.
+        model (`PeftModel`): With the adapter.
         tokenizer: The model's.
         ids (`torch.LongTensor` of shape (1, tokens)): The local window, the question at its end.
         new_tokens (`int`): The longest answer.
         memory (`Memory`, *optional*): What stands before `ids`.
+        within (context manager, *optional*): Entered as long as the model is at work, however long the caller listens.
     """
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     result: list[Any] = []
-    given = {} if memory is None else {"memory": memory}
+    options: dict[str, Any] = {} if memory is None else {"memory": memory}
 
     def run() -> None:
         try:
-            result.append(
-                model.generate(
+            with within or contextlib.nullcontext():
+                output = model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     max_new_tokens=new_tokens,
@@ -128,10 +136,10 @@ def answers(
                     tokenizer=tokenizer,
                     pad_token_id=tokenizer.eos_token_id,
                     streamer=streamer,
-                    **given,
+                    **options,
                 )
-            )
-        except BaseException as error:  # it belongs to whoever waits for the answer
+            result.append(output.shape[1] - ids.shape[1])
+        except BaseException as error:  # whoever waits for the answer shall have it
             result.append(error)
             streamer.end()
 
@@ -139,16 +147,13 @@ def answers(
     worker = threading.Thread(target=run, daemon=True)
     worker.start()
     text = ""
-    try:
-        for piece in streamer:
-            text += piece
-            yield Answer(text.strip())
-    finally:  # whoever stops listening must not find the model busy
-        worker.join()
+    for piece in streamer:
+        text += piece
+        yield Answer(text.strip())
+    worker.join()
     if isinstance(result[0], BaseException):
         raise result[0]
-    tokens = result[0].shape[1] - ids.shape[1]
-    yield Answer(text.strip(), tokens / (time.perf_counter() - start))
+    yield Answer(text.strip(), result[0] / (time.perf_counter() - start))
 
 
 def shades(shares: Sequence[float] | torch.Tensor) -> list[float]:

@@ -43,8 +43,7 @@ def main(args: argparse.Namespace) -> None:
     local = model.settings().sizes.local
 
     print(f"\n{args.question}\nThe model alone, with the last {local} of {ids.shape[1]:,} tokens:", end="", flush=True)
-    with model.disable_adapter():
-        shown(answers(model, tokenizer, ids[:, -local:], args.new_tokens))
+    shown(answers(model, tokenizer, ids[:, -local:], args.new_tokens, within=model.disable_adapter()))
     if ids.shape[1] <= local:
         print("That is all of them: the adapter has nothing to add.")
         return

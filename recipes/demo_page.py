@@ -33,13 +33,14 @@ PROGRESS = gr.Progress()  # as a default, what gradio knows it by
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 CSS = """
 .gradio-container { max-width: 64rem !important; margin: 0 auto !important; }
-.chunks { display: grid; grid-template-columns: repeat(auto-fill, minmax(0.7rem, 1fr)); gap: 2px; padding: 3px 0; }
+.chunks { display: grid; grid-template-columns: repeat(auto-fit, minmax(0.7rem, 1fr)); gap: 2px; padding: 3px 0; }
 .chunk { --ink: var(--primary-700); height: 2rem; border-radius: 2px; cursor: pointer; border: 1px solid var(--border-color-primary);
   background: color-mix(in srgb, var(--ink) calc(var(--shade) * 100%), var(--background-fill-primary)); }
 .dark .chunk { --ink: var(--primary-300); }
 .chunk:hover { outline: 2px solid var(--body-text-color-subdued); }
-.chunk.hidden { outline: 2px solid var(--body-text-color); outline-offset: 1px; }
-.caption { color: var(--body-text-color-subdued); font-size: var(--text-sm); margin: 0.4rem 0 0; }
+.chunk.holds { outline: 2px solid var(--body-text-color); outline-offset: 1px; }
+.caption { font-size: var(--text-sm); margin: 0.4rem 0 0; opacity: 0.85; }
+.asking { align-items: end; }
 .said p { margin: 0 0 0.3rem; }
 .said .problem { border-left: 4px solid var(--color-red-600, #dc2626); padding: 0.4rem 0.8rem; }
 """
@@ -61,33 +62,35 @@ def build_page(desk: Desk) -> Any:
             "document, and with the adapter, which lets it look into all of it. The document is read once."
         )
         with gr.Row(equal_height=True):
-            file = gr.File(label="A text file (UTF-8)", height=140, scale=2)
+            file = gr.File(label="A text file (UTF-8)", height=160, scale=2, min_width=280)
             with gr.Column(scale=1, min_width=220):
+                gr.Markdown("A text of your own, or the Python reference with a sentence hidden in it:")
                 read_file = gr.Button("Read this file", variant="primary")
-                read_example = gr.Button("Read the example: the Python reference with a hidden sentence")
+                read_example = gr.Button("Read the example")
         about = gr.HTML("<p>Nothing was read yet.</p>", elem_classes="said", min_height=90)
-        with gr.Row(equal_height=True):
-            question = gr.Textbox(label="Question", value=QUESTION, lines=1, scale=5)
+        with gr.Row(elem_classes="asking"):
+            question = gr.Textbox(label="Question", value=QUESTION, lines=1, scale=5, min_width=280)
             ask = gr.Button("Ask", variant="primary", scale=1, min_width=100)
         with gr.Row(equal_height=True):
-            alone = gr.Textbox(label=f"The model alone, with the last {desk.local} tokens", lines=3, interactive=False)
-            adapter = gr.Textbox(label="With the adapter, all tokens", lines=3, interactive=False)
+            alone = gr.Textbox(
+                label=f"The model alone, with the last {desk.local} tokens", lines=3, min_width=280, interactive=False
+            )
+            adapter = gr.Textbox(label="With the adapter, all tokens", lines=3, min_width=280, interactive=False)
         speed = gr.HTML(elem_classes="said")
         with gr.Column(visible=False) as looked:
-            chunks = gr.HTML(label="What the answer looked at", show_label=True, js_on_load=PICK)
+            chunks = gr.HTML(js_on_load=PICK)
             chosen = gr.Slider(1, 2, 1, step=1, label="Chunk (click a cell, or use the arrow keys)", interactive=True)
             text = gr.Textbox(label="Text of this chunk", lines=8, max_lines=8, interactive=False)
 
         shown = [key, about, question, alone, adapter, speed, looked, chunks, chosen, text]
         # one model: whatever needs it waits in one queue
-        common: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        queued: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 
         def on_read(read: Callable[[], int], asked: str) -> dict[Any, Any]:
-            cleared: dict[Any, Any] = {alone: "", adapter: "", speed: ""}
             try:
                 number = read()
             except (DeskError, ValueError) as error:
-                return {key: None, about: problem(error), looked: gr.Column(visible=False), **cleared}
+                return {about: problem(error)}
             document = desk.held(number)
             texts = desk.chunk_texts(document)
             return {
@@ -98,7 +101,9 @@ def build_page(desk: Desk) -> Any:
                 chunks: strip(None, texts, document.number),
                 chosen: gr.Slider(value=1, maximum=max(2, len(texts))),
                 text: texts[0] if texts else "",
-                **cleared,
+                alone: "",
+                adapter: "",
+                speed: "",
             }
 
         def on_file(path: str | None, asked: str, progress: gr.Progress = PROGRESS) -> dict[Any, Any]:
@@ -138,11 +143,16 @@ def build_page(desk: Desk) -> Any:
         def on_cell(event: gr.EventData) -> int:
             return event.chunk
 
-        read_file.click(on_file, [file, question], shown, show_progress_on=about, **common)
-        read_example.click(on_example, None, shown, show_progress_on=about, **common)
-        outputs = [alone, adapter, speed, chunks, chosen, text]
-        gr.on([ask.click, question.submit], on_ask, [key, question], outputs, show_progress="hidden", **common)
+        def on_start() -> tuple[str, str]:
+            return "", ""
+
         light: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        start_file = read_file.click(on_start, None, [about, speed], **light)
+        start_example = read_example.click(on_start, None, [about, speed], **light)
+        start_file.then(on_file, [file, question], shown, show_progress_on=about, **queued)
+        start_example.then(on_example, None, shown, show_progress_on=about, **queued)
+        outputs = [alone, adapter, speed, chunks, chosen, text]
+        gr.on([ask.click, question.submit], on_ask, [key, question], outputs, show_progress="hidden", **queued)
         chosen.change(on_chosen, [key, chosen], text, trigger_mode="always_last", **light)
         chunks.select(on_cell, None, chosen, **light)
     return page
@@ -185,9 +195,10 @@ def launch(page: Any, port: int, **options: Any) -> Any:
         share=False,
         ssr_mode=False,
         quiet=True,
+        show_error=True,
         max_file_size="50mb",
         footer_links=[],
-        theme=gr.themes.Soft(primary_hue="indigo", font=system, font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.Default(primary_hue="indigo", font=system, font_mono=["ui-monospace", "monospace"]),
         css=CSS,
         app_kwargs={"middleware": [Middleware(OnlyFromHere)]},
         **options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -95,7 +96,7 @@ class Desk:
         self.room = min(QUESTION_ROOM, self.local // 2)
         self.document: Document | None = None
         self.number = 0  # of the document, so that a question about an earlier one is noticed
-        self._busy = threading.RLock()  # the adapter is enabled, or disabled, for everybody
+        self._busy = threading.Lock()  # the adapter is enabled, or disabled, for everybody
 
     def read_file(self, file: str | Path | None, progress: Callable[[float], Any]) -> int:
         """Read a text file in place of the document that is there, and return the number that `ask` wants.
@@ -145,7 +146,7 @@ class Desk:
         if number is None:
             raise DeskError("Read a document first: a file of yours, or the example.")
         if self.document is None or number != self.number:
-            raise DeskError("Another document was read since, in another window; read yours again.")
+            raise DeskError("This document was put away, for another one in another window perhaps; read it again.")
         return self.document
 
     def ask(self, number: int | None, question: str) -> Iterator[Reply]:
@@ -162,21 +163,25 @@ class Desk:
             raise DeskError(
                 f"The question has {asked.shape[1]} tokens, and there is room for {self.room}; ask a shorter one."
             )
-        with self._busy:
-            document = self.held(number)
-            reply = Reply()
-            truncated = torch.cat([document.ids, asked], dim=1)[:, -self.local :]
-            with self.model.disable_adapter():
-                for reply.alone in answers(self.model, self.tokenizer, truncated, self.new_tokens):
-                    yield reply
-            ids, memory = torch.cat([document.end, asked], dim=1), document.memory
-            for reply.adapter in answers(self.model, self.tokenizer, ids, self.new_tokens, memory):
-                yield reply
-            reply.shares = []
-            if memory is not None:
-                (shares,) = self.model.chunk_attention(ids, memory=memory)
-                reply.shares = shares.tolist()
+        document, reply = self.held(number), Reply()
+        truncated = torch.cat([document.ids, asked], dim=1)[:, -self.local :]
+        for reply.alone in answers(self.model, self.tokenizer, truncated, self.new_tokens, within=self._alone()):
             yield reply
+        ids, memory = torch.cat([document.end, asked], dim=1), document.memory
+        for reply.adapter in answers(self.model, self.tokenizer, ids, self.new_tokens, memory, within=self._busy):
+            yield reply
+        reply.shares = []
+        if memory is not None:
+            with self._busy:
+                (shares,) = self.model.chunk_attention(ids, memory=memory)
+            reply.shares = shares.tolist()
+        yield reply
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within the context, the model is the base model, and this thread's."""
+        with self._busy, self.model.disable_adapter():
+            yield
 
     def chunk_texts(self, document: Document) -> list[str]:
         """The text of each chunk of the memory."""
@@ -212,7 +217,7 @@ class Desk:
         )
         if document.number is not None:
             found = [
-                f"{who} {'names it' if document.number in answer.text else 'does not'}"
+                f"{who} {'finds' if document.number in answer.text else 'misses'} it"
                 for who, answer in (("the model alone", reply.alone), ("the adapter", reply.adapter))
             ]
             text = f"<p>The hidden number is {document.number}: {', '.join(found)}.</p>{text}"
@@ -234,7 +239,7 @@ def strip(shares: Sequence[float] | None, texts: Sequence[str], number: str | No
         words = " ".join(text[: 4 * FIRST_WORDS].split())[:FIRST_WORDS]
         looked = "" if shares is None else f" ({shares[index]:.1%} of the attention)"
         title = html.escape(f"Chunk {index + 1}{looked}: {words} …", quote=True)
-        kind = "chunk hidden" if index in hidden else "chunk"
+        kind = "chunk holds" if index in hidden else "chunk"
         cells.append(
             f'<span class="{kind}" data-chunk="{index + 1}" title="{title}" style="--shade:{shade:.3f}"></span>'
         )
