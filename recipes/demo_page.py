@@ -40,10 +40,13 @@ CSS = """
 .chunk:hover { outline: 2px solid var(--body-text-color-subdued); }
 .chunk.holds { outline: 2px solid var(--body-text-color); outline-offset: 1px; }
 .caption { font-size: var(--text-sm); margin: 0.4rem 0 0; opacity: 0.85; }
+#about { min-height: 6rem; }
 .asking { align-items: end; }
 .said p { margin: 0 0 0.3rem; }
 .said .problem { border-left: 4px solid var(--color-red-600, #dc2626); padding: 0.4rem 0.8rem; }
 """
+# Read out by screen readers when it changes
+STATUS = '<div role="status">${value}</div>'
 PICK = """
 element.addEventListener('click', event => {
   const cell = event.target.closest('[data-chunk]');
@@ -67,7 +70,7 @@ def build_page(desk: Desk) -> Any:
                 gr.Markdown("A text of your own, or the Python reference with a sentence hidden in it:")
                 read_file = gr.Button("Read this file", variant="primary")
                 read_example = gr.Button("Read the example")
-        about = gr.HTML("<p>Nothing was read yet.</p>", elem_classes="said", min_height=90)
+        about = gr.HTML("<p>Nothing was read yet.</p>", html_template=STATUS, elem_id="about", elem_classes="said")
         with gr.Row(elem_classes="asking"):
             question = gr.Textbox(label="Question", value=QUESTION, lines=1, scale=5, min_width=280)
             ask = gr.Button("Ask", variant="primary", scale=1, min_width=100)
@@ -76,7 +79,7 @@ def build_page(desk: Desk) -> Any:
                 label=f"The model alone, with the last {desk.local} tokens", lines=3, min_width=280, interactive=False
             )
             adapter = gr.Textbox(label="With the adapter, all tokens", lines=3, min_width=280, interactive=False)
-        speed = gr.HTML(elem_classes="said")
+        speed = gr.HTML(html_template=STATUS, elem_classes="said")
         with gr.Column(visible=False) as looked:
             chunks = gr.HTML(js_on_load=PICK)
             chosen = gr.Slider(1, 2, 1, step=1, label="Chunk (click a cell, or use the arrow keys)", interactive=True)
@@ -160,7 +163,7 @@ def build_page(desk: Desk) -> Any:
 
 def bar(progress: Any) -> Callable[[float], None]:
     """What draws a share of the document on gradio's progress bar."""
-    progress(0, desc="Reading")
+    progress(0, desc="Counting the tokens")
     return lambda share: progress(share, desc="Reading")
 
 
@@ -207,6 +210,7 @@ def launch(page: Any, port: int, **options: Any) -> Any:
 
 def main(args: argparse.Namespace) -> None:
     model, tokenizer = load(args.adapter, args.dtype)
+    model.base_model.reader  # noqa: B018  its first use checks the model, which nobody should wait for on the page
     desk = Desk(model, tokenizer, args.new_tokens, args.max_tokens, args.tokens, args.seed)
     print(f"Open http://{ADDRESS}:{args.port} in a browser; Ctrl-C ends it.", flush=True)
     launch(build_page(desk), args.port)

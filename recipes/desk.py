@@ -108,10 +108,9 @@ class Desk:
             raise DeskError("Choose a text file first, or take the example.")
         path = Path(file)
         try:
-            text = decode_document(path.read_bytes(), path.name)
+            text = decode_document(path.read_bytes(), f"The file {path.name}")
         except (CommandError, OSError) as error:
-            sentence = str(error).rstrip(".")
-            raise DeskError(f"{sentence[:1].upper()}{sentence[1:]}.") from error
+            raise DeskError(f"{str(error).rstrip('.')}.") from error
         ids = self.tokenizer(text, verbose=False, return_tensors="pt").input_ids
         return self._read(path.name, ids, None, progress)
 
