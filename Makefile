@@ -14,17 +14,19 @@ PYTEST := pytest -n logical --maxprocesses 8
 TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo verify-adapter train train-smoke test test-distributed test-lowest models-table lint format clean
+.PHONY: help demo demo-page verify-adapter train train-smoke test test-distributed test-lowest models-table lint format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.demo ## train a small adapter on SmolLM2-135M and ask it about a long document (under 5 minutes)
+demo: $(VENV)/.demo ## hide a sentence in a long text, and ask SmolLM2-135M for it, without and with the adapter in hub/
 	$(VENV)/bin/python recipes/demo.py $(DEMO_ARGS)
 
 verify-adapter: $(VENV)/.demo ## measure the adapter in hub/ on passkeys, beside its local window alone (VERIFY_ARGS=…: see docs/evaluation.md)
 	$(RUN) pip install --quiet --editable '.[train]'
 	$(VENV)/bin/python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml $(VERIFY_ARGS)
+demo-page: $(VENV)/.demo ## the same on a local web page, with documents and questions of your own
+	$(VENV)/bin/python recipes/demo_page.py $(DEMO_ARGS)
 
 train: $(VENV)/.train ## train as CONFIG=recipes/configs/….yaml says (TRAIN_ARGS=--dry-run: only say what it would cost)
 	$(VENV)/bin/accelerate launch recipes/train.py --config $(CONFIG) $(TRAIN_ARGS)

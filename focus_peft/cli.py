@@ -119,6 +119,15 @@ def read_document(name: str) -> str:
     where = "stdin" if name == "-" else name
     with _failing_as(DOCUMENT, f"{where} cannot be read", OSError):
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    return decode_document(data, where)
+
+
+def decode_document(data: bytes, where: str) -> str:
+    """The text in the bytes of a file; `where` they are from is for the errors.
+
+    Raises:
+        CommandError: if they are no text, or an empty one.
+    """
     with _failing_as(DOCUMENT, f"{where} is not UTF-8 text", UnicodeDecodeError):
         text = data.decode("utf-8-sig")
     if "\0" in text:

@@ -104,7 +104,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma4": Family(
         "Gemma4TextConfig",
-        {**_HEADS, **_ALTERNATE},
+        # by default, each layer has embeddings of its own for 262,144 tokens
+        {**_HEADS, **_ALTERNATE, "vocab_size_per_layer_input": 120, "hidden_size_per_layer_input": 8},
         "q, k, v, o, norms of q, k and v; two rotary bases, some layers a sliding window",
     ),
     "olmo": Family("OlmoConfig", _GROUPED, "q, k, v, o; rotary"),

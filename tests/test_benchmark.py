@@ -36,8 +36,8 @@ def test_the_naive_losses_and_their_gradients_are_those_of_focus_loss(
     assert_same_gradients(gradients_of(model, found), wanted, none_is_zero=True)
 
 
-SHORT = ["--repeats", "1", "--new-tokens", "2", "--dtype", "bfloat16"]
-SMALL = ["--chunk-size", "64", "--local-size", "64", "--prompt-size", "16"]
+SHORT = ["--repeats", "1", "--new-tokens", "2"]
+SMALL = ["--dtype", "bfloat16", "--chunk-size", "64", "--local-size", "64", "--prompt-size", "16"]
 
 
 @pytest.mark.slow
@@ -51,7 +51,12 @@ SMALL = ["--chunk-size", "64", "--local-size", "64", "--prompt-size", "16"]
             ["streaming", "floor of streaming"],
             1,
         ),
-        ("training", ["--tokens", "512", "--ways", "naive exact", "exact", "--r", "4"], ["naive exact", "exact"], 4),
+        (
+            "training",
+            ["--tokens", "512", "--ways", "naive exact", "exact", "--r", "4", "--dtype", "float32"],
+            ["naive exact", "exact"],
+            4,
+        ),
         (
             "scaling",
             ["--tokens", "200", "300", "--ways", "full attention", "--full-tokens", "200", *SMALL],
@@ -77,7 +82,7 @@ def test_each_measurement_runs_and_writes_json_and_a_table(
     assert len(result["ratios"]) == ratios and result["versions"]["torch"] == torch.__version__
     assert all(way["peak_memory_gb"] > 0.3 for way in result["ways"].values())
     if measurement == "training":
-        assert result["ratios"]["relative difference of gradients, exact"] < 0.05  # in bfloat16
+        assert result["ratios"]["relative difference of gradients, exact"] < 1e-3
     if measurement == "scaling":
         pytest.importorskip("matplotlib")
         plot: Any = importlib.import_module("plot")
