@@ -78,6 +78,7 @@ class Settings:
         top_chunks (`int`, *optional*): Only the candidates of so many chunks are renewed.
         storage (`str`): Where chunks are kept.
         storage_dir (`str`, *optional*): Where those on disk are.
+        spread_chunks (`bool`): Whether processes share them.
     """
 
     sizes: WindowSizes
@@ -89,6 +90,7 @@ class Settings:
     top_chunks: int | None = None
     storage: str = "device"
     storage_dir: str | None = None
+    spread_chunks: bool = False
 
     @classmethod
     def of(cls, config: FocusConfig, facts: ModelFacts) -> Settings:
@@ -113,6 +115,7 @@ class Settings:
             config.top_chunks,
             config.storage,
             config.storage_dir,
+            config.spread_chunks,
         )
 
     def check_room(self, facts: ModelFacts, chunks: int, new_tokens: int) -> None:
