@@ -312,6 +312,8 @@ class FocusCache(Cache):
             stream.is_split = True
             self._clear_region(stream.document)
         before, new = self.own_rows[:first_new], self.own_rows[first_new:]
+        if new:
+            self.ranks.check_alike("what is read is", list(pieces))
         self.ranks.share(new, self.held + before)
         rows = self.ranks.own(new)
         if rows:
@@ -357,7 +359,8 @@ class FocusCache(Cache):
                     self._clear_region(stream.document)
         group = len(self.streams) // self.documents
         prompts = [self._prompt(stream) for stream in self.streams]
-        self.ranks.check_alike("what is read is", (prompts, [stream.fed for stream in self.streams], newest))
+        fed_before = [stream.fed for stream in self.streams]
+        self.ranks.check_alike("what is read is", (prompts, fed_before, newest, self.settings.shared))
         placements = {}
         for document, region in enumerate(self.regions):
             members = slice(document * group, (document + 1) * group)

@@ -118,6 +118,11 @@ class Settings:
             config.spread_chunks,
         )
 
+    @property
+    def shared(self) -> tuple:
+        """What must be the same in all processes that share chunks: all but where each keeps its own, and how many it reads at once."""
+        return self.sizes, self.frames, self.bos, self.decoding, self.refresh_interval, self.top_chunks
+
     def check_room(self, facts: ModelFacts, chunks: int, new_tokens: int) -> None:
         """Raise a ValueError if `new_tokens` more tokens behind so many chunks would leave the positions of the model."""
         growth = min(new_tokens, self.sizes.chunk)  # then the oldest chunk goes to the memory

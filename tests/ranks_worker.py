@@ -1,15 +1,15 @@
 """
 One of several processes that share the chunks of a memory. `test_ranks.py` starts them:
 
-    torchrun --nproc_per_node 2 ranks_worker.py DIRECTORY
+    torchrun --nproc_per_node 2 ranks_worker.py DIRECTORY SCENARIO...
 
-Each goes through all scenarios and saves what came out. `test_ranks.py` runs the same scenarios in one process.
+Each goes through the scenarios and saves what came out. `test_ranks.py` runs the same scenarios in one process.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ Results = dict[str, torch.Tensor]
 
 
 class Scenarios:
-    """All of them, with or without spreading.
+    """Each method is one, with or without spreading.
 
     Args:
         spread (`bool`): Whether processes share the chunks.
@@ -42,13 +42,8 @@ class Scenarios:
         self.directory = directory
         self.model = make_focus_model()
 
-    def all(self) -> dict[str, Results]:
-        methods: dict[str, Callable[[], Results]] = {
-            name: getattr(self, name)
-            for name in sorted(vars(Scenarios))
-            if name not in ("all", "__init__") and not name.startswith("_")
-        }
-        return {name: method() for name, method in methods.items()}
+    def run(self, names: Sequence[str]) -> dict[str, Results]:
+        return {name: getattr(self, name)() for name in names}
 
     def _generate(
         self, ids: torch.Tensor, new_tokens: int = 12, model: PeftModel | None = None, **options: Any
@@ -196,6 +191,9 @@ class Scenarios:
         return {"shares": self.model.chunk_attention(LONG, **self.spread)[0]}
 
 
+SCENARIOS = [name for name in vars(Scenarios) if not name.startswith("_") and name != "run"]
+
+
 def error_of(call: Callable[[], Any]) -> str:
     """The kind of error and its message."""
     try:
@@ -214,8 +212,16 @@ def errors(rank: int, directory: Path) -> dict[str, str]:
         torch.manual_seed(rank)
         model.generate(LONG, max_new_tokens=20, do_sample=True, temperature=3.0)
 
+    def other(place: int) -> torch.Tensor:
+        ids = LONG.clone()
+        ids[0, place] = 50 + rank
+        return ids
+
     return {
-        "other inputs": error_of(lambda: model.generate(LONG + (rank > 0), max_new_tokens=2)),
+        "other beginnings": error_of(lambda: model.generate(other(0), max_new_tokens=2)),
+        "other ends": error_of(lambda: model.generate(other(-1), max_new_tokens=2)),
+        "other lengths": error_of(lambda: model.generate(LONG[:, rank:], max_new_tokens=2)),
+        "other options": error_of(lambda: model.generate(LONG, max_new_tokens=2, refresh_interval=1 + rank)),
         "other seeds": error_of(sample),
         "other documents": error_of(lambda: model.encode([LONG[0] + rank])),
         "saved": error_of(lambda: memory.save(directory / "spread.memory")),
@@ -223,12 +229,12 @@ def errors(rank: int, directory: Path) -> dict[str, str]:
     }
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, names: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     rank = dist.get_rank()
     scenarios = Scenarios(True, directory)
-    results: dict[str, Any] = {"scenarios": scenarios.all(), "errors": errors(rank, directory)}
+    results: dict[str, Any] = {"scenarios": scenarios.run(names), "errors": errors(rank, directory)}
     model = scenarios.model
     memory, whole = model.encode(DOCUMENTS[0], spread_chunks=True), model.encode(DOCUMENTS[0])
     results["chunks held"] = [memory.slab.rows, memory.num_chunks, whole.slab.rows]
@@ -238,4 +244,4 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

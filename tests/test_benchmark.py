@@ -53,6 +53,12 @@ SMALL = ["--chunk-size", "64", "--local-size", "64", "--prompt-size", "16"]
         ),
         ("training", ["--tokens", "512", "--ways", "naive exact", "exact", "--r", "4"], ["naive exact", "exact"], 4),
         (
+            "ranks",
+            ["--tokens", "300", "--ways", "1 process", "2 processes", *SMALL],
+            ["1 process", "2 processes"],
+            3,
+        ),
+        (
             "scaling",
             ["--tokens", "200", "300", "--ways", "full attention", "--full-tokens", "200", *SMALL],
             ["full attention, 200 tokens"],

@@ -10,12 +10,27 @@ import pytest
 import ranks_worker
 import torch
 from conftest import make_focus_model, random_ids
-from ranks_worker import DOCUMENTS, LONG, QUESTIONS, SAVED, Scenarios
+from ranks_worker import DOCUMENTS, LONG, QUESTIONS, SAVED, SCENARIOS, Scenarios
 from refusal import refusal
 from runs import start
 
 from focus_peft.layout import ChunkRow
 from focus_peft.ranks import Ranks
+
+
+# With three processes, where fewer chunks than processes and uneven shares are most likely to matter
+SOME = [
+    "an_input_and_what_it_spills",
+    "beams",
+    "one_top_chunk",
+    "one_chunk_and_what_it_spills",
+    "no_chunk_at_first",
+    "a_memory",
+    "a_memory_of_one_chunk",
+    "a_memory_that_is_extended",
+    "a_memory_that_is_loaded",
+    "keys_and_values_of_different_widths",
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +39,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, ranks_wor
     directory = tmp_path_factory.mktemp("alone")
     scenarios = Scenarios(False, directory)
     scenarios.model.encode(DOCUMENTS).save(directory / SAVED)
-    return scenarios.all(), directory
+    return scenarios.run(SCENARIOS), directory
 
 
 @pytest.fixture
@@ -37,39 +52,33 @@ def distributed(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_equal_one(processes: int, alone: tuple[dict[str, ranks_worker.Results], Path]) -> None:
+@pytest.mark.parametrize(("processes", "names"), [(2, SCENARIOS), (3, SOME)], ids=["2", "3"])
+def test_several_processes_equal_one(
+    processes: int, names: list[str], alone: tuple[dict[str, ranks_worker.Results], Path]
+) -> None:
     expected, directory = alone
-    done = start(Path(ranks_worker.__file__), str(directory), processes=processes, timeout=120)
+    done = start(Path(ranks_worker.__file__), str(directory), *names, processes=processes, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     results = [torch.load(directory / f"{rank}.pt") for rank in range(processes)]
     wrong = {}
-    for name, values in expected.items():
+    for name in names:
         for rank, result in enumerate(results):
             try:
-                assert_same(result["scenarios"][name], values)
+                assert_same(result["scenarios"][name], expected[name])
                 assert_same(result["scenarios"][name], results[0]["scenarios"][name], tolerance=0)
             except AssertionError as error:
                 wrong[f"{name}, rank {rank}"] = error
     assert not wrong
-    assert [result["chunks held"] for result in results] == [
-        [8 // processes + (r < 8 % processes), 8, 8] for r in range(processes)
-    ]
+    held = [result["chunks held"] for result in results]  # spread, of all, and not spread
+    assert held == [[8 // processes + (rank < 8 % processes), 8, 8] for rank in range(processes)]
     for rank, result in enumerate(results):
         errors = result["errors"]
-        assert errors["other inputs"].startswith(
-            "RuntimeError: `spread_chunks` is True, but what is read is not the same"
-        )
-        assert errors["other seeds"].startswith(
-            "RuntimeError: `spread_chunks` is True, but what is read is not the same"
-        )
-        assert errors["other documents"].startswith(
-            "RuntimeError: `spread_chunks` is True, but the documents are not the same"
-        )
+        for name in ("other beginnings", "other ends", "other seeds", "other options", "other lengths"):
+            assert errors[name].startswith("RuntimeError: ") and "what is read is not the same" in errors[name], name
+        assert errors["other documents"].startswith("RuntimeError: ")
+        assert "the documents are not the same" in errors["other documents"]
         assert errors["saved"].startswith(f"ValueError: The memory is spread over {processes} processes")
-        assert errors["joined"].startswith(
-            "ValueError: `spread_chunks` is False, but the chunks of `memory` are spread over"
-        )
+        assert errors["joined"].startswith("ValueError: `spread_chunks` is False, but the chunks of `memory` are")
         assert f"this was rank {rank} of them, but now it is a process on its own" in errors["alone"]
     assert not (directory / "spread.memory").exists()
 
