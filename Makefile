@@ -35,10 +35,10 @@ train-smoke: $(VENV)/.dev $(VENV)/.train ## train a tiny model in two processes 
 	HF_HUB_OFFLINE=1 $(RUN) pytest tests/test_recipes.py -k zero_2 $(PYTEST_ARGS)
 
 test: $(VENV)/.dev $(VENV)/.train ## run the tests (PYTEST_ARGS="-m 'not slow'" leaves out the long ones)
-	$(TESTS) --ignore tests/test_distributed.py $(PYTEST_ARGS)
+	$(TESTS) --ignore tests/test_distributed.py --ignore tests/test_ranks.py $(PYTEST_ARGS)
 
-test-distributed: $(VENV)/.dev $(VENV)/.train ## run the tests of two processes: DDP, ZeRO and FSDP2 (DeepSpeed compiles an operator, once)
-	$(TESTS) tests/test_distributed.py $(PYTEST_ARGS)
+test-distributed: $(VENV)/.dev $(VENV)/.train ## run the tests of several processes: shared chunks, DDP, ZeRO and FSDP2 (DeepSpeed compiles an operator, once)
+	$(TESTS) tests/test_distributed.py tests/test_ranks.py $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST)/.dev ## run the tests with the lowest transformers and peft that are supported
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m $(PYTEST) $(PYTEST_ARGS)

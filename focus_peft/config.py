@@ -25,6 +25,7 @@ INFERENCE_FIELDS = (
     "top_chunks",
     "storage",
     "storage_dir",
+    "spread_chunks",
 )
 # Where the keys and values of chunks may be
 STORAGES = ("device", "cpu", "int8", "disk")
@@ -75,6 +76,10 @@ class FocusConfig(PeftConfig):
         storage_dir (`str`, *optional*):
             Where the files of `storage="disk"` are made; they vanish with the memory. Default: the system's directory for
             temporary files.
+        spread_chunks (`bool`):
+            Whether the processes of torch.distributed share the chunks of a memory: each holds and reads some of them, only
+            candidates are exchanged, and all give the same result. All must make the same calls, with the same seed where tokens
+            are sampled. Not in training. Default: every process reads on its own.
 
     Parameters that control the training loss:
         loss (`"sum"` or `"draw"`):
@@ -112,6 +117,9 @@ class FocusConfig(PeftConfig):
         default="device", metadata={"help": "Where chunks are kept: 'device', 'cpu', 'int8' or 'disk'."}
     )
     storage_dir: str | None = field(default=None, metadata={"help": "Where storage='disk' makes its files."})
+    spread_chunks: bool = field(
+        default=False, metadata={"help": "The processes of torch.distributed share the chunks of a memory."}
+    )
     loss: Literal["sum", "draw"] = field(default="sum", metadata={"help": "'sum' of both losses or 'draw' of one."})
     continuation_weight: float = field(default=1.0, metadata={"help": "Weight of the continuation loss."})
     repetition_weight: float = field(default=1.0, metadata={"help": "Weight of the repetition loss."})
@@ -165,8 +173,9 @@ class FocusConfig(PeftConfig):
                     '`storage="disk"`, or leave `storage_dir` out.'
                 )
             self.storage_dir = os.fspath(self.storage_dir)
-        if not isinstance(self.add_bos, bool):
-            raise ValueError(f"`add_bos` must be True or False, got {self.add_bos!r}.")
+        for name in ("add_bos", "spread_chunks"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
         for name in ("continuation_weight", "repetition_weight"):
             value = getattr(self, name)
             if not is_number(value) or not 0 <= value < float("inf"):

@@ -19,6 +19,7 @@ from .chunking import cut, with_bos
 from .layout import ChunkRow, PromptRegion, local_pass_input
 from .looking import AttentionRecord
 from .memory import Memory
+from .ranks import Ranks
 from .reader import Reader
 from .settings import Settings
 from .slab import LayerStates, PassCache, Slab, round_up
@@ -78,12 +79,14 @@ class FocusCache(Cache):
         super().__init__(layers=[])
         self.reader, self.settings, self.memory, self.progress = reader, settings, memory, progress
         self.frames = settings.frames if memory is None else memory.frames
+        self.ranks = Ranks.of(settings.spread_chunks, reader) if memory is None else memory.ranks
         self.documents = documents
         held = [] if memory is None else memory.rows
-        self.first_held = 0  # the memory's row that is our first
+        self.first_held = 0  # the row of the memory's slab that is our first
         self.held = held
         if document is not None:  # a document's rows are neighbours
-            self.first_held = next(n for n, row in enumerate(held) if row.document == document)
+            before = next(n for n, row in enumerate(held) if row.document == document)
+            self.first_held = len(self.ranks.own(held[:before]))
             self.held = [replace(row, document=0) for row in held if row.document == document]
         self.streams: list[Stream] = []
         self.regions: list[PromptRegion] = []  # one for each document
@@ -308,14 +311,19 @@ class FocusCache(Cache):
             stream.chosen = None
             stream.is_split = True
             self._clear_region(stream.document)
-        chunks = [list(chunk) for _, _, chunk in pieces]
-        if chunks:
-            rows = self.own_rows[first_new:]
+        before, new = self.own_rows[:first_new], self.own_rows[first_new:]
+        if new:
+            self.ranks.check_alike("what is read is", list(pieces))
+        self.ranks.share(new, self.held + before)
+        rows = self.ranks.own(new)
+        if rows:
+            chunks = [list(chunk) for row, (_, _, chunk) in zip(new, pieces) if self.ranks.holds(row)]
             columns = max(row.length for row in rows) + self.frames.nominal + newest + 1
-            self.own.reserve(self._capacity(len(self.own_rows)), columns)
+            first = len(self.ranks.own(before))
+            self.own.reserve(self._capacity(first + len(rows)), columns)
             starts = [self.frames.chunk_start(row.index, row.length) for row in rows]
             batch_size = self.settings.chunk_batch_size
-            self.reader.read_chunks(self.own, first_new, chunks, starts, batch_size, self.progress)
+            self.reader.read_chunks(self.own, first, chunks, starts, batch_size, self.progress)
 
     def _capacity(self, rows: int) -> int:
         """Rows to reserve: exactly what is needed at first, and twice as many whenever that is not enough."""
@@ -351,20 +359,25 @@ class FocusCache(Cache):
                     self._clear_region(stream.document)
         group = len(self.streams) // self.documents
         prompts = [self._prompt(stream) for stream in self.streams]
+        fed_before = [stream.fed for stream in self.streams]
+        self.ranks.check_alike("what is read is", (prompts, fed_before, newest, self.settings.shared))
         placements = {}
         for document, region in enumerate(self.regions):
             members = slice(document * group, (document + 1) * group)
             fed = [stream.fed for stream in self.streams[members]]
             placements[document] = region.place(prompts[members], fed, newest)
 
-        stores: list[tuple[Slab, Sequence[ChunkRow], int]] = [(self.own, self.own_rows, 0)]
+        rows = self.held + self.own_rows
+        stores: list[tuple[Slab, Sequence[ChunkRow], int]] = [(self.own, self.ranks.own(self.own_rows), 0)]
         if self.memory is not None:
-            stores.insert(0, (self.memory.slab, self.held, self.first_held))
+            stores.insert(0, (self.memory.slab, self.ranks.own(self.held), self.first_held))
         used = sorted({stream.rows[chunk] for stream in self.streams for chunk in stream.renewed_chunks})
         if self.settings.top_chunks is not None:
-            stores = some_rows(stores, used)
+            stores = some_rows(stores, self.ranks.own_numbers(rows, used))
+            rows = [rows[number] for number in used]
         count = group * newest
-        pool = read_candidates(self.reader, stores, self.frames, placements, count, self.settings.chunk_batch_size)
+        found = read_candidates(self.reader, stores, self.frames, placements, count, self.settings.chunk_batch_size)
+        pool = self.ranks.gather(found, rows, count, self.reader.device)
         for document, region in enumerate(self.regions):
             region.keep(placements[document])
         kept: dict[int, Sequence[int]] = {}

@@ -23,11 +23,13 @@ class ChunkRow:
         document (`int`): The document that it belongs to.
         index (`int`): Its number among the chunks of the streams that see it.
         length (`int`): Tokens in it.
+        rank (`int`): The process that holds it, where chunks are spread over several.
     """
 
     document: int
     index: int
     length: int
+    rank: int = 0
 
 
 @dataclass

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from .chunking import cut, document_rows
 from .frames import Frames
 from .layout import ChunkRow
+from .ranks import Ranks
 from .reader import Reader
 from .states import copy_states, describe_states, read_states, write_states
 from .storage import make_slab
@@ -45,6 +46,7 @@ class Memory:
         fingerprint (`Fingerprint`): Of the model that read the documents.
         storage (`str`): Where the states are kept: "device", "cpu", "int8" or "disk" (docs/memory.md).
         storage_dir (`str`, *optional*): Where "disk" has its files. None: the system's directory for temporary files.
+        ranks (`Ranks`): The processes that hold the chunks (docs/memory.md).
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Memory:
         room: int = 0,
         storage: str = "device",
         storage_dir: str | None = None,
+        ranks: Ranks | None = None,
+        old: Memory | None = None,
     ) -> None:
         self.documents = documents
         self.chunk_size = chunk_size
@@ -67,10 +71,24 @@ class Memory:
             for index, chunk in enumerate(cut(ids, chunk_size))
         ]
         columns = max((row.length for row in self.rows), default=0) + room
+        self.ranks = ranks or Ranks()
+        self._share(old)
         self.storage_dir = storage_dir
-        self.slab = make_slab(storage, len(self.rows), columns, storage_dir)
+        self.slab = make_slab(storage, len(self._held), columns, storage_dir)
         self.lock = threading.RLock()
         self._tenant: weakref.ref[Any] | None = None
+
+    def _share(self, old: Memory | None) -> None:
+        """Give the chunks to the ranks; those that `old` has spread already stay where they are."""
+        kept = {} if old is None or old.ranks.size == 1 else {_key(row): row.rank for row in old.rows}
+        there, new = (
+            [row for row in self.rows if _key(row) in kept],
+            [row for row in self.rows if _key(row) not in kept],
+        )
+        for row in there:
+            row.rank = kept[_key(row)]
+        self.ranks.share(new, there)
+        self._held = self.ranks.own(self.rows)  # the rows of the slab
 
     @property
     def num_documents(self) -> int:
@@ -92,7 +110,7 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of storage, on disk too, the room for prompts included."""
+        """Bytes of storage in this process, on disk too, the room for prompts included."""
         return self.slab.nbytes
 
     @property
@@ -108,16 +126,18 @@ class Memory:
         return sum(row.document == document for row in self.rows)
 
     def starts(self) -> list[int]:
-        """The position of each chunk's first token."""
-        return [self.frames.chunk_start(row.index, row.length) for row in self.rows]
+        """The position of the first token of each chunk that this process holds."""
+        return [self.frames.chunk_start(row.index, row.length) for row in self._held]
 
     def read(self, reader: Reader, batch_size: int | None, progress: bool, old: Memory | None = None) -> None:
-        """Encode all chunks, but for those that `old`, a memory of the documents' beginnings, already holds."""
-        chunks = [chunk for ids in self.documents for chunk in cut(ids, self.chunk_size)]
-        todo = list(range(len(self.rows)))
+        """Encode all chunks of this process, but for those that `old`, a memory of the documents' beginnings, already holds."""
+        self.ranks.check_alike("the documents are", (self.documents, old is not None and old.documents))
+        every = [chunk for ids in self.documents for chunk in cut(ids, self.chunk_size)]
+        chunks = [chunk for row, chunk in zip(self.rows, every) if self.ranks.holds(row)]
+        todo = list(range(len(chunks)))
         if old is not None and old.rows:
-            held = {(row.document, row.index, row.length): number for number, row in enumerate(old.rows)}
-            copied = [(n, held[key]) for n in todo if (key := self._key(n)) in held]
+            held = {_key(row): number for number, row in enumerate(old._held)}
+            copied = [(n, held[key]) for n in todo if (key := _key(self._held[n])) in held]
             with old.lock:
                 copy_states(old.slab, self.slab, copied, self._lengths)
             todo = sorted(set(todo) - {new for new, _ in copied})
@@ -133,11 +153,7 @@ class Memory:
 
     @property
     def _lengths(self) -> list[int]:
-        return [row.length for row in self.rows]
-
-    def _key(self, number: int) -> tuple[int, int, int]:
-        row = self.rows[number]
-        return row.document, row.index, row.length
+        return [row.length for row in self._held]
 
     def lease(self, tenant: Any) -> bool:
         """Give the room for prompts to `tenant`. Returns False if somebody else has written there since it last had it."""
@@ -163,8 +179,14 @@ class Memory:
 
         Raises:
             FileExistsError: if `directory` exists and is not empty.
+            ValueError: if the chunks are spread over several processes.
             OSError: if writing fails, for example on a full disk; nothing half-written is left behind.
         """
+        if self.ranks.size > 1:
+            raise ValueError(
+                f"The memory is spread over {self.ranks.size} processes (`spread_chunks`), so none of them can save all of it; encode "
+                "with `spread_chunks=False` in one process, save that, and load it with `spread_chunks=True`."
+            )
         target = Path(directory).absolute()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise FileExistsError(
@@ -211,6 +233,7 @@ class Memory:
         tokenizer: PreTrainedTokenizerBase | None = None,
         storage: str = "device",
         storage_dir: str | None = None,
+        ranks: Ranks | None = None,
     ) -> Memory:
         """Load what `save` wrote. `model.load_memory` calls this with the model's own fingerprint and device.
 
@@ -234,8 +257,11 @@ class Memory:
                 raise ValueError("it was made with another tokenizer; encode the documents again")
             frames = Frames(description["nominal"], description["learned"], description["offset"])
             documents = document_rows(description["documents"], None)
-            memory = cls(documents, description["chunk_size"], frames, fingerprint, room, storage, storage_dir)
-            read_states(source / STATES_FILE, memory.slab, memory._lengths, description["states"], device)
+            memory = cls(documents, description["chunk_size"], frames, fingerprint, room, storage, storage_dir, ranks)
+            memory.ranks.check_alike("the documents are", documents)
+            lengths = [row.length for row in memory.rows]
+            first = memory.rows.index(memory._held[0]) if memory._held else 0  # what one process holds are neighbours
+            read_states(source / STATES_FILE, memory.slab, lengths, description["states"], device, first)
         except KeyError as error:
             raise ValueError(
                 f"The memory in {str(source)!r} cannot be used: {error} is missing in {MEMORY_FILE}."
@@ -249,6 +275,10 @@ class Memory:
             f"Memory({self.num_documents} documents, {self.num_tokens} tokens, {self.num_chunks} chunks of "
             f"{self.chunk_size}, {self.nbytes / 2**20:.1f} MiB, storage {self.storage!r})"
         )
+
+
+def _key(row: ChunkRow) -> tuple[int, int, int]:
+    return row.document, row.index, row.length
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

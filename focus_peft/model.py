@@ -21,6 +21,7 @@ from .looking import exchanges_attention
 from .memory import Memory
 from .objectives import FocusOutput, focus_loss
 from .probe import check_reading
+from .ranks import Ranks
 from .reader import Reader, is_distributed
 from .sampling import CHUNK_SIZES, IGNORE, draw_sample, row_generators
 from .saving import check_adapter_weights
@@ -262,24 +263,33 @@ class FocusModel(BaseTuner):
             attention_mask (`torch.Tensor` of shape (documents, tokens), *optional*): 1 at real tokens of a padded batch.
             memory (`Memory`, *optional*): Its documents are extended with the new ids, one row for each. It stays as it is.
             progress (`bool`, *optional*): Show a progress bar. Default: if standard error is a terminal.
-            **overrides: `chunk_batch_size`, `prompt_size`, `storage` or `storage_dir` for this call. A memory that is extended
-                keeps its storage, unless another is given here.
+            **overrides: `chunk_batch_size`, `prompt_size`, `storage`, `storage_dir` or `spread_chunks` for this call. A memory that
+                is extended keeps its storage, and stays spread, unless something else is given here.
 
         Returns:
             `Memory`: the encoded chunks.
 
         Raises:
-            ValueError: if a document is empty, has ids outside the vocabulary, or has too many chunks for the model.
+            ValueError: if a document is empty, has ids outside the vocabulary, or has too many chunks for the model, or chunks
+                cannot be spread.
+            RuntimeError: in all processes that share the chunks, if they were not given the same documents.
             OSError: if there is no room in `storage_dir`.
         """
         rows = document_rows(document_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size, "document_ids")
         settings = self.settings(**overrides)
-        storage, storage_dir = settings.storage, settings.storage_dir
+        storage, storage_dir, spread = settings.storage, settings.storage_dir, settings.spread_chunks
         if memory is not None:
             self._check_memory(memory, settings)
             if overrides.get("storage") is None:
                 storage, storage_dir = memory.storage, overrides.get("storage_dir") or memory.storage_dir
+            if overrides.get("spread_chunks") is None:
+                spread = memory.ranks.size > 1
+            elif memory.ranks.size > 1 and not spread:
+                raise ValueError(
+                    f"`spread_chunks` is False, but the chunks of `memory` are spread over {memory.ranks.size} processes, none of which "
+                    "has them all; leave it out, or encode the documents again."
+                )
             if len(rows) != memory.num_documents:
                 raise ValueError(
                     f"`document_ids` has {len(rows)} rows, but `memory` holds {memory.num_documents} documents; give one "
@@ -290,7 +300,9 @@ class FocusModel(BaseTuner):
         settings.check_room(self.facts, -(-longest // settings.sizes.chunk), 0)
         frames = settings.frames if memory is None else memory.frames
         room = settings.frames.nominal + 64
-        extended = Memory(rows, settings.sizes.chunk, frames, self.fingerprint, room, storage, storage_dir)
+        ranks = Ranks.of(spread, self.reader)
+        chunk_size = settings.sizes.chunk
+        extended = Memory(rows, chunk_size, frames, self.fingerprint, room, storage, storage_dir, ranks, memory)
         extended.read(self.reader, settings.chunk_batch_size, _progress(progress), old=memory)
         return extended
 
@@ -318,8 +330,7 @@ class FocusModel(BaseTuner):
         settings = self.settings(**overrides)
         rows = unpad(input_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size)
-        if memory is not None:
-            self._check_memory(memory, settings)
+        self._check_chunks(memory, settings)
         check_room(settings, self.facts, rows, memory, 0)
         return read_attention(self.reader, settings, rows, memory)
 
@@ -331,7 +342,7 @@ class FocusModel(BaseTuner):
         Args:
             directory (`str` or `os.PathLike`): What was saved.
             tokenizer (*optional*): Must be the one that was saved with it.
-            **overrides: `storage` or `storage_dir` for this call, whatever the storage of the memory was.
+            **overrides: `storage`, `storage_dir` or `spread_chunks` for this call, whatever the storage of the memory was.
 
         Raises:
             FileNotFoundError: if `directory` holds none.
@@ -339,6 +350,7 @@ class FocusModel(BaseTuner):
         """
         settings = self.settings(**overrides)
         room = settings.frames.nominal + 64
+        ranks = Ranks.of(settings.spread_chunks, self._reader)
         memory = Memory.load(
             directory,
             self.fingerprint,
@@ -347,6 +359,7 @@ class FocusModel(BaseTuner):
             tokenizer,
             settings.storage,
             settings.storage_dir,
+            ranks,
         )
         try:
             check_vocabulary(memory.documents, self.facts.vocab_size, "documents")
@@ -354,6 +367,13 @@ class FocusModel(BaseTuner):
             raise ValueError(f"The memory in {str(directory)!r} cannot be used: {error}") from error
         self._check_memory(memory, settings)
         return memory
+
+    def _check_chunks(self, memory: Memory | None, settings: Settings) -> None:
+        """Refuse a memory that was not made for this model and adapter, or (without one) to spread chunks where that cannot be."""
+        if memory is None:
+            Ranks.of(settings.spread_chunks, self._reader)
+        else:
+            self._check_memory(memory, settings)
 
     def _check_memory(self, memory: Memory, settings: Settings) -> None:
         """Refuse a memory that was not made for this model and adapter."""
@@ -364,6 +384,7 @@ class FocusModel(BaseTuner):
                 self.fingerprint.check(memory.fingerprint.to_dict())
             except ValueError as error:
                 raise ValueError(f"`memory` cannot be used: {error}.") from error
+        memory.ranks.check()
         if memory.chunk_size != settings.sizes.chunk:
             raise ValueError(
                 f"`memory` was made with chunks of {memory.chunk_size} tokens, but the active adapter reads chunks of "
@@ -465,10 +486,13 @@ class FocusModel(BaseTuner):
                     f"`storage` is {overrides['storage']!r}, but with `labels` chunks are on the model's device, where gradients "
                     "need them; leave it out."
                 )
+            if overrides.get("spread_chunks"):
+                raise ValueError(
+                    "`spread_chunks` is True, but with `labels` every process trains on rows of its own; leave it out."
+                )
             generators = row_generators(len(rows), generator, sample_seeds, self.training)
             return self._loss(input_ids, attention_mask, rows, labels, generators, settings, local_loss)
-        if memory is not None:
-            self._check_memory(memory, settings)
+        self._check_chunks(memory, settings)
         check_room(settings, self.facts, rows, memory, 0)
         return read_logits(self.reader, settings, rows, input_ids.shape[1], attention_mask, memory, logits_to_keep)
 
@@ -523,8 +547,10 @@ class FocusModel(BaseTuner):
             memory (`Memory`, *optional*): What `encode` returned.
             attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*):
                 1 at real tokens. Padding may be on either side; what is returned is padded on the left.
-            decoding, refresh_interval, top_chunks, chunk_batch_size, local_size, prompt_size, add_bos, storage, storage_dir:
-                Override the adapter's configuration for this call. A `memory` stays in its own storage.
+            decoding, refresh_interval, top_chunks, chunk_batch_size, local_size, prompt_size, add_bos, storage, storage_dir,
+            spread_chunks:
+                Override the adapter's configuration for this call. A `memory` stays in its own storage, and it is the memory
+                that says whether chunks are spread.
             progress (`bool`, *optional*): Show a progress bar while reading. Default: if standard error is a terminal.
             **kwargs: Every option of transformers' `generate`, but `inputs_embeds`, `use_cache=False`, `cache_implementation`,
                 `prefill_chunk_size`, `output_attentions` and `output_hidden_states`.
@@ -534,6 +560,7 @@ class FocusModel(BaseTuner):
 
         Raises:
             ValueError: for inputs or options that cannot work; before anything is read.
+            RuntimeError: in all processes that share the chunks, if they do not read the same.
         """
         overrides = {name: kwargs.pop(name, None) for name in INFERENCE_FIELDS}
         progress = _progress(kwargs.pop("progress", None))
@@ -542,8 +569,7 @@ class FocusModel(BaseTuner):
                 raise ValueError("`memory` was given, but the adapter is disabled, and the base model cannot read it.")
             return self.model.generate(inputs, **kwargs)
         settings = self.settings(**overrides)
-        if memory is not None:
-            self._check_memory(memory, settings)
+        self._check_chunks(memory, settings)
         overridden = [name for name, value in overrides.items() if value is not None]
         return generate(self.reader, settings, self.facts, inputs, memory, progress, overridden, kwargs)
 

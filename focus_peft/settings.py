@@ -78,6 +78,7 @@ class Settings:
         top_chunks (`int`, *optional*): Only the candidates of so many chunks are renewed.
         storage (`str`): Where chunks are kept.
         storage_dir (`str`, *optional*): Where those on disk are.
+        spread_chunks (`bool`): Whether processes share them.
     """
 
     sizes: WindowSizes
@@ -89,6 +90,7 @@ class Settings:
     top_chunks: int | None = None
     storage: str = "device"
     storage_dir: str | None = None
+    spread_chunks: bool = False
 
     @classmethod
     def of(cls, config: FocusConfig, facts: ModelFacts) -> Settings:
@@ -113,7 +115,13 @@ class Settings:
             config.top_chunks,
             config.storage,
             config.storage_dir,
+            config.spread_chunks,
         )
+
+    @property
+    def shared(self) -> tuple:
+        """What must be the same in all processes that share chunks: all but where each keeps its own, and how many it reads at once."""
+        return self.sizes, self.frames, self.bos, self.decoding, self.refresh_interval, self.top_chunks
 
     def check_room(self, facts: ModelFacts, chunks: int, new_tokens: int) -> None:
         """Raise a ValueError if `new_tokens` more tokens behind so many chunks would leave the positions of the model."""

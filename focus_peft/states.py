@@ -58,9 +58,14 @@ def write_states(path: str | os.PathLike, slab: Slab, lengths: Sequence[int]) ->
 
 
 def read_states(
-    path: str | os.PathLike, slab: Slab, lengths: Sequence[int], described: dict[str, list], device: torch.device | str
+    path: str | os.PathLike,
+    slab: Slab,
+    lengths: Sequence[int],
+    described: dict[str, list],
+    device: torch.device | str,
+    first: int = 0,
 ) -> None:
-    """Fill an empty slab with what `write_states` wrote, on a device.
+    """Fill an empty slab with what `write_states` wrote, on a device: as many rows as it has, from row `first` of the file on.
 
     Raises:
         ValueError: if the file does not hold what is described, or that does not fit the rows.
@@ -79,10 +84,11 @@ def read_states(
                 f"{name} holds {shape[0]} chunks of {shape[2]} tokens where {len(lengths)} of {columns} belong"
             )
     for layer in range(len(described) // 2):
-        for rows in _pieces(described[f"key.{layer}"][1]):
+        for rows in _pieces([slab.rows, *described[f"key.{layer}"][1][1:]]):
+            there = slice(first + rows.start, first + rows.stop)
             with safe_open(path, "pt") as file:  # mapped anew for each piece, which else would stay in memory
-                keys, values = (file.get_slice(f"{side}.{layer}")[rows.start : rows.stop] for side in ("key", "value"))
-                slab.store_chunks(layer, rows, (keys.to(device), values.to(device)), lengths[rows])
+                keys, values = (file.get_slice(f"{side}.{layer}")[there] for side in ("key", "value"))
+                slab.store_chunks(layer, rows, (keys.to(device), values.to(device)), lengths[there])
             slab.close()
 
 

@@ -4,12 +4,14 @@
     python recipes/benchmark.py decode --tokens 16384 --output docs/results/decode-16384.json
     python recipes/benchmark.py training --tokens 4096 --output docs/results/training-4096.json
     python recipes/benchmark.py memory --tokens 400000 --dtype bfloat16 --output docs/results/memory-400000.json
+    python recipes/benchmark.py ranks --tokens 32768 --new-tokens 1 --output docs/results/ranks-32768.json
     python recipes/benchmark.py scaling --tokens 8192 32768 131072 --output docs/results/scaling.json
 
 `prefill`: seconds of reading, beside the base model over as many tokens in the same shapes ("floor") and full attention.
 `decode`: seconds per token, streaming and exact, each beside the base model over as many tokens.
 `training`: a training step, beside the same losses with the graph kept through all chunk tokens; gradients are compared.
 `memory`: the same reading with the chunks' keys and values in each kind of storage.
+`ranks`: the same reading by one process of one thread, and by two that share the chunks.
 `scaling`: time and memory against length, full attention beside it as far as `--full-tokens`.
 
 Every way of a measurement runs in processes of its own, in turn, round after round, so that peak memory is its own and a slow spell of
@@ -35,12 +37,13 @@ from typing import Any
 import peft
 import torch
 import transformers
-from benchmarks import reading, training
+from benchmarks import ranks, reading, training
 
 
 # What one process runs
 RUNS = {
     "focus": reading.focus,
+    "processes": ranks.focus_of_processes,
     "full": reading.full_attention,
     "reading floor": reading.reading_floor,
     "step floor": reading.step_floor,
@@ -69,6 +72,10 @@ WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "memory": {
         storage: ("focus", {"decoding": "streaming", "storage": storage}) for storage in ("device", "int8", "disk")
     },
+    "ranks": {
+        "1 process": ("processes", {"decoding": "streaming", "processes": 1}),
+        "2 processes": ("processes", {"decoding": "streaming", "processes": 2}),
+    },
     "scaling": {
         "focus": ("focus", {"decoding": "streaming"}),
         "full attention": ("full", {}),
@@ -92,6 +99,11 @@ RATIOS: dict[str, list[tuple[str, str, str]]] = {
         (measure, storage, "device")
         for storage in ("int8", "disk")
         for measure in ("peak_memory_gb", "prefill_seconds", "seconds_per_token")
+    ],
+    "ranks": [
+        ("prefill_seconds", "1 process", "2 processes"),
+        ("seconds_per_token", "1 process", "2 processes"),
+        ("peak_memory_gb", "1 process", "2 processes"),
     ],
     "scaling": [],
 }
@@ -160,7 +172,7 @@ def summary(
         "ratios": ratios,
         "repeats": args.repeats,
         "dtype": args.dtype,
-        "threads": torch.get_num_threads(),
+        "threads": 1 if args.measurement == "ranks" else torch.get_num_threads(),
         "machine": f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
     }

@@ -76,7 +76,7 @@ class Evaluator:
         settings = asdict(self.evaluation)
         del settings["output_dir"]
         windows = asdict(self.model.base_model.settings())
-        del windows["chunk_batch_size"]  # changes no result
+        del windows["chunk_batch_size"], windows["spread_chunks"]  # change no result
         return {
             **settings,
             "windows": windows,

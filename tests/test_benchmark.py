@@ -58,6 +58,12 @@ SMALL = ["--dtype", "bfloat16", "--chunk-size", "64", "--local-size", "64", "--p
             4,
         ),
         (
+            "ranks",
+            ["--tokens", "300", "--ways", "1 process", "2 processes", *SMALL],
+            ["1 process", "2 processes"],
+            3,
+        ),
+        (
             "scaling",
             ["--tokens", "200", "300", "--ways", "full attention", "--full-tokens", "200", *SMALL],
             ["full attention, 200 tokens"],

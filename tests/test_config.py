@@ -43,6 +43,7 @@ OTHER_VALUES: dict[str, Any] = {
     "top_chunks": 1,
     "storage": "disk",
     "storage_dir": tempfile.gettempdir(),
+    "spread_chunks": True,
     "loss": "draw",
     "continuation_weight": 0.5,
     "repetition_weight": 2.0,
@@ -63,6 +64,7 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "top_chunks": [0, -1, 1.5, "8", True],
     "storage": [None, "tape", "DISK", 8, ["cpu"]],
     "storage_dir": ["", 5, True, b"", ["/tmp"]],
+    "spread_chunks": [None, 1, "yes"],
     "loss": [None, "mean", 3],
     "continuation_weight": [-1, NAN, INFINITY, None, "1"],
     "repetition_weight": [-1, NAN, INFINITY, None, "1"],
@@ -72,7 +74,7 @@ IMPOSSIBLE: dict[str, list[Any]] = {
 # what a field cannot be set without
 NEEDED: dict[str, dict[str, Any]] = {"alpha": {"r": 4}, "storage_dir": {"storage": "disk"}}
 # these change where things are, and never results
-HARMLESS = ("chunk_batch_size", "storage", "storage_dir")
+HARMLESS = ("chunk_batch_size", "storage", "storage_dir", "spread_chunks")
 MAX_POSITIONS = sorted({*range(64, 200), *(2**n + d for n in range(7, 18) for d in (-1, 0, 1)), 10_000, 131_072})
 
 
@@ -100,6 +102,7 @@ def test_these_are_the_public_fields_with_their_defaults() -> None:
         "top_chunks": None,
         "storage": "device",
         "storage_dir": None,
+        "spread_chunks": False,
         "loss": "sum",
         "continuation_weight": 1.0,
         "repetition_weight": 1.0,
@@ -348,6 +351,16 @@ def test_longrope_models_get_the_sizes_of_their_original_length() -> None:
 # Overrides for one call
 
 
+@pytest.fixture
+def distributed(tmp_path: Path) -> Iterator[None]:
+    """One process of torch.distributed, which may share chunks with itself."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("distributed")
 @pytest.mark.parametrize("field", INFERENCE_FIELDS)
 def test_fields_that_matter_at_inference_can_be_overridden_for_one_call(field: str) -> None:
     value = {"local_size": 6, "prompt_size": 3}.get(field, OTHER_VALUES[field])
@@ -369,6 +382,7 @@ def test_fields_that_matter_at_inference_can_be_overridden_for_one_call(field: s
     assert torch.allclose(torch.stack(found.scores), plain) == (field in HARMLESS)
 
 
+@pytest.mark.usefixtures("distributed")
 @pytest.mark.parametrize("field", INFERENCE_FIELDS)
 def test_forward_takes_the_same_overrides(field: str) -> None:
     value = {"local_size": 6, "prompt_size": 3}.get(field, OTHER_VALUES[field])
@@ -392,6 +406,7 @@ def test_forward_takes_the_same_overrides(field: str) -> None:
         ("refresh_interval", 0),
         ("chunk_batch_size", 1.5),
         ("storage", "tape"),
+        ("spread_chunks", "yes"),
         ("storage_dir", "/somewhere"),  # while the storage makes no files
     ],
 )

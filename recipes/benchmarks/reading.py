@@ -46,9 +46,8 @@ def focus(options: dict[str, Any]) -> dict[str, Any]:
     """Our `generate`, in the mode and with the storage that are asked for."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
-    given = {
-        name: options[name] for name in ("decoding", "storage", "refresh_interval", "top_chunks") if name in options
-    }
+    names = ("decoding", "storage", "spread_chunks", "refresh_interval", "top_chunks")
+    given = {name: options[name] for name in names if name in options}
     return generating(model, ids, options["new_tokens"], warm_up=model.settings().sizes.local + 8, **given)
 
 
