@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 import time
 import warnings
@@ -28,11 +29,12 @@ import transformers
 from common import load_model
 from evaluation import PERPLEXITY, Evaluation, TaskArguments, chosen, read_texts
 from peft import PeftConfig, PeftModel, get_peft_model
-from results import SampleFile, circumstances, git_commit, summarise, table, write_text
+from results import SampleFile, circumstances, git_commit, publishable, summarise, table, write_text
 from tqdm import tqdm
 
 from focus_peft import FocusConfig
 from focus_peft.fingerprint import digest
+from focus_peft.results import save_results
 from focus_peft.tasks import METHODS, TASKS, Method, PerplexityTask, Source
 
 
@@ -52,10 +54,11 @@ class Evaluator:
     Args:
         evaluation (`Evaluation`): What is run.
         name (`str`): The folder's name starts with it.
+        command (`str`): What is run, for those who want to run it again.
     """
 
-    def __init__(self, evaluation: Evaluation, name: str) -> None:
-        self.evaluation = evaluation
+    def __init__(self, evaluation: Evaluation, name: str, command: str) -> None:
+        self.evaluation, self.command = evaluation, command
         self.texts = read_texts(evaluation.texts)
         self.words = [] if evaluation.words is None else "\n".join(read_texts([evaluation.words])).split()
         self.model, self.tokenizer = load(evaluation)
@@ -206,6 +209,7 @@ class Evaluator:
         }
         write_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         write_text(self.folder / "table.md", table(results, skipped))
+        save_results(publishable(results, self.command, self.evaluation), self.folder / "results.json")
 
 
 def load(evaluation: Evaluation) -> tuple[Any, Any]:
@@ -250,7 +254,8 @@ def prepare(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Evaluat
     lengths = chosen("lengths", args.lengths, every)
     if evaluation.adapter is None:
         print("warning: no `adapter`, so the twins are untrained.", file=sys.stderr)
-    evaluator = Evaluator(evaluation, Path(args.config).stem)
+    command = shlex.join(["python", "recipes/evaluate.py", "--config", args.config, *overrides])
+    evaluator = Evaluator(evaluation, Path(args.config).stem, command)
     jobs = [
         Job(job.task, job.length, job.arguments, tuple(label for label in job.methods if label in methods))
         for job in evaluator.jobs()

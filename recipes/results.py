@@ -17,6 +17,7 @@ import transformers
 
 import focus_peft
 from focus_peft.metrics import peak_memory
+from focus_peft.results import ADAPTER, Result, environment
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,6 +116,29 @@ def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]
         result["seconds_per_sample"] = math.fsum(sample["seconds"] for sample in ran) / len(ran)
         results.append(result)
     return results
+
+
+def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: Any) -> list[Result]:
+    """What `focus-peft publish --results` takes: every mean, the adapter's own and those of the other methods."""
+    found = []
+    for result in results:
+        perplexity = "perplexity" in result
+        settings = {name: result[name] for name in ("length", "samples")} | {"dtype": evaluation.model.dtype}
+        if "wilson_95" in result:
+            settings["95 % interval"] = [round(bound, 3) for bound in result["wilson_95"]]
+        found.append(
+            Result(
+                task=result["task"],
+                dataset=", ".join(evaluation.texts) if perplexity else f"made from seed {evaluation.seed}",
+                metric="perplexity" if perplexity else result["metric"],
+                value=round(result["perplexity"] if perplexity else result["mean"], 4),
+                settings=settings,
+                command=command,
+                subject=ADAPTER if result["method"] == ADAPTER else result["method"].replace("_", " "),
+                **environment(),
+            )
+        )
+    return found
 
 
 def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ pytest.importorskip("datasets")
 
 from results import SampleFile, key_of, summarise, table, wilson
 
+from focus_peft.results import load_results
 from focus_peft.tasks import TASKS, Adapter, FullAttention, PerplexityTask, Source
 
 
@@ -130,6 +131,11 @@ def test_the_summary_has_means_reasons_and_circumstances(config: Path) -> None:
     assert all("512 positions" in entry["reason"] for entry in summary["not_run"])
     assert summary["versions"]["torch"] == torch.__version__ and summary["peak_memory_gb_of_the_last_run"] > 0
     assert summary["seconds"] == pytest.approx(sum(sample["seconds"] for sample in samples), abs=0.1)
+    published = load_results(folder / "results.json")
+    assert len(published) == 6 and {result.metric for result in published} == {"accuracy", "perplexity"}
+    values = {round(result.get("perplexity", result["mean"]), 4) for result in summary["results"]}
+    assert {result.value for result in published} == values
+    assert [result.subject for result in published].count("adapter") == 4
     text = (folder / "table.md").read_text()
     assert "## passkey: accuracy" in text and "| tokens | 400 | 600 |" in text and "| full_attention | " in text
 
@@ -198,7 +204,7 @@ def test_options_of_methods_reach_them(config: Path) -> None:
     evaluation = recipe.Evaluation.load(
         str(config), ["methods={wide: {method: adapter, local_size: 128}, bm25: {chunks: 2}}", "lengths=[1K, 512]"]
     )
-    evaluator = recipe.Evaluator(evaluation, "x")
+    evaluator = recipe.Evaluator(evaluation, "x", "command")
     assert evaluator.methods["wide"].settings.sizes.local == 128
     assert getattr(evaluator.methods["bm25"], "chunks", None) == 2
     assert [job.length for job in evaluator.jobs()] == [512, 512, 1024, 1024]
