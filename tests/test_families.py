@@ -35,7 +35,7 @@ TIGHT = {"rtol": 0, "atol": 1e-9}
 
 def _marks(family: str, attention: str) -> list[pytest.MarkDecorator]:
     if IS_OLD and (family, attention) in OLD:
-        return [pytest.mark.xfail(reason=OLD[family, attention], raises=ValueError, strict=False)]
+        return [pytest.mark.xfail(reason=OLD[family, attention], raises=(ValueError, RuntimeError), strict=False)]
     return []
 
 
