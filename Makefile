@@ -22,8 +22,7 @@ help: ## show this list
 demo: $(VENV)/.demo ## hide a sentence in a long text, and ask SmolLM2-135M for it, without and with the adapter in hub/
 	$(VENV)/bin/python recipes/demo.py $(DEMO_ARGS)
 
-verify-adapter: $(VENV)/.demo ## measure the adapter in hub/ on passkeys, beside its local window alone (VERIFY_ARGS=…: see docs/evaluation.md)
-	$(RUN) pip install --quiet --editable '.[train]'
+verify-adapter: $(VENV)/.demo $(VENV)/.train ## measure the adapter in hub/ on passkeys, beside its local window alone (VERIFY_ARGS=…: see docs/evaluation.md)
 	$(VENV)/bin/python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml $(VERIFY_ARGS)
 demo-page: $(VENV)/.demo ## the same on a local web page, with documents and questions of your own
 	$(VENV)/bin/python recipes/demo_page.py $(DEMO_ARGS)

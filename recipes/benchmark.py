@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,10 +33,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-import transformers
 from benchmarks import ranks, reading, training
+
+from focus_peft.results import environment
 
 
 # What one process runs
@@ -173,8 +172,7 @@ def summary(
         "repeats": args.repeats,
         "dtype": args.dtype,
         "threads": 1 if args.measurement == "ranks" else torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}",
-        "versions": {module.__name__: module.__version__ for module in (torch, transformers, peft)},
+        **environment(),
     }
 
 

@@ -120,7 +120,7 @@ def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]
 
 def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: Any) -> list[Result]:
     """What `focus-peft publish --results` takes: every mean, the adapter's own and those of the other methods."""
-    found = []
+    found, where = [], environment()
     for result in results:
         perplexity = "perplexity" in result
         settings = {name: result[name] for name in ("length", "samples")} | {"dtype": evaluation.model.dtype}
@@ -135,7 +135,7 @@ def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: 
                 settings=settings,
                 command=command,
                 subject=ADAPTER if result["method"] == ADAPTER else result["method"].replace("_", " "),
-                **environment(),
+                **where,
             )
         )
     return found

@@ -20,7 +20,7 @@ from focus_peft.chunking import cut
 from focus_peft.metrics import peak_memory
 
 
-# The least tokens that the longest measurement needs of the document; it is repeated beyond
+# So many characters of text are tokenised for each token that is wanted, more than a token has on average
 CHARACTERS_PER_TOKEN = 12
 
 
