@@ -59,6 +59,8 @@ class RunArguments:
     Attributes:
         resume (`str` or `bool`): "auto": go on from the last whole checkpoint in `output_dir`, if there is one. False: start
             anew. True, or a checkpoint's folder: from there.
+        initial_adapter (`str`, *optional*): A folder or a Hub repository with an adapter, whose twins the first step starts from.
+            `focus` must describe twins of the same shape.
         passkey_every (`int`, *optional*): Measure passkey accuracy every so many steps.
         passkey_tokens, passkey_samples (`int`): Length and number of its prompts.
         eval_samples (`int`, *optional*): Evaluate on so many of the held-out pieces, evenly spaced. Default: on all.
@@ -66,6 +68,7 @@ class RunArguments:
     """
 
     resume: str | bool = "auto"
+    initial_adapter: str | None = None
     passkey_every: int | None = None
     passkey_tokens: int = 1024
     passkey_samples: int = 10

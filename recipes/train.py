@@ -20,14 +20,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from common import Recipe, load_model, load_recipe, save_recipe
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback
 
+from focus_peft import FocusConfig
 from focus_peft.cost import training_cost
 from focus_peft.data import DocumentCollator, prepare
 from focus_peft.metrics import peak_memory
@@ -67,8 +68,11 @@ def make_trainer(recipe: Recipe) -> FocusTrainer:
     if run.passkey_every is not None:
         args.eval_tasks_steps = run.passkey_every
         tasks["passkey"] = PasskeyTask(run.passkey_tokens, run.passkey_samples)
+    adapted = get_peft_model(model, recipe.focus)
+    if run.initial_adapter is not None:
+        start_from(adapted, run.initial_adapter)
     return FocusTrainer(
-        model=get_peft_model(model, recipe.focus),
+        model=adapted,
         args=args,
         train_dataset=data.train,
         eval_dataset=held_out,
@@ -77,6 +81,29 @@ def make_trainer(recipe: Recipe) -> FocusTrainer:
         eval_tasks=tasks,
         callbacks=[] if run.patience is None else [EarlyStoppingCallback(run.patience)],
     )
+
+
+def start_from(model: PeftModel, adapter: str) -> None:
+    """Give a model's twins the weights of another adapter.
+
+    Raises:
+        ValueError: if that adapter has other twins.
+    """
+    given, wanted = FocusConfig.from_pretrained(adapter), cast(FocusConfig, model.peft_config["default"])
+    for name in ("r", "alpha", "target_modules"):
+        values = [getattr(config, name) for config in (wanted, given)]
+        if name == "alpha":  # None is a number, too
+            values = [None if config.r is None else config.scaling * config.r for config in (wanted, given)]
+        if values[0] != values[1]:
+            raise ValueError(
+                f"`{name}` is {values[0]!r}, but {values[1]!r} in the `initial_adapter` {adapter!r}; give it the same value."
+            )
+    loaded: Any = set_peft_model_state_dict(model, load_peft_weights(adapter, device="cpu"))
+    if loaded.unexpected_keys:
+        raise ValueError(
+            f"`initial_adapter` {adapter!r} has twins that this model lacks, such as {loaded.unexpected_keys[0]!r}; it belongs to "
+            "another base model."
+        )
 
 
 def dry_run(config: str, overrides: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from refusal import assert_sentence
 from runs import environment
+from safetensors.torch import load_file
 from test_distributed import needs_deepspeed
 
 from focus_peft import FocusConfig
@@ -207,3 +208,21 @@ def test_environment_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch
     recipe = load_recipe(RECIPES / "configs" / "tiny_debug.yaml", words, training__output_dir=str(tmp_path))
     assert recipe.data.cache_dir == os.path.join("somewhere", "cache")
     assert recipe.data.sources[0].path == os.path.join(os.path.dirname(os.__file__), "email", "*.py")
+
+
+def test_training_goes_on_from_another_adapter(tmp_path: Path) -> None:
+    """A second recipe starts from the twins that a first one left, and refuses twins of another shape."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    small = ["passkey_every=null", "eval_strategy=no", "data.held_out=0"]
+    done = train("--config", TINY, *small, "max_steps=2", f"output_dir={first}", f"data.cache_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    onward = [f"initial_adapter={first}", f"output_dir={second}", f"data.cache_dir={tmp_path}", "learning_rate=0"]
+    done = train("--config", TINY, *small, *onward, "max_steps=1")
+    assert done.returncode == 0, done.stderr
+    twins = [load_file(folder / "adapter_model.safetensors") for folder in (first, second)]
+    assert twins[0].keys() == twins[1].keys()
+    assert all(torch.equal(twins[0][name], twins[1][name]) for name in twins[0])
+
+    done = train("--config", TINY, *small, *onward, "max_steps=1", "focus.r=3", f"output_dir={tmp_path / 'third'}")
+    assert done.returncode != 0
+    assert "`r` is 3" in done.stderr and "`initial_adapter`" in done.stderr
