@@ -31,7 +31,7 @@ HYPER_PARAMETERS = (
 )
 # Of its `model`: how the base model was loaded
 LOADED = ("revision", "dtype", "load_in_4bit", "gguf_file")
-LOSS_FIELDS = ("loss", "continuation_weight", "repetition_weight", "distill_weight", "label_size")
+LOSS_FIELDS = ("loss", "continuation_weight", "repetition_weight", "distill_weight", "label_size", "train_local_size")
 # (what is evaluated, metric of the adapter, metric of the local window alone)
 EVALUATED = (
     ("continuation", "loss_continuation", "loss_local_continuation"),
@@ -187,7 +187,8 @@ def _training(facts: CardFacts) -> str:
         planned = known.state.get("max_steps")
         rows.append(("steps trained", f"{known.step:,}" + (f" of {planned:,}" if planned else "")))
     if rows:  # else nothing is known of the training, and the fields of the loss may never have been used
-        rows += [(f"`{name}`", _cell(getattr(config, name))) for name in LOSS_FIELDS]
+        given = {name: getattr(config, name) for name in LOSS_FIELDS}
+        rows += [(f"`{name}`", _cell(value)) for name, value in given.items() if value is not None]
         parts.append("Hyper-parameters:\n\n" + _table(("", ""), rows))
     parts.append(_held_out(known))
     parts = [part for part in parts if part]

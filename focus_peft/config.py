@@ -88,6 +88,10 @@ class FocusConfig(PeftConfig):
         continuation_weight, repetition_weight (`float`): Weights of the two losses. Default: 1.
         distill_weight (`float`): λ in (1 − λ)·cross-entropy + λ·KL(base model reading everything ‖ adapter). Default: 0.
         label_size (`int`): Consecutive label tokens of a span, for each of the two losses. Default: 32.
+        train_local_size (`int`, *optional*):
+            The longest local window before the labels that training draws. A window holds up to `local_size` +
+            `chunk_size` - 1 tokens before its oldest become a chunk, and candidates do harm behind windows longer than
+            any that training showed. Default: `local_size` (the paper's).
 
     Raises:
         ValueError: if a field has a value that cannot work; the message names the field, the value and the remedy.
@@ -125,6 +129,9 @@ class FocusConfig(PeftConfig):
     repetition_weight: float = field(default=1.0, metadata={"help": "Weight of the repetition loss."})
     distill_weight: float = field(default=0.0, metadata={"help": "Weight of the distillation term, from 0 to 1."})
     label_size: int = field(default=32, metadata={"help": "Consecutive label tokens of a span."})
+    train_local_size: int | None = field(
+        default=None, metadata={"help": "Longest local window that training draws. None: `local_size`."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,7 +148,7 @@ class FocusConfig(PeftConfig):
         if self.target_modules is not None:
             _check_target_modules(self.target_modules)
 
-        for name in ("r", "chunk_size", "local_size", "prompt_size", "chunk_batch_size", "top_chunks"):
+        for name in ("r", "chunk_size", "local_size", "prompt_size", "chunk_batch_size", "top_chunks", "train_local_size"):
             value = getattr(self, name)
             if value is not None:
                 _check_positive_int(name, value, "a positive integer or None")

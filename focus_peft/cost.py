@@ -182,7 +182,7 @@ def _activations(
 
     # (tokens with a graph, rows of attention, keys that each row sees, tokens that go through twins)
     passes = [(rows * windows * newest, rows, columns + windows * newest, True)]
-    local = sizes.local + labels
+    local = (focus.train_local_size or sizes.local) + labels
     with_graph = local if exact else labels
     passes += [(with_graph, 1, newest * rows + local, False)] * windows
     activations, layer = 0.0, 0.0

@@ -516,7 +516,7 @@ class FocusModel(BaseTuner):
         check_vocabulary([[t for t in row if t != IGNORE] or [0] for row in targets], self.facts.vocab_size, "labels")
         config = self.active_config
         most = -(-max(map(len, rows)) // min(min(CHUNK_SIZES), settings.sizes.chunk))
-        settings.check_labels(self.facts, config.label_size, most)
+        settings.check_labels(self.facts, config.label_size, most, config.train_local_size)
         samples = [
             draw_sample([target != IGNORE for target in row], settings, config, generator)
             for row, generator in zip(targets, generators)

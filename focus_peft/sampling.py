@@ -115,7 +115,8 @@ def draw_sample(
     Args:
         labelled (`Sequence[bool]`): For each token of the document, whether it may be a label.
         settings (`Settings`): Its chunk and local sizes are upper bounds.
-        config (`FocusConfig`): `loss`, the weights (a loss with weight 0 is not drawn) and `label_size`.
+        config (`FocusConfig`): `loss`, the weights (a loss with weight 0 is not drawn),
+            `label_size` and `train_local_size`.
         generator (`torch.Generator`, *optional*): Default: torch's global one.
 
     Returns:
@@ -131,15 +132,16 @@ def draw_sample(
         first = float(torch.rand((), generator=generator)) < odds
         wants = [first, not first]
 
+    longest = config.train_local_size or sizes.local
     # labels of the continuation: a memory token and a local token come before them
     continuation = _draw_span(
-        labelled, 1, tokens, sizes.local, config.label_size, (tokens + 1) // 2, generator, share=2
+        labelled, 1, tokens, longest, config.label_size, (tokens + 1) // 2, generator, share=2
     )
     if continuation is None:
         return None
     memory = continuation.start if wants[0] else tokens
     repetition = (
-        _draw_span(labelled, 0, memory, sizes.local, config.label_size, 0, generator, share=1) if wants[1] else None
+        _draw_span(labelled, 0, memory, longest, config.label_size, 0, generator, share=1) if wants[1] else None
     )
     if not wants[0]:
         continuation = None

@@ -143,14 +143,15 @@ class Settings:
                 f"{self.sizes.chunk}, a smaller `local_size`, or fewer new tokens."
             )
 
-    def check_labels(self, facts: ModelFacts, labels: int, chunks: int) -> None:
-        """Raise a ValueError if so many consecutive labels behind so many chunks would leave the positions of a model with bounds."""
-        bos = int(self.bos is not None)
+    def check_labels(self, facts: ModelFacts, labels: int, chunks: int, local: int | None = None) -> None:
+        """Raise a ValueError if so many labels behind so many chunks, and up to `local` (default: L) local tokens, would leave the
+        positions of a model with bounds."""
+        bos, local = int(self.bos is not None), local or self.sizes.local
         row = self.sizes.chunk + bos + self.sizes.prompt + (labels - 1 if self.decoding == "streaming" else 0)
-        window = (0 if facts.learned_positions else chunks + self.frames.offset) + bos + self.sizes.local + labels - 1
+        window = (0 if facts.learned_positions else chunks + self.frames.offset) + bos + local + labels - 1
         if facts.bounded and max(row, window) > facts.max_positions:
             raise ValueError(
                 f"No position of the model may pass {facts.max_positions}, and a `label_size` of {labels} would need "
                 f"{max(row, window)}: `chunk_size` ({self.sizes.chunk}) + `prompt_size` ({self.sizes.prompt}) or "
-                f"`local_size` ({self.sizes.local}), BOS, and all labels but the last. Choose smaller sizes."
+                f"local window ({local}), BOS, and all labels but the last. Choose smaller sizes."
             )

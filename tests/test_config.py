@@ -49,6 +49,7 @@ OTHER_VALUES: dict[str, Any] = {
     "repetition_weight": 2.0,
     "distill_weight": 0.25,
     "label_size": 7,
+    "train_local_size": 9,
 }
 IMPOSSIBLE: dict[str, list[Any]] = {
     "target_modules": [[], "", (), 5, True, [1], ["q_proj", ""], "(", {"q_proj": 1}],
@@ -70,6 +71,7 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "repetition_weight": [-1, NAN, INFINITY, None, "1"],
     "distill_weight": [-0.1, 1.1, NAN, None, "0"],
     "label_size": [0, -2, None, 2.5, True],
+    "train_local_size": [0, -2, "8", 2.5, True],
 }
 # what a field cannot be set without
 NEEDED: dict[str, dict[str, Any]] = {"alpha": {"r": 4}, "storage_dir": {"storage": "disk"}}
@@ -108,6 +110,7 @@ def test_these_are_the_public_fields_with_their_defaults() -> None:
         "repetition_weight": 1.0,
         "distill_weight": 0.0,
         "label_size": 32,
+        "train_local_size": None,
     }
 
 

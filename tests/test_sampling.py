@@ -153,8 +153,9 @@ def test_local_sizes_lie_between_thirty_and_the_window_where_there_is_room(field
             assert min(LEAST_LOCAL, most) <= sample.repetition.local <= most
 
 
-def test_local_sizes_are_drawn_up_to_the_window() -> None:
-    drawn = [draw(1000, seed, local_size=40) for seed in range(300)]
+@pytest.mark.parametrize("sizes_given", [{"local_size": 40}, {"local_size": 8, "train_local_size": 40}])
+def test_local_sizes_are_drawn_up_to_the_window(sizes_given: dict[str, int]) -> None:
+    drawn = [draw(1000, seed, **sizes_given) for seed in range(300)]
     for kind in ("continuation", "repetition"):
         sizes = {span.local for sample in drawn if (span := getattr(sample, kind)).first_label > 100}
         assert sizes == set(range(LEAST_LOCAL, 41))
