@@ -148,7 +148,8 @@ class FocusConfig(PeftConfig):
         if self.target_modules is not None:
             _check_target_modules(self.target_modules)
 
-        for name in ("r", "chunk_size", "local_size", "prompt_size", "chunk_batch_size", "top_chunks", "train_local_size"):
+        sizes = ("chunk_size", "local_size", "prompt_size", "train_local_size")
+        for name in ("r", *sizes, "chunk_batch_size", "top_chunks"):
             value = getattr(self, name)
             if value is not None:
                 _check_positive_int(name, value, "a positive integer or None")

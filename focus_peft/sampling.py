@@ -134,9 +134,7 @@ def draw_sample(
 
     longest = config.train_local_size or sizes.local
     # labels of the continuation: a memory token and a local token come before them
-    continuation = _draw_span(
-        labelled, 1, tokens, longest, config.label_size, (tokens + 1) // 2, generator, share=2
-    )
+    continuation = _draw_span(labelled, 1, tokens, longest, config.label_size, (tokens + 1) // 2, generator, share=2)
     if continuation is None:
         return None
     memory = continuation.start if wants[0] else tokens
