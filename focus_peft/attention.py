@@ -8,13 +8,15 @@ attention take. For these, a model with FlashAttention, FlexAttention or a kerne
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from .grouped import GROUPED
 from .looking import RECORDING, AttentionRecord, record_of_pass
+from .walk import every_module
 
 
 # Implementations that take a 4D mask of floats
@@ -56,23 +58,27 @@ def check_attention(model: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def taking_masks(
-    model: PreTrainedModel, grouped: bool = False, record: AttentionRecord | None = None
+    model: PreTrainedModel,
+    grouped: bool = False,
+    record: AttentionRecord | None = None,
+    modules: Sequence[nn.Module] | None = None,
 ) -> Iterator[None]:
     """Within the context, the attention of the model takes 4D masks; with `grouped`, sdpa attention is `grouped_sdpa`.
 
-    With `record`, which `exchanges_attention` must allow, its weights are noted.
+    With `record`, which `exchanges_attention` must allow, its weights are noted. `modules` are all of the model's, where they are known.
     """
     before: list[tuple[Any, Any]] = []
-    for module in model.modules():  # layers look their implementation up in the configuration whenever they run
-        config = getattr(module, "config", None)
+    # layers look their implementation up in the configuration whenever they run
+    configs = (vars(module).get("config") for module in (every_module(model) if modules is None else modules))
+    for config in {id(config): config for config in configs if config is not None}.values():
         name = getattr(config, "_attn_implementation", None)
         taking = masked_implementation(model) if is_switched(name) else name
         if grouped and taking == "sdpa":
             taking = GROUPED
-        if record is not None and config is not None and name != RECORDING:
+        if record is not None and name != RECORDING:
             record.implementations[id(config)] = taking
             taking = RECORDING
-        if config is not None and taking != name:
+        if taking != name:
             before.append((config, name))
             config._attn_implementation = taking
     token = None if record is None else record_of_pass.set(record)

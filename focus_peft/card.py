@@ -187,8 +187,8 @@ def _training(facts: CardFacts) -> str:
         planned = known.state.get("max_steps")
         rows.append(("steps trained", f"{known.step:,}" + (f" of {planned:,}" if planned else "")))
     if rows:  # else nothing is known of the training, and the fields of the loss may never have been used
-        given = {name: getattr(config, name) for name in LOSS_FIELDS}
-        rows += [(f"`{name}`", _cell(value)) for name, value in given.items() if value is not None]
+        fields = {name: getattr(config, name) for name in LOSS_FIELDS}
+        rows += [(f"`{name}`", _cell(value)) for name, value in fields.items() if value is not None]
         parts.append("Hyper-parameters:\n\n" + _table(("", ""), rows))
     parts.append(_held_out(known))
     parts = [part for part in parts if part]

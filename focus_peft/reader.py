@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -24,6 +25,7 @@ from .layer import CandidateState
 from .layout import ChunkRow, PassInput
 from .looking import AttentionRecord
 from .slab import GraphCache, PassCache, Slab
+from .walk import every_module
 from .weights import differentiable_weights, execution_device
 
 
@@ -122,7 +124,7 @@ class Reader:
 
     def _gather_for_backward(self, cache: GraphCache) -> None:
         """FSDP gathers a layer's weights when a gradient comes to its result; ours come to its keys and values, too."""
-        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        layers = [module for module in every_module(self.model) if isinstance(module, GradientCheckpointingLayer)]
         for layer, states in cache.new.items():
             gather = getattr(layers[layer], "unshard", None)
             for state in states:
@@ -205,21 +207,23 @@ class Reader:
         record: AttentionRecord | None = None,
     ) -> Iterator[None]:
         """Everything that a pass with a mask of its own needs, in the forward pass and whenever a layer runs again."""
+        modules = every_module(self.model)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._frozen())
-            stack.enter_context(taking_masks(self.model, self.groups, record))
+            stack.enter_context(self._frozen(modules))
+            stack.enter_context(taking_masks(self.model, self.groups, record, modules))
             stack.enter_context(self.state.candidates(candidates))
             stack.enter_context(biases())
             yield
 
     @contextlib.contextmanager
-    def _frozen(self) -> Iterator[None]:
+    def _frozen(self, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
         """Evaluation mode: the base is frozen, its dropout off; nor may its layers checkpoint, which would drop our cache."""
-        training = [module for module in self.model.modules() if module.training]
+        modules = every_module(self.model) if modules is None else modules
+        training = [module for module in modules if module.training]
         for module in training:
             module.training = False
         try:
-            with differentiable_weights(self.model), _uncompiled():
+            with differentiable_weights(self.model, modules), _uncompiled():
                 yield
         finally:
             for module in training:
@@ -233,7 +237,7 @@ class Reader:
         """
         layers = []
         if torch.is_grad_enabled():
-            every = (module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer))
+            every = (module for module in every_module(self.model) if isinstance(module, GradientCheckpointingLayer))
             layers = [layer for layer in every if layer.gradient_checkpointing]
         patched = [(layer, layer.__dict__.get("forward")) for layer in layers]
         for layer in layers:

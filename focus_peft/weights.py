@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device, has_offloaded_params
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
+
+from .walk import every_module
 
 
 # float8 is floating point too, but means nothing without its scales
@@ -83,13 +85,19 @@ def real_weights(layer: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def differentiable_weights(model: nn.Module) -> Iterator[None]:
+def differentiable_weights(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
     """Within the context, bitsandbytes does not repack 4-bit weights for the CPU.
 
     In evaluation mode it does, for good, and into a form that passes no gradient on (a warning is all that it says).
+    `modules` are all of the model's, where they are known.
     """
-    layers = [module for module in model.modules() if type(getattr(module, "weight", None)).__name__ == "Params4bit"]
-    layers = [layer for layer in layers if cast(torch.Tensor, layer.weight).device.type == "cpu"]
+    # not by attribute: asking every module for what it lacks would take longer than the rest of a short pass
+    weights = [
+        (module, module._parameters.get("weight")) for module in (every_module(model) if modules is None else modules)
+    ]
+    layers = [
+        layer for layer, w in weights if w is not None and type(w).__name__ == "Params4bit" and w.device.type == "cpu"
+    ]
     modes = [layer.training for layer in layers]
     for layer in layers:
         _unpack(layer)
