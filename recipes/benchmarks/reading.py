@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -49,6 +51,22 @@ def focus(options: dict[str, Any]) -> dict[str, Any]:
     names = ("decoding", "storage", "spread_chunks", "refresh_interval", "top_chunks")
     given = {name: options[name] for name in names if name in options}
     return generating(model, ids, options["new_tokens"], warm_up=model.settings().sizes.local + 8, **given)
+
+
+def focus_compiled(options: dict[str, Any]) -> dict[str, Any]:
+    """As `focus`, with what stands between the attentions compiled: every MLP and norm, in the static shapes of a step.
+
+    Attention writes to caches in place, which breaks the graph in every layer, so compiling more gives no larger graphs.
+    """
+    model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
+    for layer in model.get_base_model().model.layers:
+        for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
+            part.compile()
+    ids = document(tokenizer, options["tokens"])
+    # focus_peft keeps compiled modules from running, for its passes have many shapes; those of steps are alike
+    with patch("focus_peft.reader._uncompiled", contextlib.nullcontext):
+        model.generate(ids, max_new_tokens=3, min_new_tokens=3)  # compiles
+        return generating(model, ids, options["new_tokens"], warm_up=model.settings().sizes.local + 8)
 
 
 def full_attention(options: dict[str, Any]) -> dict[str, Any]:
