@@ -12,6 +12,7 @@ from .baselines import (
 )
 from .cached import ParallelWindows, StreamingLLM
 from .infinitebench import INFINITEBENCH_TASKS
+from .longppl import KeyTokens, LongPerplexityTask
 from .methods import Adapter, Method
 from .niah import NIAH_TASKS
 from .passkey import Passkey, PasskeyTask
@@ -44,7 +45,9 @@ __all__ = [
     "TASKS",
     "Adapter",
     "FullAttention",
+    "KeyTokens",
     "LocalWindow",
+    "LongPerplexityTask",
     "Method",
     "ParallelWindows",
     "PasskeyTask",
