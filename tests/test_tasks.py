@@ -58,7 +58,9 @@ def test_the_seed_and_the_number_choose_a_prompt_and_nothing_else_does(name: str
     assert first.references != other_seed.references and first.references != other_number.references
 
 
-@pytest.mark.parametrize("name", ["passkey", "infinitebench_passkey", "number_string", "kv_retrieval"])
+@pytest.mark.parametrize(
+    "name", ["passkey", "passkey_landmark", "infinitebench_passkey", "number_string", "kv_retrieval"]
+)
 def test_answers_stand_at_evenly_spaced_depths(name: str) -> None:
     for number in range(5):
         sample = TASKS[name].sample(source(), TOKENS, number, 5)
