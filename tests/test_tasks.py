@@ -55,7 +55,9 @@ def test_the_seed_and_the_number_choose_a_prompt_and_nothing_else_does(name: str
         TASKS[name].sample(source(seed=seed), TOKENS, number, 3) for seed, number in ((0, 1), (0, 1), (1, 1), (0, 2))
     )
     assert first == again
-    assert first.references != other_seed.references and first.references != other_number.references
+    # there are six places that BABILong asks for, and another story may have the same answer
+    of = (lambda sample: sample.ids) if name.startswith("babilong") else (lambda sample: sample.references)
+    assert of(first) != of(other_seed) and of(first) != of(other_number)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from .babilong import BABILONG_TASKS
 from .baselines import (
     BM25,
     FullAttention,
@@ -23,7 +24,8 @@ from .samples import Sample, Source, Task
 
 # Tasks that are answered in words, by name
 TASKS: dict[str, Task] = {
-    task.name: task for task in (Passkey(), LandmarkPasskey(), *NIAH_TASKS, *RULER_TASKS, *INFINITEBENCH_TASKS)
+    task.name: task
+    for task in (Passkey(), LandmarkPasskey(), *NIAH_TASKS, *RULER_TASKS, *INFINITEBENCH_TASKS, *BABILONG_TASKS)
 }
 # Ways to read, by name; each is called with the model, and options
 METHODS: dict[str, Callable[..., Method]] = {
