@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common import ModelArguments, expanded, read_values
+from hub_texts import check_entry, is_dataset, read_dataset
 
 from focus_peft.tasks import METHODS, TASKS, LongPerplexityTask, PerplexityTask
 from focus_peft.tasks.longppl import ALPHA, BETA, SHORT, STRIDE
@@ -59,7 +60,7 @@ class Evaluation:
         lengths (`list`): Lengths of all tasks that have none of their own.
         adapter (`str`, *optional*): Folder or name of the trained adapter. None: untrained twins.
         focus (`dict`): Fields of the adapter's configuration to replace, such as `chunk_size` and `local_size`.
-        texts (`list[str]`): Files of held-out text (patterns), for perplexity and as haystacks.
+        texts (`list`): Held-out text, for perplexity and as haystacks: files (patterns), or datasets (see `hub_texts.read_dataset`).
         words (`str`, *optional*): A file of words for tasks that list some, one a line. Default: those of `focus_peft.tasks.words`.
         chat (`bool`): Put the prompts of all tasks but "passkey" into the chat template. Default: False.
         seed (`int`): Chooses keys, values and texts. Default: 0.
@@ -73,7 +74,7 @@ class Evaluation:
     lengths: list[int] = field(default_factory=list)
     adapter: str | None = None
     focus: dict[str, Any] = field(default_factory=dict)
-    texts: list[str] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
     words: str | None = None
     chat: bool = False
     seed: int = 0
@@ -168,21 +169,26 @@ def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
     return picked
 
 
-def read_texts(patterns: Sequence[str]) -> list[str]:
-    """All files, in the order of their names.
+def read_texts(entries: Sequence[Any]) -> list[str]:
+    """All files, in the order of their names, and then documents of datasets.
 
     Raises:
-        ValueError: if a pattern fits none.
+        ValueError: if a pattern fits none, or a dataset has none.
+        FileNotFoundError: if a dataset cannot be read.
     """
     files: list[str] = []
-    for pattern in patterns:
+    for pattern in entries:
+        if is_dataset(pattern):
+            check_entry(pattern)
+            continue
         found = sorted(glob.glob(pattern, recursive=True))
         if not found:
             raise ValueError(
                 f"`texts` or `words` names {pattern!r}, but there is no such file; see recipes/debian_texts.py for some."
             )
         files += found
-    return [Path(file).read_text(encoding="utf-8") for file in dict.fromkeys(files)]
+    texts = [Path(file).read_text(encoding="utf-8") for file in dict.fromkeys(files)]
+    return texts + [text for entry in entries if is_dataset(entry) for text in read_dataset(entry)]
 
 
 def _check_names(where: str, names: Any, known: Any) -> None:

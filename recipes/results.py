@@ -14,6 +14,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from hub_texts import title
 
 import focus_peft
 from focus_peft.metrics import peak_memory
@@ -135,7 +136,7 @@ def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: 
         found.append(
             Result(
                 task=result["task"],
-                dataset=", ".join(evaluation.texts) if perplexity else f"made from seed {evaluation.seed}",
+                dataset=", ".join(map(title, evaluation.texts)) if perplexity else f"made from seed {evaluation.seed}",
                 metric="perplexity" if perplexity else result["metric"],
                 value=round(result["perplexity"] if perplexity else result["mean"], 4),
                 settings=settings,
