@@ -27,7 +27,18 @@ from typing import Any
 import torch
 import transformers
 from common import load_model
-from evaluation import PERPLEXITY, Evaluation, TaskArguments, chosen, read_texts
+from evaluation import (
+    KEY_TOKENS,
+    LONGPPL,
+    PERPLEXITY,
+    TEXT_TASKS,
+    Evaluation,
+    TaskArguments,
+    chosen,
+    read_texts,
+    text_task,
+)
+from key_tokens import KeyTokenFinder
 from peft import PeftConfig, PeftModel, get_peft_model
 from results import SampleFile, circumstances, git_commit, publishable, summarise, table, write_text
 from tqdm import tqdm
@@ -35,7 +46,7 @@ from tqdm import tqdm
 from focus_peft import FocusConfig
 from focus_peft.fingerprint import digest
 from focus_peft.results import save_results
-from focus_peft.tasks import METHODS, TASKS, Method, PerplexityTask, Source
+from focus_peft.tasks import METHODS, TASKS, LongPerplexityTask, Method, PerplexityTask, Source
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,10 @@ class Evaluator:
             self.methods[label] = METHODS[options.pop("method", label)](self.model, **options)
         self.source = Source(self.tokenizer, evaluation.seed, self.texts, self.words, evaluation.chat)
         self._documents: list[list[int]] | None = None
+        self.keys: KeyTokenFinder | None = None
+        if LONGPPL in evaluation.tasks:
+            thresholds = {key: getattr(evaluation.tasks[LONGPPL], key) for key in KEY_TOKENS}
+            self.keys = KeyTokenFinder(self.model.get_base_model(), evaluation.evaluator, **thresholds)
         self.identity = self._identity()
         self.folder = (
             Path(evaluation.output_dir) / f"{name}-{digest(json.dumps(self.identity, sort_keys=True).encode())[:12]}"
@@ -76,8 +91,9 @@ class Evaluator:
 
     def _identity(self) -> dict[str, Any]:
         """Everything that samples depend on, the code left out."""
-        settings = asdict(self.evaluation)
-        del settings["output_dir"]
+        settings = self.evaluation.identity()
+        if self.keys is not None and self.keys.tokenizer is not None:
+            settings["evaluator"].update(self.keys.identity)
         windows = asdict(self.model.base_model.settings())
         del windows["chunk_batch_size"], windows["spread_chunks"]  # change no result
         return {
@@ -139,14 +155,19 @@ class Evaluator:
         return True
 
     def _can_read(self, label: str, job: Job) -> bool:
-        new = job.arguments.labels if job.task == PERPLEXITY else self._new_tokens(job)
+        new = self._text_task(job).label_count if job.task in TEXT_TASKS else self._new_tokens(job)
         reason = self.methods[label].refusal(job.length, new)
+        if reason is None and job.task == LONGPPL and self.keys is not None:
+            reason = self.keys.refusal(job.length)
         if reason is not None:
             self._skip(job, label, reason)
         return reason is None
 
     def _new_tokens(self, job: Job) -> int:
         return job.arguments.new_tokens or TASKS[job.task].new_tokens
+
+    def _text_task(self, job: Job) -> PerplexityTask:
+        return text_task(job.task, job.arguments, job.length, self.evaluation.seed)
 
     def _skip(self, job: Job, label: str, reason: str) -> None:
         entry = {"task": job.task, "method": label, "length": job.length, "reason": reason}
@@ -156,10 +177,12 @@ class Evaluator:
         """Run one sample with several methods."""
         arguments = job.arguments
         try:
-            if job.task == PERPLEXITY:
-                longest = max(arguments.lengths or [])
-                task = PerplexityTask(job.length, arguments.samples, arguments.labels, longest, self.evaluation.seed)
+            if job.task in TEXT_TASKS:
+                task = self._text_task(job)
                 ids, depth, references = task.text(self.documents(), number), None, None
+                keys = None
+                if self.keys is not None and isinstance(task, LongPerplexityTask):
+                    keys = self.keys(task, number, self.documents(), self.texts, self.tokenizer)
             else:
                 made = TASKS[job.task].sample(self.source, job.length, number, arguments.samples)
                 ids, depth, references = made.ids, made.depth, list(made.references)
@@ -171,7 +194,8 @@ class Evaluator:
             begin = time.perf_counter()
             if references is None:
                 prediction, metric = None, "cross_entropy"
-                score = float(self.methods[label].losses(ids, arguments.labels).double().mean())
+                losses = task.losses(self.methods[label], ids, keys)
+                score = float(losses.double().mean()) if len(losses) else None
             else:
                 spec = TASKS[job.task]
                 new = self.methods[label].generate(ids, self._new_tokens(job))
@@ -187,6 +211,7 @@ class Evaluator:
                 "prediction": prediction,
                 "references": references,
                 "metric": metric,
+                **({"labels": len(losses)} if references is None and job.task != PERPLEXITY else {}),
                 "score": score,
                 "seconds": round(time.perf_counter() - begin, 3),
             }

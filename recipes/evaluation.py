@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from common import ModelArguments, expanded, read_values
+from hub_texts import check_entry, is_dataset, read_dataset
 
-from focus_peft.tasks import METHODS, TASKS, PerplexityTask
+from focus_peft.tasks import METHODS, TASKS, LongPerplexityTask, PerplexityTask
+from focus_peft.tasks.longppl import ALPHA, BETA, SHORT, STRIDE
 
 
-PERPLEXITY = "perplexity"
+PERPLEXITY, EVERY_TOKEN, LONGPPL = "perplexity", "perplexity_all", "longppl"
+# Tasks that score the tokens of given texts
+TEXT_TASKS = (PERPLEXITY, EVERY_TOKEN, LONGPPL)
+# What tells the key tokens of "longppl", besides the evaluator
+KEY_TOKENS = ("short", "stride", "alpha", "beta")
 
 
 @dataclass
@@ -25,7 +31,11 @@ class TaskArguments:
         lengths (`list`, *optional*): Tokens of prompt and answer; "4K" is 4096. Default: the evaluation's.
         methods (`list[str]`, *optional*): Labels of the methods that it is run with. Default: all.
         new_tokens (`int`, *optional*): Tokens of an answer. Default: as published.
-        labels (`int`): Of perplexity: tokens at the end of a text that are scored. Default: 256.
+        labels (`int`): Of "perplexity": tokens at the end of a text that are scored. Default: 256.
+        short, stride (`int`): Of "longppl": tokens of the short context, behind which key tokens stand, and that share its start.
+            Default: 4096 and 1024.
+        alpha, beta (`float`): Of "longppl": thresholds of the long-short difference and the long-context likelihood, in nats. Default: 2
+            and -2.
     """
 
     samples: int = 20
@@ -33,6 +43,10 @@ class TaskArguments:
     methods: list[str] | None = None
     new_tokens: int | None = None
     labels: int = 256
+    short: int = SHORT
+    stride: int = STRIDE
+    alpha: float = ALPHA
+    beta: float = BETA
 
 
 @dataclass
@@ -46,10 +60,11 @@ class Evaluation:
         lengths (`list`): Lengths of all tasks that have none of their own.
         adapter (`str`, *optional*): Folder or name of the trained adapter. None: untrained twins.
         focus (`dict`): Fields of the adapter's configuration to replace, such as `chunk_size` and `local_size`.
-        texts (`list[str]`): Files of held-out text (patterns), for perplexity and as haystacks.
+        texts (`list`): Held-out text, for perplexity and as haystacks: files (patterns), or datasets (see `hub_texts.read_dataset`).
         words (`str`, *optional*): A file of words for tasks that list some, one a line. Default: those of `focus_peft.tasks.words`.
         chat (`bool`): Put the prompts of all tasks but "passkey" into the chat template. Default: False.
         seed (`int`): Chooses keys, values and texts. Default: 0.
+        evaluator (`ModelArguments`, *optional*): Tells the key tokens of "longppl". None: the base model, with full attention.
         output_dir (`str`): Where the folder is made. Default: "outputs/evaluations".
     """
 
@@ -59,10 +74,11 @@ class Evaluation:
     lengths: list[int] = field(default_factory=list)
     adapter: str | None = None
     focus: dict[str, Any] = field(default_factory=dict)
-    texts: list[str] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
     words: str | None = None
     chat: bool = False
     seed: int = 0
+    evaluator: ModelArguments | None = None
     output_dir: str = "outputs/evaluations"
 
     @classmethod
@@ -77,7 +93,7 @@ class Evaluation:
         for name in ("model", "tasks", "methods"):
             if not values.get(name):
                 raise ValueError(f"`{name}` is missing in {file!r}; see recipes/evaluations for complete ones.")
-        _check_names("`tasks`", values["tasks"], [PERPLEXITY, *TASKS])
+        _check_names("`tasks`", values["tasks"], [*TEXT_TASKS, *TASKS])
         named = values["methods"]
         methods = {name: {} for name in named} if isinstance(named, list) else {k: v or {} for k, v in named.items()}
         _check_names("`methods`", [entry.get("method", label) for label, entry in methods.items()], METHODS)
@@ -90,11 +106,36 @@ class Evaluation:
             if not task.lengths or task.samples < 1:
                 raise ValueError(f"`tasks.{name}` needs at least one of `lengths`, and `samples` above 0, got {task}.")
             _check_names(f"`tasks.{name}.methods`", task.methods or [], methods)
-            if name == PERPLEXITY:
-                PerplexityTask(min(task.lengths), task.samples, task.labels)
+            if name in TEXT_TASKS:
+                text_task(name, task, min(task.lengths))
             tasks[name] = task
-        model = ModelArguments(**values["model"])
-        return cls(**{**values, "model": model, "tasks": tasks, "methods": methods, "lengths": lengths})
+        given = values.get("evaluator")
+        models = {"model": ModelArguments(**values["model"]), "evaluator": given and ModelArguments(**given)}
+        return cls(**{**values, **models, "tasks": tasks, "methods": methods, "lengths": lengths})
+
+    def identity(self) -> dict[str, Any]:
+        """What samples depend on. Without "longppl" and `evaluator` it is what it was before there were any."""
+        settings = asdict(self)
+        del settings["output_dir"]
+        if self.evaluator is None or LONGPPL not in self.tasks:
+            del settings["evaluator"]
+        for name, task in settings["tasks"].items():
+            if name != LONGPPL:
+                for key in KEY_TOKENS:
+                    del task[key]
+        return settings
+
+
+def text_task(name: str, arguments: TaskArguments, length: int, seed: int = 0) -> PerplexityTask:
+    """One of `TEXT_TASKS` at one length.
+
+    Raises:
+        ValueError: if a text of that length has not enough tokens.
+    """
+    longest = max(arguments.lengths or [length])
+    if name == LONGPPL:
+        return LongPerplexityTask(length, arguments.samples, None, longest, seed, arguments.short)
+    return PerplexityTask(length, arguments.samples, arguments.labels if name == PERPLEXITY else None, longest, seed)
 
 
 def tokens_of(length: Any) -> int:
@@ -128,21 +169,26 @@ def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
     return picked
 
 
-def read_texts(patterns: Sequence[str]) -> list[str]:
-    """All files, in the order of their names.
+def read_texts(entries: Sequence[Any]) -> list[str]:
+    """All files, in the order of their names, and then documents of datasets.
 
     Raises:
-        ValueError: if a pattern fits none.
+        ValueError: if a pattern fits none, or a dataset has none.
+        FileNotFoundError: if a dataset cannot be read.
     """
     files: list[str] = []
-    for pattern in patterns:
+    for pattern in entries:
+        if is_dataset(pattern):
+            check_entry(pattern)
+            continue
         found = sorted(glob.glob(pattern, recursive=True))
         if not found:
             raise ValueError(
                 f"`texts` or `words` names {pattern!r}, but there is no such file; see recipes/debian_texts.py for some."
             )
         files += found
-    return [Path(file).read_text(encoding="utf-8") for file in dict.fromkeys(files)]
+    texts = [Path(file).read_text(encoding="utf-8") for file in dict.fromkeys(files)]
+    return texts + [text for entry in entries if is_dataset(entry) for text in read_dataset(entry)]
 
 
 def _check_names(where: str, names: Any, known: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from hub_texts import title
 
 import focus_peft
 from focus_peft.metrics import peak_memory
@@ -83,7 +84,7 @@ def wilson(right: float, samples: int, z: float = Z) -> tuple[float, float]:
 
 
 def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]) -> list[dict[str, Any]]:
-    """Means of every task, method and length.
+    """Means of every task, method and length. Samples that say how many `labels` they have count by these, those with none not at all.
 
     Args:
         samples: What has been run.
@@ -97,8 +98,12 @@ def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]
         ran = groups.get(group, [])
         if not ran:
             continue
-        scores = [sample["score"] for sample in ran]
-        mean = math.fsum(scores) / len(scores)
+        pairs = [(sample["score"], sample.get("labels", 1)) for sample in ran if sample["score"] is not None]
+        if not pairs:
+            continue
+        scores, weights = zip(*pairs)
+        total = math.fsum(weights)
+        mean = math.fsum(score * weight for score, weight in pairs) / total
         result = {
             **dict(zip(KEY, group)),
             "metric": ran[0]["metric"],
@@ -109,10 +114,12 @@ def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]
         if ran[0]["metric"] == "accuracy":
             result["wilson_95"] = list(wilson(math.fsum(scores), len(scores)))
         elif len(scores) > 1:
-            variance = math.fsum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
-            result["standard_error"] = math.sqrt(variance / len(scores))
+            squares = math.fsum((weight * (score - mean)) ** 2 for score, weight in pairs)
+            result["standard_error"] = math.sqrt(squares * len(scores) / (len(scores) - 1)) / total
         if ran[0]["metric"] == "cross_entropy":
             result["perplexity"] = math.exp(mean)
+            if "labels" in ran[0]:
+                result["labels"] = sum(weights)
         result["seconds_per_sample"] = math.fsum(sample["seconds"] for sample in ran) / len(ran)
         results.append(result)
     return results
@@ -129,7 +136,7 @@ def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: 
         found.append(
             Result(
                 task=result["task"],
-                dataset=", ".join(evaluation.texts) if perplexity else f"made from seed {evaluation.seed}",
+                dataset=", ".join(map(title, evaluation.texts)) if perplexity else f"made from seed {evaluation.seed}",
                 metric="perplexity" if perplexity else result["metric"],
                 value=round(result["perplexity"] if perplexity else result["mean"], 4),
                 settings=settings,

@@ -22,6 +22,7 @@ from focus_peft.tasks.baselines import (
     bm25,
 )
 from focus_peft.tasks.cached import ParallelWindows, StreamingLLM
+from focus_peft.tasks.methods import label_blocks
 
 
 def ids_of(length: int, seed: int = 0) -> list[int]:
@@ -169,6 +170,27 @@ def reference_streaming(base: Any, ids: list[int], window: int, size: int, start
         logits.append(output.logits[0])
         begin = end
     return torch.cat(logits)
+
+
+@pytest.mark.parametrize("local_size", [8, 20])
+@pytest.mark.parametrize("kind", [ParallelWindows, StreamingLLM])
+def test_every_token_is_scored_as_in_a_block_of_its_own_and_the_memory_is_read_once(
+    kind: Any, local_size: int
+) -> None:
+    model = make_focus_model(local_size=local_size, chunk_size=10)
+    method = kind(model)
+    ids = ids_of(100)
+    read: list[int] = []
+    embedding = model.get_base_model().get_input_embeddings()  # type: ignore[operator]
+    handle = embedding.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
+    found = method.losses(ids, 99)
+    handle.remove()
+    # windows of local + chunk tokens, one for each chunk, and the memory; StreamingLLM reads the sinks again with each block
+    windows = (local_size + 10 + 1) * 10
+    assert sum(read) <= (windows + 100) * (1 if kind is ParallelWindows else 4)
+    for block in label_blocks(100, 99, method.settings.sizes):
+        alone = method.losses(ids[: block.end], block.end - block.first)
+        assert_close(found[block.first - 1 : block.end - 1], alone)
 
 
 def test_streaming_llm_with_room_for_everything_is_the_base_model() -> None:

@@ -9,8 +9,8 @@ import torch
 from conftest import make_focus_model, make_tiny_tokenizer
 from refusal import assert_sentence
 
-from focus_peft.tasks import PasskeyTask
-from focus_peft.tasks.passkey import GARBAGE, QUESTION, is_right, passkey_prompt
+from focus_peft.tasks import TASKS, PasskeyTask, Source
+from focus_peft.tasks.passkey import GARBAGE, INFORMATION, QUESTION, TASK, is_right, passkey_prompt
 
 
 @pytest.mark.parametrize("tokens", [400, 1000, 3001])
@@ -43,6 +43,20 @@ def test_the_parts_stand_in_the_papers_order() -> None:
         text.index(parts[4]),
     ]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(("number", "tokens"), [(0, 700), (2, 3001), (4, 1234)])
+def test_landmarks_parts_stand_in_its_order_on_lines_of_their_own(number: int, tokens: int) -> None:
+    tokenizer = make_tiny_tokenizer()
+    sample = TASKS["passkey_landmark"].sample(Source(tokenizer), tokens, number, 5)
+    lines = tokenizer.decode(sample.ids).split("\n")
+    endless = f"{GARBAGE} " * 100
+    (key,) = sample.references
+    assert [lines[0], lines[2], lines[4]] == [TASK, INFORMATION.format(key=key), QUESTION]
+    assert endless.startswith(lines[1]) and endless.startswith(lines[3])
+    garbage = len(lines[1]) + len(lines[3])
+    assert len(lines) == 5 and len(lines[1]) == round(number / 4 * garbage) and 1 <= int(key) <= 50000
+    assert tokens - 10 - max(1, tokens // 1000) <= len(sample.ids) <= tokens - 10
 
 
 def test_the_seed_chooses_the_key() -> None:

@@ -55,10 +55,14 @@ def test_the_seed_and_the_number_choose_a_prompt_and_nothing_else_does(name: str
         TASKS[name].sample(source(seed=seed), TOKENS, number, 3) for seed, number in ((0, 1), (0, 1), (1, 1), (0, 2))
     )
     assert first == again
-    assert first.references != other_seed.references and first.references != other_number.references
+    # there are six places that BABILong asks for, and another story may have the same answer
+    of = (lambda sample: sample.ids) if name.startswith("babilong") else (lambda sample: sample.references)
+    assert of(first) != of(other_seed) and of(first) != of(other_number)
 
 
-@pytest.mark.parametrize("name", ["passkey", "infinitebench_passkey", "number_string", "kv_retrieval"])
+@pytest.mark.parametrize(
+    "name", ["passkey", "passkey_landmark", "infinitebench_passkey", "number_string", "kv_retrieval"]
+)
 def test_answers_stand_at_evenly_spaced_depths(name: str) -> None:
     for number in range(5):
         sample = TASKS[name].sample(source(), TOKENS, number, 5)

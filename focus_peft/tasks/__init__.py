@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from .babilong import BABILONG_TASKS
 from .baselines import (
     BM25,
     FullAttention,
@@ -12,16 +13,20 @@ from .baselines import (
 )
 from .cached import ParallelWindows, StreamingLLM
 from .infinitebench import INFINITEBENCH_TASKS
+from .longppl import KeyTokens, LongPerplexityTask
 from .methods import Adapter, Method
 from .niah import NIAH_TASKS
-from .passkey import Passkey, PasskeyTask
+from .passkey import LandmarkPasskey, Passkey, PasskeyTask
 from .perplexity import PerplexityTask
 from .ruler import RULER_TASKS
 from .samples import Sample, Source, Task
 
 
 # Tasks that are answered in words, by name
-TASKS: dict[str, Task] = {task.name: task for task in (Passkey(), *NIAH_TASKS, *RULER_TASKS, *INFINITEBENCH_TASKS)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (Passkey(), LandmarkPasskey(), *NIAH_TASKS, *RULER_TASKS, *INFINITEBENCH_TASKS, *BABILONG_TASKS)
+}
 # Ways to read, by name; each is called with the model, and options
 METHODS: dict[str, Callable[..., Method]] = {
     "adapter": Adapter,
@@ -44,7 +49,9 @@ __all__ = [
     "TASKS",
     "Adapter",
     "FullAttention",
+    "KeyTokens",
     "LocalWindow",
+    "LongPerplexityTask",
     "Method",
     "ParallelWindows",
     "PasskeyTask",

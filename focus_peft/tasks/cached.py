@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import copy
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -38,9 +39,14 @@ class CachedMethod(Method):
     def losses(self, ids: list[int], labels: int) -> torch.Tensor:
         self._check(ids, labels)
         found = []
+        memory, read = self.open([]), 0
         for block in label_blocks(len(ids), labels, self.settings.sizes):
             with torch.no_grad():
-                reading = self.open(ids[: block.start])
+                if read % self.unit:
+                    memory, read = self.open([]), 0
+                memory.extend(ids[read : block.start])
+                read = block.start
+                reading = memory.fork()
                 window = with_bos(ids[block.start : block.end - 1], self.bos if block.start else None)
                 logits = reading.feed(window, block.end - block.first)
             found.append(token_losses(logits, ids[block.first : block.end]))
@@ -50,6 +56,11 @@ class CachedMethod(Method):
     def bos(self) -> int | None:
         """What goes before the local window."""
         return self.settings.bos
+
+    @property
+    @abstractmethod
+    def unit(self) -> int:
+        """Tokens of the memory that are read at once: behind a whole number of these, reading goes on as if it had not stopped."""
 
     @abstractmethod
     def open(self, memory: list[int]) -> Reading:
@@ -61,11 +72,19 @@ class CachedMethod(Method):
         return None
 
 
-class Reading:
+class Reading(ABC):
     """A cache, and the position that comes next."""
 
-    def __init__(self, base: Any, layers: list[LayerStates], position: int) -> None:
-        self.base, self.layers, self.position = base, layers, position
+    def __init__(self, base: Any) -> None:
+        self.base, self.layers, self.position = base, list[LayerStates](), 0
+
+    @abstractmethod
+    def extend(self, memory: list[int]) -> None:
+        """Read more of what stands before the local window."""
+
+    def fork(self) -> Reading:
+        """Another one that has read the same; states are shared, and never written to."""
+        return copy.copy(self)
 
     def feed(self, ids: list[int], keep: int) -> torch.Tensor:
         """Logits (`keep`, vocabulary) of the last of some new tokens, which stay in the cache."""
@@ -108,10 +127,27 @@ class ParallelWindows(CachedMethod):
     window that attends to all of their tokens, behind the longest. No twins, and nothing is condensed.
     """
 
+    @property
+    def unit(self) -> int:
+        return self.settings.sizes.chunk
+
     def open(self, memory: list[int]) -> Reading:
-        chunks = cut(memory, self.settings.sizes.chunk)
+        reading = _Parallel(self.base, self.unit)
+        reading.extend(memory)
+        return reading
+
+
+class _Parallel(Reading):
+    def __init__(self, base: Any, chunk: int) -> None:
+        super().__init__(base)
+        self.chunk = chunk
+
+    def extend(self, memory: list[int]) -> None:
+        chunks = cut(memory, self.chunk)
         read = [run(self.base, chunk, 0, [], 1)[1] for chunk in chunks]
-        return Reading(self.base, joined(read), max(map(len, chunks), default=0))
+        if read:
+            self.layers = joined([self.layers, *read] if self.layers else read)
+            self.position = max(self.position, *map(len, chunks))
 
 
 class StreamingLLM(CachedMethod):
@@ -126,25 +162,31 @@ class StreamingLLM(CachedMethod):
     def bos(self) -> int | None:
         return None  # the start of the text is there
 
+    @property
+    def unit(self) -> int:
+        return max(1, self.settings.sizes.local // 4)
+
     def open(self, memory: list[int]) -> Reading:
-        reading = _Streaming(self.base, self.settings.sizes.local)
-        if memory:
-            reading.feed(memory, 1)
+        reading = _Streaming(self.base, self.settings.sizes.local, self.unit)
+        reading.extend(memory)
         return reading
 
 
 class _Streaming(Reading):
-    def __init__(self, base: Any, window: int) -> None:
-        super().__init__(base, [], 0)
-        self.window, self.sinks = window, list[int]()
+    def __init__(self, base: Any, window: int, size: int) -> None:
+        super().__init__(base)
+        self.window, self.size, self.sinks = window, size, list[int]()
+
+    def extend(self, memory: list[int]) -> None:
+        if memory:
+            self.feed(memory, 1)
 
     def feed(self, ids: list[int], keep: int) -> torch.Tensor:
-        size = max(1, self.window // 4)
         kept = []
-        for start in range(0, len(ids), size):
-            block = ids[start : start + size]
+        for start in range(0, len(ids), self.size):
+            block = ids[start : start + self.size]
             new = SINKS - len(self.sinks)
-            self.sinks += block[:new]
+            self.sinks = self.sinks + block[: max(0, new)]
             if new > 0:
                 kept.append(run(self.base, self.sinks, 0, [], len(block[:new]))[0])
                 self.position, block = len(self.sinks), block[new:]

@@ -10,7 +10,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..chunking import check_vocabulary
+from ..decoding import FocusCache
 from ..settings import WindowSizes
+
+
+# Labels whose logits are held at once: a vocabulary is large
+AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -123,14 +128,32 @@ class Adapter(Method):
 
     def losses(self, ids: list[int], labels: int) -> torch.Tensor:
         self._check(ids, labels)
+        if labels > AT_ONCE and len(ids) - 1 > self.settings.sizes.local:
+            return self._losses_in_turn(ids, labels)
         with torch.no_grad():
             logits = self.model(self._tensor(ids[:-1]), logits_to_keep=labels, **self.overrides).logits[0]
         return token_losses(logits, ids[-labels:])
 
+    def _losses_in_turn(self, ids: list[int], labels: int) -> torch.Tensor:
+        """What `forward` computes, with the logits of a few labels at a time. Every chunk is still read once."""
+        reason = self.refusal(len(ids), labels)
+        if reason is not None:
+            raise ValueError(reason)
+        cache = FocusCache(self.model.base_model.reader, self.settings, 1)
+        found, read = [], 0
+        for first in range(len(ids) - labels, len(ids), AT_ONCE):
+            end = min(len(ids), first + AT_ONCE)
+            logits: Any = cache.read([ids[read : end - 1]], end - first)
+            found.append(token_losses(logits[0], ids[first:end]))
+            read = end - 1
+        return torch.cat(found)
+
 
 def token_losses(logits: torch.Tensor, labels: list[int]) -> torch.Tensor:
     """Cross-entropies (labels,), in float32, of logits (labels, vocabulary)."""
-    return cross_entropy(logits.float(), torch.tensor(labels, device=logits.device), reduction="none").cpu()
+    targets = torch.tensor(labels, device=logits.device)
+    parts = zip(logits.split(AT_ONCE), targets.split(AT_ONCE))
+    return torch.cat([cross_entropy(part.float(), target, reduction="none") for part, target in parts]).cpu()
 
 
 def end_tokens(model: Any) -> list[int]:

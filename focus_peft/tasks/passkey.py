@@ -1,4 +1,6 @@
-"""Passkey retrieval, as in the paper: five digits are hidden in a long text of no interest, and asked for at its end."""
+"""Passkey retrieval: five digits are hidden in a long text of no interest, and asked for at its end. As in the paper, which says what the
+task is behind the garbage; and in the order of Landmark Attention, where the task was first posed, which says it before.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .samples import Sample, Source, Task, spread
+from .samples import Draft, Sample, Source, Task, fill, spread
 
 
 GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -124,6 +126,35 @@ class Passkey(Task):
         depth = spread(number, samples)
         prompt = passkey_prompt(source.tokenizer, tokens - self.new_tokens, depth, source.seed + number)
         return Sample(prompt.ids[0].tolist(), (prompt.key,), depth)
+
+    def score(self, prediction: str, references: Sequence[str]) -> float:
+        return float(is_right(prediction, references[0]))
+
+
+@dataclass(frozen=True)
+class LandmarkPasskey(Task):
+    """The prompts of Landmark Attention (Mohtashami and Jaggi, arXiv 2305.16300; github.com/epfml/landmark-attention,
+    llama/run_test.py): task, garbage, information, garbage and question, each on a line of its own; garbage is cut at any character.
+
+    What differs: depths are evenly spaced, there they are random.
+    """
+
+    name: str = "passkey_landmark"
+    new_tokens: int = 10
+    is_binary: bool = True
+
+    def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
+        depth = spread(number, samples)
+        key = str(source.random(self.name, tokens, number).randint(1, 50000))
+        information = INFORMATION.format(key=key)
+
+        def build(characters: int) -> Draft:
+            garbage = f"{GARBAGE} " * (characters // len(GARBAGE) + 1)
+            before = round(depth * characters)
+            lines = [TASK, garbage[:before], information, garbage[: characters - before], "What is the pass key?"]
+            return Draft("\n".join(lines), " The pass key is", (key,), depth)
+
+        return fill(build, source, tokens - self.new_tokens)
 
     def score(self, prediction: str, references: Sequence[str]) -> float:
         return float(is_right(prediction, references[0]))

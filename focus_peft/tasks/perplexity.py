@@ -1,4 +1,4 @@
-"""Language modelling: how well the last tokens of held-out documents are predicted, given more and more of what stands before them."""
+"""Language modelling: how well held-out documents are predicted: their last tokens, given more and more of what stands before them, or all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 from .methods import Method
 
@@ -63,19 +65,27 @@ def text_windows(documents: Sequence[Sequence[int]], longest: int, samples: int,
 
 @dataclass(frozen=True)
 class PerplexityTask:
-    """Perplexity of the last tokens of texts.
+    """Perplexity of the last tokens of texts, or of every token.
+
+    With `labels=None` every token but a text's first is a label, and is given all tokens before it, as far as the method reads
+    them. No text is read twice and no label twice. The adapter decodes the text from its first token on: its local window grows
+    until it has `local_size` + `chunk_size` tokens, then its first `chunk_size` tokens become a chunk of the memory, and so on
+    (`label_blocks`). So the first labels are the base model's, and each label sees its own candidates of all chunks so far; a chunk
+    is read once, and a window's tokens `local_size` / `chunk_size` + 1 times. Truncation has the same windows without the memory.
+    This is perplexity with a sliding window whose stride is a chunk, and nothing of a text is left out.
 
     Attributes:
         tokens (`int`): Tokens of a text, labels included.
         samples (`int`): Texts. Default: 10.
-        labels (`int`): Tokens at its end that are scored. Default: 256.
-        longest (`int`, *optional*): With the same value, tasks of other lengths score the same labels. Default: `tokens`.
+        labels (`int`, *optional*): Tokens at its end that are scored. None: all but the first. Default: 256.
+        longest (`int`, *optional*): With the same value, texts of tasks of other lengths end in the same places, so that as many
+            labels are the same ones. Default: `tokens`.
         seed (`int`): Chooses the texts. Default: 0.
     """
 
     tokens: int
     samples: int = 10
-    labels: int = LABELS
+    labels: int | None = LABELS
     longest: int | None = None
     seed: int = 0
 
@@ -84,21 +94,36 @@ class PerplexityTask:
             raise ValueError(
                 f"`longest` is {self.longest}, less than the {self.tokens} `tokens` of a text; give more."
             )
-        if not 0 < self.labels < self.tokens:
+        if not 0 < self.label_count < self.tokens:
             raise ValueError(f"`labels` must be from 1 to `tokens` - 1 = {self.tokens - 1}, got {self.labels}.")
+
+    @property
+    def label_count(self) -> int:
+        """Tokens of a text that are scored."""
+        return self.tokens - 1 if self.labels is None else self.labels
+
+    def windows(self, documents: Sequence[Sequence[int]]) -> list[TextWindow]:
+        """Where the texts stand."""
+        return text_windows(documents, self.longest or self.tokens, self.samples, self.seed)
 
     def texts(self, documents: Sequence[Sequence[int]]) -> list[list[int]]:
         """The token ids of every text."""
-        windows = text_windows(documents, self.longest or self.tokens, self.samples, self.seed)
-        return [window.ids(documents, self.tokens) for window in windows]
+        return [window.ids(documents, self.tokens) for window in self.windows(documents)]
 
     def text(self, documents: Sequence[Sequence[int]], number: int) -> list[int]:
         """The token ids of one of them."""
-        windows = text_windows(documents, self.longest or self.tokens, self.samples, self.seed)
-        return windows[number].ids(documents, self.tokens)
+        return self.windows(documents)[number].ids(documents, self.tokens)
+
+    def losses(self, method: Method, ids: list[int], keys: Sequence[int] | None = None) -> torch.Tensor:
+        """The cross-entropy of each label of one text, (labels,), in nats; with `keys`, of those at these places alone."""
+        if keys is None:
+            return method.losses(ids, self.label_count)
+        if not keys:
+            return torch.zeros(0)
+        return method.losses(ids, self.label_count)[torch.tensor(keys) - len(ids)]
 
     def __call__(self, method: Method, documents: Sequence[Sequence[int]]) -> dict[str, float]:
         """{"cross_entropy": mean over all labels, in nats, "perplexity": its exponential}."""
-        means = [float(method.losses(ids, self.labels).mean()) for ids in self.texts(documents)]
+        means = [float(self.losses(method, ids).mean()) for ids in self.texts(documents)]
         loss = math.fsum(means) / len(means)
         return {"cross_entropy": loss, "perplexity": math.exp(loss)}

@@ -1,0 +1,90 @@
+"""lm-evaluation-harness with an adapter: its command runs, and padded batches are what single rows are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
+
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'focus_peft[eval]')")
+
+# the first fits the local window, the others have chunks
+PROMPTS = [f"{'x' * length} Once upon a time there was" for length in (3, 40, 90, 300)]
+CHOICES = ["a whale", "a sea"]
+NEW_TOKENS = 6
+TASKS = {
+    "tiny_choice": {"output_type": "multiple_choice", "doc_to_choice": CHOICES, "doc_to_target": 0},
+    "tiny_answer": {
+        "output_type": "generate_until",
+        "doc_to_target": "",
+        "generation_kwargs": {"max_gen_toks": NEW_TOKENS, "do_sample": False, "until": ["~~~"]},
+    },
+}
+
+
+@pytest.mark.slow
+def test_both_kinds_of_requests_are_answered_as_the_model_answers_single_rows(tmp_path: Path) -> None:
+    fields = {"vocab_size": 259, "max_position_embeddings": 256}
+    model = make_focus_model(base=fields, chunk_size=32, local_size=48, prompt_size=8)
+    tokenizer = make_tiny_tokenizer()
+    make_tiny_model(**fields).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "documents.jsonl").write_text("\n".join(json.dumps({"q": prompt}) for prompt in PROMPTS))
+    (tmp_path / "tasks").mkdir()
+    data = {"test": str(tmp_path / "documents.jsonl")}
+    for name, task in TASKS.items():
+        whole = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": data},
+            "test_split": "test",
+            "doc_to_text": "{{q}}",
+            **task,
+        }
+        # JSON is YAML
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(json.dumps(whole))
+
+    arguments = f"pretrained={tmp_path / 'base'},peft={tmp_path / 'adapter'},max_length=2048,dtype=float64"
+    words = ["--model", "hf", "--model_args", arguments, "--tasks", ",".join(TASKS), "--batch_size", "8"]
+    words += ["--include_path", str(tmp_path / "tasks"), "--device", "cpu"]
+    words += ["--log_samples", "--output_path", str(tmp_path / "out")]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "focus_peft.harness", *words],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+    tuner: Any = model
+    for number, responses in samples(tmp_path / "out", "tiny_choice").items():
+        prompt = tokenizer(PROMPTS[number])["input_ids"]
+        for choice, [[found, _]] in zip(CHOICES, responses):
+            ids = torch.tensor([prompt + tokenizer(f" {choice}")["input_ids"]])
+            with torch.no_grad():
+                logits = tuner(ids).logits[0, len(prompt) - 1 : -1]
+            chances = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])
+            assert float(found) == pytest.approx(float(chances.sum()), rel=1e-6), (number, choice)
+    for number, [[found]] in samples(tmp_path / "out", "tiny_answer").items():
+        ids = tokenizer(PROMPTS[number], return_tensors="pt")["input_ids"]
+        expected = tuner.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False)[0, ids.shape[1] :]
+        assert found == tokenizer.decode(expected, skip_special_tokens=True), number
+
+
+def samples(folder: Path, task: str) -> dict[int, Any]:
+    """The responses to every document."""
+    (file,) = folder.glob(f"*/samples_{task}_*.jsonl")
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(found) == len(PROMPTS)
+    return {sample["doc_id"]: sample["resps"] for sample in found}
