@@ -3,10 +3,16 @@
 With a mask and more than one token, transformers' sdpa attention repeats keys and values once for each query head of a group. A
 streaming step reads every chunk's keys for two tokens, so these copies would be most of its time. Here the queries of a group stand
 side by side as tokens of one head.
+
+A pass of many tokens, the local window of exact decoding, is masked and so not known to be causal. Its queries go in blocks, each of
+which looks no further than the last key that it may see; otherwise half of the scores would be computed to be hidden.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,6 +26,10 @@ from .looking import exchanges_attention
 GROUPED = "focus_peft_grouped_sdpa"
 # Above so many queries in a head, the copies are a small part
 MOST_QUERIES = 1024
+# Queries in a block
+BLOCK = 256
+# (first query, last query + 1, last visible key + 1) of each block of the pass that is running
+blocks_of_pass: ContextVar[list[tuple[int, int, int]] | None] = ContextVar("blocks_of_pass", default=None)
 # What some models ask of attention besides
 SPECIAL = ("position_bias", "softcap", "s_aux", "cache")
 
@@ -39,6 +49,23 @@ def grouped_sdpa(
     groups = heads // key.shape[1]
     masked = attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
     special = dropout or any(kwargs.get(name) is not None for name in SPECIAL)
+    blocks = blocks_of_pass.get()
+    if masked and blocks is not None and not special and (groups == 1 or groups * tokens > MOST_QUERIES):
+        assert attention_mask is not None
+        parts = [
+            sdpa_attention_forward(
+                module,
+                query[:, :, start:end],
+                key[:, :, :stop],
+                value[:, :, :stop],
+                attention_mask[..., start:end, :stop],
+                dropout,
+                scaling,
+                **kwargs,
+            )[0]
+            for start, end, stop in blocks
+        ]
+        return torch.cat(parts, dim=1), None
     if groups == 1 or not masked or groups * tokens > MOST_QUERIES or special:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     assert attention_mask is not None
@@ -49,6 +76,28 @@ def grouped_sdpa(
 
 
 AttentionInterface.register(GROUPED, grouped_sdpa)
+
+
+@contextlib.contextmanager
+def in_blocks(visible: torch.Tensor) -> Iterator[None]:
+    """Within the context, queries of a pass go through attention in blocks, if there are many and no graph is being made.
+
+    Args:
+        visible (`torch.BoolTensor` of shape (rows or 1, tokens, keys)): What each token sees.
+    """
+    tokens = visible.shape[1]
+    blocks = None
+    if tokens > BLOCK and not torch.is_grad_enabled():
+        seen = visible.any(0)
+        starts = range(0, tokens, BLOCK)
+        ends = [min(start + BLOCK, tokens) for start in starts]
+        stops = [int(seen[start:end].any(0).nonzero().max()) + 1 for start, end in zip(starts, ends)]
+        blocks = list(zip(starts, ends, stops))
+    token = blocks_of_pass.set(blocks)
+    try:
+        yield
+    finally:
+        blocks_of_pass.reset(token)
 
 
 def is_grouped(model: PreTrainedModel) -> bool:
