@@ -10,10 +10,14 @@ from typing import Any
 
 from common import ModelArguments, expanded, read_values
 
-from focus_peft.tasks import METHODS, TASKS, PerplexityTask
+from focus_peft.tasks import METHODS, RECORD_TASKS, TASKS, PerplexityTask
 
 
 PERPLEXITY = "perplexity"
+# Of a task that says nothing
+SAMPLES = 20
+# The length of published records that are not cut
+WHOLE = "whole"
 
 
 @dataclass
@@ -21,14 +25,15 @@ class TaskArguments:
     """One task.
 
     Attributes:
-        samples (`int`): Prompts at each length. Default: 20.
-        lengths (`list`, *optional*): Tokens of prompt and answer; "4K" is 4096. Default: the evaluation's.
+        samples (`int`, *optional*): Prompts at each length. Default: 20; of published records all, which is also the most.
+        lengths (`list`, *optional*): Tokens of prompt and answer; "4K" is 4096. Default: the evaluation's. Published records that
+            are longer are cut in the middle; "whole", their default, leaves them as they are.
         methods (`list[str]`, *optional*): Labels of the methods that it is run with. Default: all.
         new_tokens (`int`, *optional*): Tokens of an answer. Default: as published.
         labels (`int`): Of perplexity: tokens at the end of a text that are scored. Default: 256.
     """
 
-    samples: int = 20
+    samples: int | None = None
     lengths: list[Any] | None = None
     methods: list[str] | None = None
     new_tokens: int | None = None
@@ -47,8 +52,10 @@ class Evaluation:
         adapter (`str`, *optional*): Folder or name of the trained adapter. None: untrained twins.
         focus (`dict`): Fields of the adapter's configuration to replace, such as `chunk_size` and `local_size`.
         texts (`list[str]`): Files of held-out text (patterns), for perplexity and as haystacks.
+        data (`dict`): Folders with the original files of "longbench" and "infinitebench". Default: they come from the Hub.
         words (`str`, *optional*): A file of words for tasks that list some, one a line. Default: those of `focus_peft.tasks.words`.
-        chat (`bool`): Put the prompts of all tasks but "passkey" into the chat template. Default: False.
+        chat (`bool`): Put the prompts of all tasks but "passkey", and LongBench's few-shot and code tasks, into the chat template.
+            Default: False.
         seed (`int`): Chooses keys, values and texts. Default: 0.
         output_dir (`str`): Where the folder is made. Default: "outputs/evaluations".
     """
@@ -60,6 +67,7 @@ class Evaluation:
     adapter: str | None = None
     focus: dict[str, Any] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    data: dict[str, str] = field(default_factory=dict)
     words: str | None = None
     chat: bool = False
     seed: int = 0
@@ -77,7 +85,8 @@ class Evaluation:
         for name in ("model", "tasks", "methods"):
             if not values.get(name):
                 raise ValueError(f"`{name}` is missing in {file!r}; see recipes/evaluations for complete ones.")
-        _check_names("`tasks`", values["tasks"], [PERPLEXITY, *TASKS])
+        _check_names("`tasks`", values["tasks"], [PERPLEXITY, *TASKS, *RECORD_TASKS])
+        _check_names("`data`", values.get("data") or {}, {task.benchmark.name for task in RECORD_TASKS.values()})
         named = values["methods"]
         methods = {name: {} for name in named} if isinstance(named, list) else {k: v or {} for k, v in named.items()}
         _check_names("`methods`", [entry.get("method", label) for label, entry in methods.items()], METHODS)
@@ -86,12 +95,15 @@ class Evaluation:
         for name, entry in values["tasks"].items():
             _check_names(f"`tasks.{name}`", entry or {}, [one.name for one in fields(TaskArguments)])
             task = TaskArguments(**(entry or {}))
-            task.lengths = lengths if task.lengths is None else [tokens_of(length) for length in task.lengths]
-            if not task.lengths or task.samples < 1:
+            own = [None] if name in RECORD_TASKS else lengths
+            task.lengths = own if task.lengths is None else [_length(entry, name) for entry in task.lengths]
+            if task.samples is None and name not in RECORD_TASKS:
+                task.samples = SAMPLES
+            if not task.lengths or (task.samples is not None and task.samples < 1):
                 raise ValueError(f"`tasks.{name}` needs at least one of `lengths`, and `samples` above 0, got {task}.")
             _check_names(f"`tasks.{name}.methods`", task.methods or [], methods)
             if name == PERPLEXITY:
-                PerplexityTask(min(task.lengths), task.samples, task.labels)
+                PerplexityTask(min(task.lengths), task.samples or SAMPLES, task.labels)
             tasks[name] = task
         model = ModelArguments(**values["model"])
         return cls(**{**values, "model": model, "tasks": tasks, "methods": methods, "lengths": lengths})
@@ -110,6 +122,15 @@ def tokens_of(length: Any) -> int:
     return int(number) * (1024 if text.endswith("K") else 1)
 
 
+def length_name(length: int | None) -> str:
+    """How a length is written: "whole" for records as they are."""
+    return WHOLE if length is None else f"{length:,}"
+
+
+def _length(length: Any, task: str) -> int | None:
+    return None if length == WHOLE and task in RECORD_TASKS else tokens_of(length)
+
+
 def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
     """What a comma-separated option picks of what the configuration has.
 
@@ -118,11 +139,14 @@ def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
     """
     if words is None:
         return list(known)
-    picked = [tokens_of(word) if option == "lengths" else word for word in words.split(",")]
-    for entry in picked:
+    picked: list[Any] = words.split(",")
+    if option == "lengths":
+        picked = [None if word == WHOLE else tokens_of(word) for word in picked]
+    for word, entry in zip(words.split(","), picked):
         if entry not in known:
+            have = ", ".join(WHOLE if one is None else str(one) for one in known)
             raise ValueError(
-                f"`--{option}` names {entry}, but the configuration has {', '.join(map(str, known))}; override the configuration "
+                f"`--{option}` names {word if entry is None else entry}, but the configuration has {have}; override the configuration "
                 "itself, which makes it another evaluation."
             )
     return picked
