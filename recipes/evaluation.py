@@ -86,7 +86,8 @@ class Evaluation:
             if not values.get(name):
                 raise ValueError(f"`{name}` is missing in {file!r}; see recipes/evaluations for complete ones.")
         _check_names("`tasks`", values["tasks"], [PERPLEXITY, *TASKS, *RECORD_TASKS])
-        _check_names("`data`", values.get("data") or {}, {task.benchmark.name for task in RECORD_TASKS.values()})
+        data = values.get("data") or {}
+        _check_names("`data`", data, dict.fromkeys(task.benchmark.name for task in RECORD_TASKS.values()))
         named = values["methods"]
         methods = {name: {} for name in named} if isinstance(named, list) else {k: v or {} for k, v in named.items()}
         _check_names("`methods`", [entry.get("method", label) for label, entry in methods.items()], METHODS)
@@ -106,7 +107,8 @@ class Evaluation:
                 PerplexityTask(min(task.lengths), task.samples or SAMPLES, task.labels)
             tasks[name] = task
         model = ModelArguments(**values["model"])
-        return cls(**{**values, "model": model, "tasks": tasks, "methods": methods, "lengths": lengths})
+        read = {"model": model, "tasks": tasks, "methods": methods, "lengths": lengths, "data": data}
+        return cls(**{**values, **read})
 
 
 def tokens_of(length: Any) -> int:

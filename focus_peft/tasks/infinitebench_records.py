@@ -113,7 +113,13 @@ INFINITEBENCH_RECORD_TASKS: tuple[InfiniteBenchTask, ...] = (
     _task("number_string", 12, "accuracy", first_integer_match, NUMBER, "\n\nThe sequence of digits is"),
     _task("kv_retrieval", 50, "accuracy", word_match, KEY_VALUE),
     _task(
-        "longbook_sum_eng", 1200, "ROUGE-L-Sum", metrics.summary, SUMMARY, "\n\nSummary:", packages=("rouge_score",)
+        "longbook_sum_eng",
+        1200,
+        "ROUGE-L-Sum",
+        metrics.summary,
+        SUMMARY,
+        "\n\nSummary:",
+        packages=("rouge_score.rouge_scorer",),
     ),
     _task("longbook_choice_eng", 40, "accuracy", metrics.choice, CHOICE, "\n\nThe letter of the correct answer is"),
     _task("longbook_qa_eng", 40, "F1", metrics.english_answer, BOOK_EN, "\nAnswer:"),
