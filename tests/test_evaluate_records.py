@@ -239,7 +239,9 @@ def test_samples_and_their_means_agree(config: Path) -> None:
 
 
 def test_all_options_are_read_without_the_files() -> None:
-    evaluation: Any = recipe.Evaluation.load(str(Path(recipe.__file__).parent / "evaluations" / "longbench.yaml"))
+    file = str(Path(recipe.__file__).parent / "evaluations" / "longbench.yaml")
+    evaluation: Any = recipe.Evaluation.load(file, ["tasks.longbench/lcc.samples=3"])
+    assert evaluation.tasks["longbench/lcc"].samples == 3 and evaluation.tasks["longbench/qasper"].samples is None
     assert set(evaluation.tasks) == {name for name in RECORD_TASKS if name.startswith("longbench/")}
     evaluation = recipe.Evaluation.load(str(Path(recipe.__file__).parent / "evaluations" / "infinitebench.yaml"))
     assert {name for name in evaluation.tasks if "/" in name} == {

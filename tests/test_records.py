@@ -15,7 +15,7 @@ import pytest
 from conftest import make_focus_model, make_tiny_tokenizer
 from refusal import refusal
 
-from focus_peft.tasks import RECORD_TASKS, FullAttention, RecordTask, Sample, Source
+from focus_peft.tasks import RECORD_TASKS, FullAttention, RecordTask, Sample, Source, records
 from focus_peft.tasks.infinitebench_records import INFINITEBENCH, INFINITEBENCH_RECORD_TASKS
 from focus_peft.tasks.longbench import LONGBENCH, LONGBENCH_TASKS
 from focus_peft.tasks.records import find_file, needed
@@ -103,10 +103,10 @@ def test_answers_have_the_published_lengths() -> None:
 def test_a_prompt_holds_the_whole_record(name: str) -> None:
     task = RECORD_TASKS[name]
     file = task.file(FOLDERS)
-    records = [json.loads(line) for line in file.path.read_text(encoding="utf-8").split("\n") if line]
-    assert file.facts().records == len(records)
-    for number, record in enumerate(records):
-        sample = task.sample(source(), None, number, len(records))
+    lines = [json.loads(line) for line in file.path.read_text(encoding="utf-8").split("\n") if line]
+    assert file.facts().records == len(lines)
+    for number, record in enumerate(lines):
+        sample = task.sample(source(), None, number, len(lines))
         text = text_of(sample)
         assert record["context"] in text and not sample.cut and sample.depth is None
         asked = name.removeprefix("infinitebench/") not in (
@@ -239,6 +239,25 @@ def test_without_the_hub_one_is_told_what_to_do(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with refusal(repr(file), "HF_HUB_OFFLINE is set", f"`data.{owner.name}`", owner.repo):
         find_file(owner, name, None)
+
+
+def test_files_of_the_hub_are_read_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for owner in (LONGBENCH, INFINITEBENCH):  # laid out as a download leaves them
+        folder, commit = tmp_path / f"datasets--{owner.repo.replace('/', '--')}", "0" * 40
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(commit)
+    with zipfile.ZipFile(next(tmp_path.glob("*LongBench/snapshots/*")) / "data.zip", "w") as archive:
+        archive.write(Path(FOLDERS["longbench"], "narrativeqa.jsonl"), "data/narrativeqa.jsonl")
+    shutil.copy(Path(FOLDERS["infinitebench"], "passkey.jsonl"), next(tmp_path.glob("*InfiniteBench/snapshots/*")))
+    try:
+        for task in (NARRATIVE, PASSKEY):
+            assert task.sample(source(data={}), None, 1, 2) == task.sample(source(), None, 1, 2)
+            assert task.file({}).facts() == task.file(FOLDERS).facts()
+    finally:
+        records._from_hub.cache_clear()
 
 
 @pytest.mark.parametrize(
