@@ -15,10 +15,12 @@ import peft
 import torch
 import transformers
 from hub_texts import title
+from record_tables import record_tables
 
 import focus_peft
 from focus_peft.metrics import peak_memory
 from focus_peft.results import ADAPTER, Result, environment
+from focus_peft.tasks import RECORD_TASKS
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,6 +122,8 @@ def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]
             result["perplexity"] = math.exp(mean)
             if "labels" in ran[0]:
                 result["labels"] = sum(weights)
+        if "cut" in ran[0]:
+            result["cut"] = sum(sample["cut"] for sample in ran)
         result["seconds_per_sample"] = math.fsum(sample["seconds"] for sample in ran) / len(ran)
         results.append(result)
     return results
@@ -129,14 +133,19 @@ def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: 
     """What `focus-peft publish --results` takes: every mean, the adapter's own and those of the other methods."""
     found, where = [], environment()
     for result in results:
-        perplexity = "perplexity" in result
-        settings = {name: result[name] for name in ("length", "samples")} | {"dtype": evaluation.model.dtype}
+        perplexity, records = "perplexity" in result, RECORD_TASKS.get(result["task"])
+        dataset = ", ".join(map(title, evaluation.texts)) if perplexity else f"made from seed {evaluation.seed}"
+        settings = {name: result[name] for name in ("length", "samples") if result[name] is not None}
+        settings["dtype"] = evaluation.model.dtype
+        if records is not None:
+            dataset = f"{records.benchmark.repo}, {records.short_name}"
+            settings["prompts cut in the middle"] = result["cut"]
         if "wilson_95" in result:
             settings["95 % interval"] = [round(bound, 3) for bound in result["wilson_95"]]
         found.append(
             Result(
                 task=result["task"],
-                dataset=", ".join(map(title, evaluation.texts)) if perplexity else f"made from seed {evaluation.seed}",
+                dataset=dataset,
                 metric="perplexity" if perplexity else result["metric"],
                 value=round(result["perplexity"] if perplexity else result["mean"], 4),
                 settings=settings,
@@ -149,9 +158,10 @@ def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: 
 
 
 def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: for every task a table with a row for each method and a column for each length."""
+    """Markdown: for every task a table with a row for each method and a column for each length; one for all of a benchmark's records."""
     parts = []
-    for task in dict.fromkeys(entry["task"] for entry in [*results, *skipped]):
+    names = dict.fromkeys(entry["task"] for entry in [*results, *skipped])
+    for task in (name for name in names if name not in RECORD_TASKS):
         own = [result for result in results if result["task"] == task]
         why = [entry for entry in skipped if entry["task"] == task]
         lengths = sorted({entry["length"] for entry in [*own, *why]})
@@ -165,7 +175,7 @@ def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, A
             lines.append(f"| {method} | " + " | ".join(row) + " |")
         notes = dict.fromkeys(f"- {entry['method']}, {entry['length']:,} tokens: {entry['reason']}" for entry in why)
         parts.append("\n".join([*lines, *(["", "Not run:", "", *notes] if notes else [])]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *record_tables(results, skipped)]) + "\n"
 
 
 def _cell(result: Mapping[str, Any]) -> str:
