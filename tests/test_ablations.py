@@ -165,13 +165,15 @@ def test_a_run_that_is_ended_saves_a_checkpoint_and_goes_on_to_the_same_adapter(
     weights = []
     for name, ends in (("whole", False), ("ended", True)):
         (tmp_path / name).mkdir()
-        config = small(tmp_path / name, {"a": {"b": None}}, max_steps=12, save_steps=100)
+        config = small(tmp_path / name, {"a": {"b": None}}, max_steps=20, save_steps=100)
         out = tmp_path / name / "out"
         process = start(config, stdout=subprocess.DEVNULL)
         if ends:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 400
+            # tensorboard's file appears when the first step begins
             while not list(out.glob("training/*/runs/*")) and time.monotonic() < deadline and process.poll() is None:
                 time.sleep(0.05)
+            assert list(out.glob("training/*/runs/*")), "training did not begin"
             time.sleep(0.3)
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=120)
