@@ -116,7 +116,7 @@ class Evaluator:
             for number in spread_order(job.samples)[:limit]:
                 missing = [m for m in labels if (job.task, m, job.length, number) not in samples.samples]
                 todo += [(job, number, missing)] if missing else []
-        total = sum(self._tokens(job) * len(missing) for job, _, missing in todo)
+        total = sum(job.tokens(self.records) * len(missing) for job, _, missing in todo)
         interval = 0.5 if sys.stderr.isatty() else 60
         try:
             with tqdm(total=total, unit="tok", unit_scale=True, mininterval=interval, smoothing=0.05) as bar:
@@ -124,7 +124,7 @@ class Evaluator:
                     bar.set_description(str(job), refresh=False)
                     for sample in self.sample(job, number, labels):
                         samples.add({**sample, "commit": commit})
-                        bar.update(self._tokens(job))
+                        bar.update(job.tokens(self.records))
                         left = place + 1 < len(todo) or sample["method"] != labels[-1]
                         if left and time.monotonic() > end:
                             return False
@@ -142,13 +142,6 @@ class Evaluator:
         if reason is not None:
             self._skip(job, label, reason)
         return reason is None
-
-    def _tokens(self, job: Job) -> int:
-        """About how many tokens a sample has."""
-        if job.length is not None:
-            return job.length
-        records, size, _ = self.records[job.task]
-        return size // records // 4
 
     def _skip(self, job: Job, label: str, reason: str) -> None:
         entry = {"task": job.task, "method": label, "length": job.length, "reason": reason}

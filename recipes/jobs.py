@@ -38,6 +38,12 @@ class Job:
             return self.text_task().label_count
         return self.arguments.new_tokens or task_of(self).new_tokens
 
+    def tokens(self, facts: Mapping[str, RecordFacts]) -> int:
+        """About how many tokens a sample has; `facts` are those of `record_facts`."""
+        if self.length is not None:
+            return self.length
+        return facts[self.task].size // facts[self.task].records // 4
+
     def text_task(self, seed: int = 0) -> PerplexityTask:
         """The task of one of `TEXT_TASKS`; `seed` chooses its texts."""
         return text_task(self.task, self.arguments, self.length or 0, seed)

@@ -40,7 +40,7 @@ class SampleFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(path, "a+b")  # noqa: SIM115  (stays open for as long as samples come)
-        _lock(self.file, path)
+        lock(self.file, path)
         self.file.seek(0)
         content = self.file.read()
         whole = content[: content.rfind(b"\n") + 1]
@@ -61,7 +61,12 @@ class SampleFile:
         self.file.close()
 
 
-def _lock(file: Any, path: Path) -> None:
+def lock(file: Any, path: Path) -> None:
+    """Keep a file that is open for this process alone.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -165,7 +170,7 @@ def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, A
         own = [result for result in results if result["task"] == task]
         why = [entry for entry in skipped if entry["task"] == task]
         lengths = sorted({entry["length"] for entry in [*own, *why]})
-        cells = {(result["method"], result["length"]): _cell(result) for result in own}
+        cells = {(result["method"], result["length"]): cell(result) for result in own}
         head = {"accuracy": "accuracy [95 % interval]", "cross_entropy": "perplexity"}
         metric = head.get(own[0]["metric"], "mean score ± standard error") if own else "not run"
         lines = [f"## {task}: {metric}", "", "| tokens | " + " | ".join(f"{length:,}" for length in lengths) + " |"]
@@ -178,7 +183,8 @@ def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, A
     return "\n\n".join([*parts, *record_tables(results, skipped)]) + "\n"
 
 
-def _cell(result: Mapping[str, Any]) -> str:
+def cell(result: Mapping[str, Any]) -> str:
+    """A mean of `summarise` with its interval and the number of samples, for a table."""
     part = "" if result["samples"] == result["planned"] else f" of {result['planned']}"
     count = f" ({result['samples']}{part})"
     if "perplexity" in result:
