@@ -12,7 +12,7 @@
 `training`: a training step, beside the same losses with the graph kept through all chunk tokens; gradients are compared.
 `memory`: the same reading with the chunks' keys and values in each kind of storage.
 `ranks`: the same reading by one process of one thread, and by two that share the chunks.
-`scaling`: time and memory against length, full attention beside it as far as `--full-tokens`.
+`scaling`: time and memory against length, chunks read many at once or one by one, full attention beside it as far as `--full-tokens`.
 
 Every way of a measurement runs in processes of its own, in turn, round after round, so that peak memory is its own and a slow spell of
 the machine hits them all. Medians are reported, and all values. A run that is cut off leaves what it has. `--profile` instead prints
@@ -79,6 +79,7 @@ WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
     "scaling": {
         "focus": ("focus", {"decoding": "streaming"}),
+        "one by one": ("focus", {"decoding": "streaming", "chunk_batch_size": 1}),
         "full attention": ("full", {}),
     },
 }

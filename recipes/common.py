@@ -194,7 +194,12 @@ def _path(key: str) -> list[str]:
 
 def _set(values: Any, path: Sequence[str], value: Any) -> None:
     for name in path[:-1]:
-        values = values[int(name)] if isinstance(values, list) else values.setdefault(name, {})
+        if isinstance(values, list):
+            values = values[int(name)]
+            continue
+        if values.get(name) is None:  # an entry with nothing behind its colon is there too
+            values[name] = {}
+        values = values[name]
     values[int(path[-1]) if isinstance(values, list) else path[-1]] = value
 
 

@@ -20,43 +20,25 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from common import load_model
-from evaluation import (
-    KEY_TOKENS,
-    LONGPPL,
-    PERPLEXITY,
-    TEXT_TASKS,
-    Evaluation,
-    TaskArguments,
-    chosen,
-    read_texts,
-    text_task,
-)
+from evaluation import KEY_TOKENS, LONGPPL, TEXT_TASKS, Evaluation, chosen, read_texts
+from jobs import Job, jobs_of, prompts, record_facts, scored, spread_order
 from key_tokens import KeyTokenFinder
 from peft import PeftConfig, PeftModel, get_peft_model
+from record_tables import averages
 from results import SampleFile, circumstances, git_commit, publishable, summarise, table, write_text
 from tqdm import tqdm
 
 from focus_peft import FocusConfig
 from focus_peft.fingerprint import digest
 from focus_peft.results import save_results
-from focus_peft.tasks import METHODS, TASKS, LongPerplexityTask, Method, PerplexityTask, Source
-
-
-@dataclass(frozen=True)
-class Job:
-    """One task at one length."""
-
-    task: str
-    length: int
-    arguments: TaskArguments
-    methods: tuple[str, ...]
+from focus_peft.tasks import METHODS, LongPerplexityTask, Method, Source
 
 
 class Evaluator:
@@ -70,6 +52,7 @@ class Evaluator:
 
     def __init__(self, evaluation: Evaluation, name: str, command: str) -> None:
         self.evaluation, self.command = evaluation, command
+        self.records = record_facts(evaluation)
         self.texts = read_texts(evaluation.texts)
         self.words = [] if evaluation.words is None else "\n".join(read_texts([evaluation.words])).split()
         self.model, self.tokenizer = load(evaluation)
@@ -77,7 +60,7 @@ class Evaluator:
         for label, options in evaluation.methods.items():
             options = dict(options)
             self.methods[label] = METHODS[options.pop("method", label)](self.model, **options)
-        self.source = Source(self.tokenizer, evaluation.seed, self.texts, self.words, evaluation.chat)
+        self.source = Source(self.tokenizer, evaluation.seed, self.texts, self.words, evaluation.chat, evaluation.data)
         self._documents: list[list[int]] | None = None
         self.keys: KeyTokenFinder | None = None
         if LONGPPL in evaluation.tasks:
@@ -96,8 +79,10 @@ class Evaluator:
             settings["evaluator"].update(self.keys.identity)
         windows = asdict(self.model.base_model.settings())
         del windows["chunk_batch_size"], windows["spread_chunks"]  # change no result
+        records = {"records_digests": {name: facts.digest for name, facts in self.records.items()}}
         return {
             **settings,
+            **(records if self.records else {}),
             "windows": windows,
             "base_model": self.model.base_model.fingerprint.to_dict(),
             "twins": None if self.evaluation.adapter is None else digest_of_twins(self.model),
@@ -106,12 +91,8 @@ class Evaluator:
         }
 
     def jobs(self) -> list[Job]:
-        """All tasks at all lengths, short ones first."""
-        jobs = []
-        for name, task in self.evaluation.tasks.items():
-            methods = tuple(task.methods or self.methods)
-            jobs += [Job(name, length, task, methods) for length in dict.fromkeys(task.lengths or [])]
-        return sorted(jobs, key=lambda job: job.length)
+        """All tasks at all lengths."""
+        return jobs_of(self.evaluation, self.methods)
 
     def documents(self) -> list[list[int]]:
         """The texts in tokens."""
@@ -132,18 +113,18 @@ class Evaluator:
         todo = []
         for job in jobs:
             labels = [label for label in job.methods if self._can_read(label, job)]
-            for number in spread_order(job.arguments.samples)[:limit]:
+            for number in spread_order(job.samples)[:limit]:
                 missing = [m for m in labels if (job.task, m, job.length, number) not in samples.samples]
                 todo += [(job, number, missing)] if missing else []
-        total = sum(job.length * len(missing) for job, _, missing in todo)
+        total = sum(job.tokens(self.records) * len(missing) for job, _, missing in todo)
         interval = 0.5 if sys.stderr.isatty() else 60
         try:
             with tqdm(total=total, unit="tok", unit_scale=True, mininterval=interval, smoothing=0.05) as bar:
                 for place, (job, number, labels) in enumerate(todo):
-                    bar.set_description(f"{job.task} {job.length:,}", refresh=False)
+                    bar.set_description(str(job), refresh=False)
                     for sample in self.sample(job, number, labels):
                         samples.add({**sample, "commit": commit})
-                        bar.update(job.length)
+                        bar.update(job.tokens(self.records))
                         left = place + 1 < len(todo) or sample["method"] != labels[-1]
                         if left and time.monotonic() > end:
                             return False
@@ -155,19 +136,12 @@ class Evaluator:
         return True
 
     def _can_read(self, label: str, job: Job) -> bool:
-        new = self._text_task(job).label_count if job.task in TEXT_TASKS else self._new_tokens(job)
-        reason = self.methods[label].refusal(job.length, new)
+        reason = job.refusal(self.methods[label])
         if reason is None and job.task == LONGPPL and self.keys is not None:
-            reason = self.keys.refusal(job.length)
+            reason = self.keys.refusal(job.length or 0)
         if reason is not None:
             self._skip(job, label, reason)
         return reason is None
-
-    def _new_tokens(self, job: Job) -> int:
-        return job.arguments.new_tokens or TASKS[job.task].new_tokens
-
-    def _text_task(self, job: Job) -> PerplexityTask:
-        return text_task(job.task, job.arguments, job.length, self.evaluation.seed)
 
     def _skip(self, job: Job, label: str, reason: str) -> None:
         entry = {"task": job.task, "method": label, "length": job.length, "reason": reason}
@@ -175,52 +149,39 @@ class Evaluator:
 
     def sample(self, job: Job, number: int, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Run one sample with several methods."""
-        arguments = job.arguments
+        methods = {label: self.methods[label] for label in labels}
         try:
-            if job.task in TEXT_TASKS:
-                task = self._text_task(job)
-                ids, depth, references = task.text(self.documents(), number), None, None
-                keys = None
-                if self.keys is not None and isinstance(task, LongPerplexityTask):
-                    keys = self.keys(task, number, self.documents(), self.texts, self.tokenizer)
-            else:
-                made = TASKS[job.task].sample(self.source, job.length, number, arguments.samples)
-                ids, depth, references = made.ids, made.depth, list(made.references)
+            made = prompts(job, number, self.source, self.documents() if job.task in TEXT_TASKS else [], methods)
+            keys = self._key_tokens(job, number)
         except ValueError as error:  # what is too short for a task must not end all others
             for label in labels:
                 self._skip(job, label, str(error))
             return
-        for label in labels:
+        for label, sample in made.items():
             begin = time.perf_counter()
-            if references is None:
-                prediction, metric = None, "cross_entropy"
-                losses = task.losses(self.methods[label], ids, keys)
-                score = float(losses.double().mean()) if len(losses) else None
-            else:
-                spec = TASKS[job.task]
-                new = self.methods[label].generate(ids, self._new_tokens(job))
-                prediction = self.tokenizer.decode(new, skip_special_tokens=True)
-                score, metric = spec.score(prediction, references), "accuracy" if spec.is_binary else "score"
-            yield {
+            result = scored(job, methods[label], sample, self.source, keys)
+            entry = {
                 "task": job.task,
                 "method": label,
                 "length": job.length,
                 "number": number,
-                "depth": depth,
-                "input_tokens": len(ids),
-                "prediction": prediction,
-                "references": references,
-                "metric": metric,
-                **({"labels": len(losses)} if references is None and job.task != PERPLEXITY else {}),
-                "score": score,
+                "depth": sample.depth,
+                "input_tokens": len(sample.ids),
+                **result,
                 "seconds": round(time.perf_counter() - begin, 3),
             }
+            yield {**entry, "cut": sample.cut} if job.task in self.records else entry
+
+    def _key_tokens(self, job: Job, number: int) -> list[int] | None:
+        """Places of the tokens of a text that are scored; None: all labels."""
+        task = job.text_task(self.evaluation.seed) if job.task == LONGPPL else None
+        if self.keys is None or not isinstance(task, LongPerplexityTask):
+            return None
+        return self.keys(task, number, self.documents(), self.texts, self.tokenizer)
 
     def write_summary(self, samples: SampleFile) -> None:
         """Write `summary.json` and `table.md` of all samples in the folder."""
-        planned = {
-            (job.task, label, job.length): job.arguments.samples for job in self.jobs() for label in job.methods
-        }
+        planned = {(job.task, label, job.length): job.samples for job in self.jobs() for label in job.methods}
         # a sample of an earlier run tells that it could be made
         skipped = [entry for key, entry in self.skipped.items() if not any(k[:3] == key for k in samples.samples)]
         results = summarise(samples.samples.values(), planned)
@@ -232,6 +193,8 @@ class Evaluator:
             **circumstances(self.model.device),
             "seconds": round(sum(sample["seconds"] for sample in samples.samples.values()), 1),
         }
+        if means := averages(results):
+            summary["averages"] = means
         write_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         write_text(self.folder / "table.md", table(results, skipped))
         save_results(publishable(results, self.command, self.evaluation), self.folder / "results.json")
@@ -259,13 +222,6 @@ def digest_of_twins(model: Any) -> str:
     return found.hexdigest()[:16]
 
 
-def spread_order(count: int) -> list[int]:
-    """All numbers below `count`, so that every beginning of the list is spread over them (bits in reverse)."""
-    bits = max(1, (count - 1).bit_length())
-    order = [int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits)]
-    return [number for number in order if number < count]
-
-
 def prepare(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Evaluator, list[Job]]:
     """Load everything, and choose what is run.
 
@@ -275,8 +231,8 @@ def prepare(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Evaluat
     evaluation = Evaluation.load(args.config, overrides)
     tasks = chosen("tasks", args.tasks, list(evaluation.tasks))
     methods = chosen("methods", args.methods, list(evaluation.methods))
-    every = sorted({length for task in evaluation.tasks.values() for length in task.lengths or []})
-    lengths = chosen("lengths", args.lengths, every)
+    every = {length for task in evaluation.tasks.values() for length in task.lengths or []}
+    lengths = chosen("lengths", args.lengths, sorted(every, key=lambda length: (length is None, length)))
     if evaluation.adapter is None:
         print("warning: no `adapter`, so the twins are untrained.", file=sys.stderr)
     command = shlex.join(["python", "recipes/evaluate.py", "--config", args.config, *overrides])
@@ -295,7 +251,7 @@ def main(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
     warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
     try:
         evaluator, jobs = prepare(args, overrides)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     print(evaluator.folder, flush=True)
     done = evaluator.run(jobs, args.limit, None if args.max_minutes is None else 60 * args.max_minutes)

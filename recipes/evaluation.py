@@ -11,7 +11,7 @@ from typing import Any
 from common import ModelArguments, expanded, read_values
 from hub_texts import check_entry, is_dataset, read_dataset
 
-from focus_peft.tasks import METHODS, TASKS, LongPerplexityTask, PerplexityTask
+from focus_peft.tasks import METHODS, RECORD_TASKS, TASKS, LongPerplexityTask, PerplexityTask
 from focus_peft.tasks.longppl import ALPHA, BETA, SHORT, STRIDE
 
 
@@ -20,6 +20,10 @@ PERPLEXITY, EVERY_TOKEN, LONGPPL = "perplexity", "perplexity_all", "longppl"
 TEXT_TASKS = (PERPLEXITY, EVERY_TOKEN, LONGPPL)
 # What tells the key tokens of "longppl", besides the evaluator
 KEY_TOKENS = ("short", "stride", "alpha", "beta")
+# Samples of a task that says nothing
+SAMPLES = 20
+# The length of published records that are not cut
+WHOLE = "whole"
 
 
 @dataclass
@@ -27,8 +31,9 @@ class TaskArguments:
     """One task.
 
     Attributes:
-        samples (`int`): Prompts at each length. Default: 20.
-        lengths (`list`, *optional*): Tokens of prompt and answer; "4K" is 4096. Default: the evaluation's.
+        samples (`int`, *optional*): Prompts at each length. Default: 20; of published records all, which is also the most.
+        lengths (`list`, *optional*): Tokens of prompt and answer; "4K" is 4096. Default: the evaluation's. Published records that
+            are longer are cut in the middle; "whole", their default, leaves them as they are.
         methods (`list[str]`, *optional*): Labels of the methods that it is run with. Default: all.
         new_tokens (`int`, *optional*): Tokens of an answer. Default: as published.
         labels (`int`): Of "perplexity": tokens at the end of a text that are scored. Default: 256.
@@ -38,7 +43,7 @@ class TaskArguments:
             and -2.
     """
 
-    samples: int = 20
+    samples: int | None = None
     lengths: list[Any] | None = None
     methods: list[str] | None = None
     new_tokens: int | None = None
@@ -61,8 +66,10 @@ class Evaluation:
         adapter (`str`, *optional*): Folder or name of the trained adapter. None: untrained twins.
         focus (`dict`): Fields of the adapter's configuration to replace, such as `chunk_size` and `local_size`.
         texts (`list`): Held-out text, for perplexity and as haystacks: files (patterns), or datasets (see `hub_texts.read_dataset`).
+        data (`dict`): Folders with the original files of "longbench" and "infinitebench". Default: they come from the Hub.
         words (`str`, *optional*): A file of words for tasks that list some, one a line. Default: those of `focus_peft.tasks.words`.
-        chat (`bool`): Put the prompts of all tasks but "passkey" into the chat template. Default: False.
+        chat (`bool`): Put the prompts of all tasks but "passkey", and LongBench's few-shot and code tasks, into the chat template.
+            Default: False.
         seed (`int`): Chooses keys, values and texts. Default: 0.
         evaluator (`ModelArguments`, *optional*): Tells the key tokens of "longppl". None: the base model, with full attention.
         output_dir (`str`): Where the folder is made. Default: "outputs/evaluations".
@@ -75,6 +82,7 @@ class Evaluation:
     adapter: str | None = None
     focus: dict[str, Any] = field(default_factory=dict)
     texts: list[Any] = field(default_factory=list)
+    data: dict[str, str] = field(default_factory=dict)
     words: str | None = None
     chat: bool = False
     seed: int = 0
@@ -93,7 +101,9 @@ class Evaluation:
         for name in ("model", "tasks", "methods"):
             if not values.get(name):
                 raise ValueError(f"`{name}` is missing in {file!r}; see recipes/evaluations for complete ones.")
-        _check_names("`tasks`", values["tasks"], [*TEXT_TASKS, *TASKS])
+        _check_names("`tasks`", values["tasks"], [*TEXT_TASKS, *TASKS, *RECORD_TASKS])
+        data = values.get("data") or {}
+        _check_names("`data`", data, dict.fromkeys(task.benchmark.name for task in RECORD_TASKS.values()))
         named = values["methods"]
         methods = {name: {} for name in named} if isinstance(named, list) else {k: v or {} for k, v in named.items()}
         _check_names("`methods`", [entry.get("method", label) for label, entry in methods.items()], METHODS)
@@ -102,21 +112,31 @@ class Evaluation:
         for name, entry in values["tasks"].items():
             _check_names(f"`tasks.{name}`", entry or {}, [one.name for one in fields(TaskArguments)])
             task = TaskArguments(**(entry or {}))
-            task.lengths = lengths if task.lengths is None else [tokens_of(length) for length in task.lengths]
-            if not task.lengths or task.samples < 1:
+            own = [None] if name in RECORD_TASKS else lengths
+            task.lengths = own if task.lengths is None else [_length(entry, name) for entry in task.lengths]
+            if task.samples is None and name not in RECORD_TASKS:
+                task.samples = SAMPLES
+            if not task.lengths or (task.samples is not None and task.samples < 1):
                 raise ValueError(f"`tasks.{name}` needs at least one of `lengths`, and `samples` above 0, got {task}.")
             _check_names(f"`tasks.{name}.methods`", task.methods or [], methods)
             if name in TEXT_TASKS:
                 text_task(name, task, min(task.lengths))
             tasks[name] = task
         given = values.get("evaluator")
-        models = {"model": ModelArguments(**values["model"]), "evaluator": given and ModelArguments(**given)}
-        return cls(**{**values, **models, "tasks": tasks, "methods": methods, "lengths": lengths})
+        read = {
+            "model": ModelArguments(**values["model"]),
+            "tasks": tasks,
+            "methods": methods,
+            "lengths": lengths,
+            "data": data,
+            "evaluator": given and ModelArguments(**given),
+        }
+        return cls(**{**values, **read})
 
     def identity(self) -> dict[str, Any]:
-        """What samples depend on. Without "longppl" and `evaluator` it is what it was before there were any."""
+        """What samples depend on, files left out. Without "longppl" and `evaluator` it is what it was before there were any."""
         settings = asdict(self)
-        del settings["output_dir"]
+        del settings["output_dir"], settings["data"]
         if self.evaluator is None or LONGPPL not in self.tasks:
             del settings["evaluator"]
         for name, task in settings["tasks"].items():
@@ -132,10 +152,10 @@ def text_task(name: str, arguments: TaskArguments, length: int, seed: int = 0) -
     Raises:
         ValueError: if a text of that length has not enough tokens.
     """
-    longest = max(arguments.lengths or [length])
+    longest, samples = max(arguments.lengths or [length]), arguments.samples or SAMPLES
     if name == LONGPPL:
-        return LongPerplexityTask(length, arguments.samples, None, longest, seed, arguments.short)
-    return PerplexityTask(length, arguments.samples, arguments.labels if name == PERPLEXITY else None, longest, seed)
+        return LongPerplexityTask(length, samples, None, longest, seed, arguments.short)
+    return PerplexityTask(length, samples, arguments.labels if name == PERPLEXITY else None, longest, seed)
 
 
 def tokens_of(length: Any) -> int:
@@ -151,6 +171,15 @@ def tokens_of(length: Any) -> int:
     return int(number) * (1024 if text.endswith("K") else 1)
 
 
+def length_name(length: int | None) -> str:
+    """How a length is written: "whole" for records as they are."""
+    return WHOLE if length is None else f"{length:,}"
+
+
+def _length(length: Any, task: str) -> int | None:
+    return None if length == WHOLE and task in RECORD_TASKS else tokens_of(length)
+
+
 def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
     """What a comma-separated option picks of what the configuration has.
 
@@ -159,11 +188,14 @@ def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
     """
     if words is None:
         return list(known)
-    picked = [tokens_of(word) if option == "lengths" else word for word in words.split(",")]
-    for entry in picked:
+    picked: list[Any] = words.split(",")
+    if option == "lengths":
+        picked = [None if word == WHOLE else tokens_of(word) for word in picked]
+    for word, entry in zip(words.split(","), picked):
         if entry not in known:
+            have = ", ".join(WHOLE if one is None else str(one) for one in known)
             raise ValueError(
-                f"`--{option}` names {entry}, but the configuration has {', '.join(map(str, known))}; override the configuration "
+                f"`--{option}` names {word if entry is None else entry}, but the configuration has {have}; override the configuration "
                 "itself, which makes it another evaluation."
             )
     return picked

@@ -15,10 +15,12 @@ import peft
 import torch
 import transformers
 from hub_texts import title
+from record_tables import record_tables
 
 import focus_peft
 from focus_peft.metrics import peak_memory
 from focus_peft.results import ADAPTER, Result, environment
+from focus_peft.tasks import RECORD_TASKS
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +40,7 @@ class SampleFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(path, "a+b")  # noqa: SIM115  (stays open for as long as samples come)
-        _lock(self.file, path)
+        lock(self.file, path)
         self.file.seek(0)
         content = self.file.read()
         whole = content[: content.rfind(b"\n") + 1]
@@ -59,7 +61,12 @@ class SampleFile:
         self.file.close()
 
 
-def _lock(file: Any, path: Path) -> None:
+def lock(file: Any, path: Path) -> None:
+    """Keep a file that is open for this process alone.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -120,6 +127,8 @@ def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]
             result["perplexity"] = math.exp(mean)
             if "labels" in ran[0]:
                 result["labels"] = sum(weights)
+        if "cut" in ran[0]:
+            result["cut"] = sum(sample["cut"] for sample in ran)
         result["seconds_per_sample"] = math.fsum(sample["seconds"] for sample in ran) / len(ran)
         results.append(result)
     return results
@@ -129,14 +138,19 @@ def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: 
     """What `focus-peft publish --results` takes: every mean, the adapter's own and those of the other methods."""
     found, where = [], environment()
     for result in results:
-        perplexity = "perplexity" in result
-        settings = {name: result[name] for name in ("length", "samples")} | {"dtype": evaluation.model.dtype}
+        perplexity, records = "perplexity" in result, RECORD_TASKS.get(result["task"])
+        dataset = ", ".join(map(title, evaluation.texts)) if perplexity else f"made from seed {evaluation.seed}"
+        settings = {name: result[name] for name in ("length", "samples") if result[name] is not None}
+        settings["dtype"] = evaluation.model.dtype
+        if records is not None:
+            dataset = f"{records.benchmark.repo}, {records.short_name}"
+            settings["prompts cut in the middle"] = result["cut"]
         if "wilson_95" in result:
             settings["95 % interval"] = [round(bound, 3) for bound in result["wilson_95"]]
         found.append(
             Result(
                 task=result["task"],
-                dataset=", ".join(map(title, evaluation.texts)) if perplexity else f"made from seed {evaluation.seed}",
+                dataset=dataset,
                 metric="perplexity" if perplexity else result["metric"],
                 value=round(result["perplexity"] if perplexity else result["mean"], 4),
                 settings=settings,
@@ -149,13 +163,14 @@ def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: 
 
 
 def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: for every task a table with a row for each method and a column for each length."""
+    """Markdown: for every task a table with a row for each method and a column for each length; one for all of a benchmark's records."""
     parts = []
-    for task in dict.fromkeys(entry["task"] for entry in [*results, *skipped]):
+    names = dict.fromkeys(entry["task"] for entry in [*results, *skipped])
+    for task in (name for name in names if name not in RECORD_TASKS):
         own = [result for result in results if result["task"] == task]
         why = [entry for entry in skipped if entry["task"] == task]
         lengths = sorted({entry["length"] for entry in [*own, *why]})
-        cells = {(result["method"], result["length"]): _cell(result) for result in own}
+        cells = {(result["method"], result["length"]): cell(result) for result in own}
         head = {"accuracy": "accuracy [95 % interval]", "cross_entropy": "perplexity"}
         metric = head.get(own[0]["metric"], "mean score ± standard error") if own else "not run"
         lines = [f"## {task}: {metric}", "", "| tokens | " + " | ".join(f"{length:,}" for length in lengths) + " |"]
@@ -165,10 +180,11 @@ def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, A
             lines.append(f"| {method} | " + " | ".join(row) + " |")
         notes = dict.fromkeys(f"- {entry['method']}, {entry['length']:,} tokens: {entry['reason']}" for entry in why)
         parts.append("\n".join([*lines, *(["", "Not run:", "", *notes] if notes else [])]))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *record_tables(results, skipped)]) + "\n"
 
 
-def _cell(result: Mapping[str, Any]) -> str:
+def cell(result: Mapping[str, Any]) -> str:
+    """A mean of `summarise` with its interval and the number of samples, for a table."""
     part = "" if result["samples"] == result["planned"] else f" of {result['planned']}"
     count = f" ({result['samples']}{part})"
     if "perplexity" in result:

@@ -65,8 +65,8 @@ SMALL = ["--dtype", "bfloat16", "--chunk-size", "64", "--local-size", "64", "--p
         ),
         (
             "scaling",
-            ["--tokens", "200", "300", "--ways", "full attention", "--full-tokens", "200", *SMALL],
-            ["full attention, 200 tokens"],
+            ["--tokens", "200", "300", "--ways", "one by one", "full attention", "--full-tokens", "200", *SMALL],
+            ["one by one, 200 tokens", "full attention, 200 tokens", "one by one, 300 tokens"],
             0,
         ),
     ],

@@ -345,6 +345,7 @@ def test_smollm2_finds_passkeys_that_it_can_see(tmp_path: Path) -> None:
 def test_pictures_are_drawn_of_an_evaluation(config: Path) -> None:
     pytest.importorskip("matplotlib")
     import plot
+    from plots.evaluation import cells
 
     _, folder = run(config)
     for words in (["passkey", "--bands", "4"], ["perplexity"]):
@@ -352,7 +353,7 @@ def test_pictures_are_drawn_of_an_evaluation(config: Path) -> None:
         plot.main([*words, "--results", str(folder), "--output", str(output)])
         assert output.read_text().startswith("<?xml")
     found = [sample for sample in read(folder) if sample["task"] == "passkey" and sample["method"] == "adapter"]
-    assert plot.cells(found, 4) == {(s["number"], s["length"]): s["score"] for s in found}
+    assert cells(found, 4) == {(s["number"], s["length"]): s["score"] for s in found}
     with pytest.raises(SystemExit, match="no samples of 'vt'"):
         plot.main(["passkey", "--task", "vt", "--results", str(folder), "--output", "x.svg"])
     with pytest.raises(SystemExit, match="samples.jsonl"):

@@ -13,20 +13,25 @@ from .baselines import (
 )
 from .cached import ParallelWindows, StreamingLLM
 from .infinitebench import INFINITEBENCH_TASKS
+from .infinitebench_records import INFINITEBENCH_RECORD_TASKS
+from .longbench import LONGBENCH_TASKS
 from .longppl import KeyTokens, LongPerplexityTask
 from .methods import Adapter, Method
 from .niah import NIAH_TASKS
 from .passkey import LandmarkPasskey, Passkey, PasskeyTask
 from .perplexity import PerplexityTask
+from .records import Benchmark, RecordTask
 from .ruler import RULER_TASKS
 from .samples import Sample, Source, Task
 
 
-# Tasks that are answered in words, by name
+# Tasks that are answered in words and made from a seed at any length, by name
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (Passkey(), LandmarkPasskey(), *NIAH_TASKS, *RULER_TASKS, *INFINITEBENCH_TASKS, *BABILONG_TASKS)
 }
+# Tasks that are answered in words, whose samples are published records of their own lengths, by name
+RECORD_TASKS: dict[str, RecordTask] = {task.name: task for task in (*LONGBENCH_TASKS, *INFINITEBENCH_RECORD_TASKS)}
 # Ways to read, by name; each is called with the model, and options
 METHODS: dict[str, Callable[..., Method]] = {
     "adapter": Adapter,
@@ -46,8 +51,10 @@ METHODS: dict[str, Callable[..., Method]] = {
 __all__ = [
     "BM25",
     "METHODS",
+    "RECORD_TASKS",
     "TASKS",
     "Adapter",
+    "Benchmark",
     "FullAttention",
     "KeyTokens",
     "LocalWindow",
@@ -56,6 +63,7 @@ __all__ = [
     "ParallelWindows",
     "PasskeyTask",
     "PerplexityTask",
+    "RecordTask",
     "Sample",
     "ScaledRope",
     "Source",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,14 @@ class Method(ABC):
     def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         """Why `tokens` tokens, of which the last `new_tokens` are generated or labels, cannot be read, if they cannot."""
         return None
+
+    def longest(self, tokens: int, new_tokens: int = 1) -> int:
+        """The most of `tokens` tokens that can be read, the last `new_tokens` of them included; 0 if no prompt can be."""
+        if self.refusal(tokens, new_tokens) is None:
+            return tokens
+        lengths = range(new_tokens + 1, tokens)
+        fitting = bisect_left(lengths, True, key=lambda length: self.refusal(length, new_tokens) is not None)
+        return lengths[fitting - 1] if fitting else 0
 
     @abstractmethod
     def generate(self, ids: list[int], new_tokens: int) -> list[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +19,15 @@ class Sample:
         ids (`list[int]`): The prompt.
         references (`tuple[str, ...]`): What the answer must hold.
         depth (`float`, *optional*): Where in the prompt it stands: 0 at the start, 1 at the end.
+        classes (`tuple[str, ...]`): What an answer is chosen from, where it is.
+        cut (`bool`): Whether something was taken out of the middle, so that it is short enough.
     """
 
     ids: list[int]
     references: tuple[str, ...]
     depth: float | None = None
+    classes: tuple[str, ...] = ()
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,14 @@ class Draft:
         text (`str`): Everything that is given.
         start (`str`): How the answer starts; the model goes on from there.
         references, depth: Those of the sample.
+        chat (`bool`): Whether it may be put into a chat template. Default: True.
     """
 
     text: str
     start: str
     references: tuple[str, ...]
     depth: float | None = None
+    chat: bool = True
 
 
 @dataclass
@@ -52,6 +58,8 @@ class Source:
         texts (`Sequence[str]`): Real texts, for tasks that hide something in them; repeated where they are too short.
         words (`Sequence[str]`): Words for tasks that list some. Default: those of `tasks.words`.
         chat (`bool`): Put prompts into the tokenizer's chat template, and the start of the answer behind it. Default: False.
+        data (`Mapping[str, str]`): Folders with the original files of benchmarks, by the benchmark's name ("longbench",
+            "infinitebench"). Default: they come from the Hub.
     """
 
     tokenizer: Any
@@ -59,6 +67,7 @@ class Source:
     texts: Sequence[str] = ()
     words: Sequence[str] = ()
     chat: bool = False
+    data: Mapping[str, str] = field(default_factory=dict)
 
     def random(self, *parts: Any) -> random.Random:
         """A generator of its own for every combination of `parts`."""
@@ -66,7 +75,7 @@ class Source:
 
     def ids(self, draft: Draft) -> list[int]:
         """Token ids of a prompt."""
-        if not self.chat:
+        if not (self.chat and draft.chat):
             return self.tokenizer(draft.text + draft.start, verbose=False)["input_ids"]
         messages = [{"role": "user", "content": draft.text}]
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -115,6 +124,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, prediction: str, references: Sequence[str]) -> float:
         """From 0 (wrong) to 1 (right)."""
+
+    def score_sample(self, prediction: str, sample: Sample) -> float:
+        """The score of an answer to a sample, for metrics that need more of it than its references too."""
+        return self.score(prediction, list(sample.references))
 
 
 def spread(number: int, samples: int) -> float:

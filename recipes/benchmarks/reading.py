@@ -48,7 +48,7 @@ def focus(options: dict[str, Any]) -> dict[str, Any]:
     """Our `generate`, in the mode and with the storage that are asked for."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
-    names = ("decoding", "storage", "spread_chunks", "refresh_interval", "top_chunks")
+    names = ("decoding", "storage", "spread_chunks", "refresh_interval", "top_chunks", "chunk_batch_size")
     given = {name: options[name] for name in names if name in options}
     return generating(model, ids, options["new_tokens"], warm_up=model.settings().sizes.local + 8, **given)
 
