@@ -4,8 +4,9 @@ With a mask and more than one token, transformers' sdpa attention repeats keys a
 streaming step reads every chunk's keys for two tokens, so these copies would be most of its time. Here the queries of a group stand
 side by side as tokens of one head.
 
-A pass of many tokens, the local window of exact decoding, is masked and so not known to be causal. Its queries go in blocks, each of
-which looks no further than the last key that it may see; otherwise half of the scores would be computed to be hidden.
+A pass of many tokens, such as the local window of exact decoding, is masked and so not known to be causal; half of the scores would be
+computed to be hidden. Where every token sees all candidates and what stands before it, attention is told that it is causal, with a query
+that nobody looks at for each candidate. Elsewhere queries go in blocks, each of which looks no further than the last key that it may see.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ GROUPED = "focus_peft_grouped_sdpa"
 MOST_QUERIES = 1024
 # Queries in a block
 BLOCK = 256
-# (first query, last query + 1, last visible key + 1) of each block of the pass that is running
-blocks_of_pass: ContextVar[list[tuple[int, int, int]] | None] = ContextVar("blocks_of_pass", default=None)
+# (first query, last query + 1, last visible key + 1)
+Block = tuple[int, int, int]
+# Of the pass that is running, if it has many tokens: the blocks, or how many keys stand before those of its causal tokens
+shape_of_pass: ContextVar[list[Block] | int | None] = ContextVar("shape_of_pass", default=None)
 # What some models ask of attention besides
 SPECIAL = ("position_bias", "softcap", "s_aux", "cache")
 
@@ -49,9 +52,13 @@ def grouped_sdpa(
     groups = heads // key.shape[1]
     masked = attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
     special = dropout or any(kwargs.get(name) is not None for name in SPECIAL)
-    blocks = blocks_of_pass.get()
-    if masked and blocks is not None and not special and (groups == 1 or groups * tokens > MOST_QUERIES):
+    shape = shape_of_pass.get()
+    if masked and shape is not None and not special and (groups == 1 or groups * tokens > MOST_QUERIES):
         assert attention_mask is not None
+        if isinstance(shape, int):
+            query = nn.functional.pad(query, (0, 0, shape, 0))
+            out, _ = sdpa_attention_forward(module, query, key, value, None, dropout, scaling, True)
+            return out[:, shape:], None
         parts = [
             sdpa_attention_forward(
                 module,
@@ -63,7 +70,7 @@ def grouped_sdpa(
                 scaling,
                 **kwargs,
             )[0]
-            for start, end, stop in blocks
+            for start, end, stop in shape
         ]
         return torch.cat(parts, dim=1), None
     if groups == 1 or not masked or groups * tokens > MOST_QUERIES or special:
@@ -79,25 +86,34 @@ AttentionInterface.register(GROUPED, grouped_sdpa)
 
 
 @contextlib.contextmanager
-def in_blocks(visible: torch.Tensor) -> Iterator[None]:
-    """Within the context, queries of a pass go through attention in blocks, if there are many and no graph is being made.
+def shaped(visible: torch.Tensor, is_whole_mask: bool) -> Iterator[None]:
+    """Within the context, attention knows the shape of a pass, if it has many tokens and no graph is being made.
 
     Args:
         visible (`torch.BoolTensor` of shape (rows or 1, tokens, keys)): What each token sees.
+        is_whole_mask (`bool`): Whether all layers see that; else some see less (sliding windows), or with biases (ALiBi).
     """
-    tokens = visible.shape[1]
-    blocks = None
+    tokens, before = visible.shape[1], visible.shape[2] - visible.shape[1]
+    shape: list[Block] | int | None = None
     if tokens > BLOCK and not torch.is_grad_enabled():
-        seen = visible.any(0)
-        starts = range(0, tokens, BLOCK)
-        ends = [min(start + BLOCK, tokens) for start in starts]
-        stops = [int(seen[start:end].any(0).nonzero().max()) + 1 for start, end in zip(starts, ends)]
-        blocks = list(zip(starts, ends, stops))
-    token = blocks_of_pass.set(blocks)
+        causal = torch.ones_like(visible[:1]).tril(before)
+        if is_whole_mask and 0 <= before <= tokens and bool((visible == causal).all()):
+            shape = before
+        else:
+            shape = _blocks(visible)
+    token = shape_of_pass.set(shape)
     try:
         yield
     finally:
-        blocks_of_pass.reset(token)
+        shape_of_pass.reset(token)
+
+
+def _blocks(visible: torch.Tensor) -> list[Block]:
+    tokens, seen = visible.shape[1], visible.any(0)
+    starts = range(0, tokens, BLOCK)
+    ends = [min(start + BLOCK, tokens) for start in starts]
+    stops = [int(seen[start:end].any(0).nonzero().max()) + 1 for start, end in zip(starts, ends)]
+    return list(zip(starts, ends, stops))
 
 
 def is_grouped(model: PreTrainedModel) -> bool:

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .alibi import Alibi
 from .attention import taking_masks
 from .chunking import pad_right
-from .grouped import in_blocks, is_grouped
+from .grouped import is_grouped, shaped
 from .layer import CandidateState
 from .layout import ChunkRow, PassInput
 from .looking import AttentionRecord
@@ -114,7 +114,9 @@ class Reader:
             biases = functools.partial(self.alibi.given, inputs.key_index, masks)
         if not self.takes_positions:
             del arguments["position_ids"]
-        with self._masked_pass(candidates, biases, record), self._checkpointing(biases), in_blocks(inputs.visible):
+        is_whole_mask = self.alibi is None and self.layer_types == {"full_attention"}
+        shape = shaped(inputs.visible, is_whole_mask)
+        with self._masked_pass(candidates, biases, record), self._checkpointing(biases), shape:
             if logits and self.keeps_logits:
                 arguments["logits_to_keep"] = logits
             output = self.model(**arguments).logits[:, -logits:] if logits else self.model.base_model(**arguments)[0]

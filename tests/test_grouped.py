@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ from conftest import make_focus_model, make_tiny_model, random_ids
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from focus_peft.attention import taking_masks
-from focus_peft.grouped import BLOCK, MOST_QUERIES, blocks_of_pass, grouped_sdpa, in_blocks, is_grouped
+from focus_peft.grouped import BLOCK, MOST_QUERIES, grouped_sdpa, is_grouped, shape_of_pass, shaped
 
 
 def states(rows: int, heads: int, shared: int, tokens: int, keys: int) -> tuple[Any, ...]:
@@ -39,34 +41,41 @@ def test_grouped_attention_equals_attention_with_repeated_keys(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+MANY, PREFIX = 2 * BLOCK + 70, 9
+IN_BLOCKS = [(0, 256, 265), (256, 512, 521), (512, 582, 591)]
+
+
 @pytest.mark.parametrize("shared", [1, 2, 6])
-@pytest.mark.parametrize("rows_alike", [True, False])
-def test_many_queries_in_blocks_see_what_they_see_at_once(shared: int, rows_alike: bool) -> None:
-    tokens, prefix = 2 * BLOCK + 70, 9
-    query, key, value, _ = states(2, 6, shared, tokens, prefix + tokens)
-    visible = torch.ones(1, tokens, prefix + tokens, dtype=torch.bool).tril(prefix)
+@pytest.mark.parametrize(
+    ("rows_alike", "is_whole_mask", "shape"),
+    [(True, True, PREFIX), (True, False, IN_BLOCKS), (False, True, IN_BLOCKS)],
+)
+def test_many_queries_see_what_they_see_at_once(
+    shared: int, rows_alike: bool, is_whole_mask: bool, shape: Any
+) -> None:
+    query, key, value, _ = states(2, 6, shared, MANY, PREFIX + MANY)
+    visible = torch.ones(1, MANY, PREFIX + MANY, dtype=torch.bool).tril(PREFIX)
     if not rows_alike:  # the second row is shorter, and sees less of the prefix
         visible = visible.repeat(2, 1, 1)
         visible[1, :, :4] = False
-        visible[1, 100:, prefix + 100 :] = False
+        visible[1, 100:, PREFIX + 100 :] = False
     mask = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, torch.finfo(torch.float64).min)
     mask = mask[:, None].expand(2, -1, -1, -1)
     module: Any = SimpleNamespace(num_key_value_groups=6 // shared, is_causal=True)
-    with torch.no_grad(), in_blocks(visible):
-        blocks = blocks_of_pass.get()
-        found, _ = grouped_sdpa(module, query, key, value, mask)
-    assert blocks == [(0, 256, 265), (256, 512, 521), (512, 582, 591)]
-    assert blocks_of_pass.get() is None
-    expected, _ = sdpa_attention_forward(module, query, key, value, mask)
+    with torch.no_grad(), shaped(visible, is_whole_mask):
+        assert shape_of_pass.get() == shape
+        found, _ = grouped_sdpa(module, query, key, value, mask, scaling=0.3)
+    assert shape_of_pass.get() is None
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-def test_short_passes_and_graphs_have_no_blocks() -> None:
+def test_short_passes_and_graphs_have_no_shape() -> None:
     visible = torch.ones(1, BLOCK + 1, BLOCK + 1, dtype=torch.bool).tril()
-    with in_blocks(visible):
-        assert blocks_of_pass.get() is None
-    with torch.no_grad(), in_blocks(visible[:, 1:]):
-        assert blocks_of_pass.get() is None
+    with shaped(visible, True):
+        assert shape_of_pass.get() is None
+    with torch.no_grad(), shaped(visible[:, 1:], True):
+        assert shape_of_pass.get() is None
 
 
 def test_without_a_mask_attention_is_causal_as_ever() -> None:
@@ -104,23 +113,31 @@ def test_a_streaming_step_is_the_same_with_and_without_it() -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral"])
 @pytest.mark.parametrize("decoding", ["exact", "streaming"])
-def test_a_long_local_window_reads_in_blocks_what_it_reads_at_once(
-    decoding: str, monkeypatch: pytest.MonkeyPatch
+def test_a_long_local_window_reads_the_same_whatever_attention_knows_of_its_shape(
+    family: str, decoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = {"max_position_embeddings": 1024}
-    model = make_focus_model(base=base, chunk_size=16, local_size=600, prompt_size=8, decoding=decoding)
+    base: dict[str, Any] = {
+        "max_position_embeddings": 1024,
+        **({"sliding_window": 700} if family == "mistral" else {}),
+    }
+    model = make_focus_model(family, base=base, chunk_size=16, local_size=600, prompt_size=8, decoding=decoding)
     ids = random_ids(650)[None]
-    used = []
+    shapes = []
 
-    def noted(visible: torch.Tensor) -> Any:
-        used.append(visible.shape[1] > BLOCK)
-        return in_blocks(visible)
+    @contextlib.contextmanager
+    def noted(visible: torch.Tensor, is_whole_mask: bool) -> Iterator[None]:
+        with shaped(visible, is_whole_mask):
+            shapes.append(shape_of_pass.get())
+            yield
 
-    monkeypatch.setattr("focus_peft.reader.in_blocks", noted)
     with torch.no_grad():
+        monkeypatch.setattr("focus_peft.reader.shaped", noted)
         found = model(ids).logits
-        assert any(used)
+        causal = decoding == "exact" and family == "llama"
+        assert any(isinstance(shape, int if causal else list) for shape in shapes)
         monkeypatch.setattr("focus_peft.grouped.BLOCK", 10**6)
         expected = model(ids).logits
+        assert shapes[-1] is None
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
