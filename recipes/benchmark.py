@@ -169,7 +169,8 @@ def summary(
         if naive in gradients and scheme in gradients:
             distance = torch.dist(gradients[naive], gradients[scheme]) / gradients[naive].norm()
             ratios[f"relative difference of gradients, {scheme}"] = float(distance)
-    return {**origin(args), "ways": ways, "ratios": ratios}
+    rounds = min(map(len, runs.values()))  # fewer than were asked for, if the run is cut off
+    return {**origin(args), "repeats": rounds, "ways": ways, "ratios": ratios}
 
 
 def origin(args: argparse.Namespace) -> dict[str, Any]:
