@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -176,7 +177,7 @@ def summary(
 def origin(args: argparse.Namespace) -> dict[str, Any]:
     """What was run, where, and with what."""
     return {
-        "command": " ".join(["python recipes/benchmark.py", *sys.argv[1:]]),
+        "command": "python recipes/benchmark.py " + shlex.join(sys.argv[1:]),
         "repeats": 1 if args.profile else args.repeats,
         "dtype": args.dtype,
         "threads": 1 if args.measurement == "ranks" else torch.get_num_threads(),
