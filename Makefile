@@ -14,7 +14,7 @@ PYTEST := pytest -n logical --maxprocesses 8
 TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-page verify-adapter train train-smoke test test-distributed test-lowest models-table lint format clean
+.PHONY: help demo demo-page verify-adapter train train-smoke test test-long test-distributed test-lowest models-table lint format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -34,7 +34,10 @@ train-smoke: $(VENV)/.dev $(VENV)/.train ## train a tiny model in two processes 
 	HF_HUB_OFFLINE=1 $(RUN) pytest tests/test_recipes.py -k zero_2 $(PYTEST_ARGS)
 
 test: $(VENV)/.dev $(VENV)/.train ## run the tests (PYTEST_ARGS="-m 'not slow'" leaves out the long ones)
-	$(TESTS) --ignore tests/test_distributed.py --ignore tests/test_ranks.py $(PYTEST_ARGS)
+	$(TESTS) --ignore tests/test_distributed.py --ignore tests/test_ranks.py -m 'not long' $(PYTEST_ARGS)
+
+test-long: $(VENV)/.dev $(VENV)/.train ## run the tests that take many minutes: whole ablations, interrupted and resumed
+	$(TESTS) -m long $(PYTEST_ARGS)
 
 test-distributed: $(VENV)/.dev $(VENV)/.train ## run the tests of several processes: shared chunks, DDP, ZeRO and FSDP2 (DeepSpeed compiles an operator, once)
 	$(TESTS) tests/test_distributed.py tests/test_ranks.py $(PYTEST_ARGS)

@@ -115,6 +115,7 @@ def small(folder: Path, studies: dict[str, Any], **more: Any) -> Path:
     return folder / "small.yaml"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_variants_are_trained_and_evaluated_once_and_a_failure_ends_nothing(tmp_path: Path) -> None:
     studies = {
@@ -160,6 +161,7 @@ def table_of(found: dict[str, Any]) -> str:
     return f"`{found['command']}`\n\n" + table(found["variants"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_is_ended_saves_a_checkpoint_and_goes_on_to_the_same_adapter(tmp_path: Path) -> None:
     weights = []
@@ -189,6 +191,7 @@ def test_a_run_that_is_ended_saves_a_checkpoint_and_goes_on_to_the_same_adapter(
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_dry_run_says_what_would_be_run_and_leaves_nothing_behind(tmp_path: Path) -> None:
     studies = {"losses": {"both": None}, "chunk size": {32: {"evaluate": {"focus.chunk_size": 32}}}}
