@@ -24,6 +24,7 @@ demo: $(VENV)/.demo ## hide a sentence in a long text, and ask SmolLM2-135M for 
 
 verify-adapter: $(VENV)/.demo $(VENV)/.train ## measure the adapter in hub/ on passkeys, beside its local window alone (VERIFY_ARGS=…: see docs/evaluation.md)
 	$(VENV)/bin/python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml $(VERIFY_ARGS)
+
 demo-page: $(VENV)/.demo ## the same on a local web page, with documents and questions of your own
 	$(VENV)/bin/python recipes/demo_page.py $(DEMO_ARGS)
 

@@ -96,11 +96,9 @@ def shaped(visible: torch.Tensor, is_whole_mask: bool) -> Iterator[None]:
     tokens, before = visible.shape[1], visible.shape[2] - visible.shape[1]
     shape: list[Block] | int | None = None
     if tokens > BLOCK and not torch.is_grad_enabled():
-        causal = torch.ones_like(visible[:1]).tril(before)
-        if is_whole_mask and 0 <= before <= tokens and bool((visible == causal).all()):
-            shape = before
-        else:
-            shape = _blocks(visible)
+        causal = is_whole_mask and 0 <= before <= tokens
+        causal = causal and bool((visible == torch.ones_like(visible[:1]).tril(before)).all())
+        shape = before if causal else _blocks(visible)
     token = shape_of_pass.set(shape)
     try:
         yield

@@ -115,7 +115,7 @@ class Reader:
         if not self.takes_positions:
             del arguments["position_ids"]
         is_whole_mask = self.alibi is None and self.layer_types == {"full_attention"}
-        shape = shaped(inputs.visible, is_whole_mask)
+        shape = shaped(inputs.visible, is_whole_mask) if self.groups else contextlib.nullcontext()
         with self._masked_pass(candidates, biases, record), self._checkpointing(biases), shape:
             if logits and self.keeps_logits:
                 arguments["logits_to_keep"] = logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import random
 import threading
@@ -15,9 +16,9 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from common import fast_dtype, find_model
+from common import PACKAGED, ModelArguments, fast_dtype, find_model, load_model
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer, logging
+from transformers import TextIteratorStreamer, logging
 
 from focus_peft.memory import Memory
 
@@ -28,18 +29,28 @@ NEEDLE = " By the way, the number of the blue safe in the cellar is {number}."
 QUESTION = "What is the number of the blue safe in the cellar?"
 
 
+def add_options(parser: argparse.ArgumentParser, new_tokens: int) -> None:
+    """The options that both have; `new_tokens` is the default for the longest answer."""
+    parser.add_argument(
+        "--tokens", type=int, default=30000, help="length of the Python reference, the example (default: 30000)"
+    )
+    parser.add_argument(
+        "--new-tokens", type=int, default=new_tokens, help=f"the longest answer (default: {new_tokens})"
+    )
+    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: the one in hub/")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the faster one on this machine")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the hidden number and its place")
+
+
 def load(adapter: Path, dtype: str | None = None) -> tuple[Any, Any]:
     """(SmolLM2-135M-Instruct with the adapter, tokenizer). `dtype`: default, the faster one on this machine."""
     logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
     if not (adapter / "adapter_config.json").is_file():
         raise SystemExit(f"error: {adapter} holds no adapter; give the folder of one with `--adapter`.")
-    folder, gguf_file = find_model()
-    print(f"Loading {gguf_file} and the adapter in {adapter} ...", flush=True)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
-    base: Any = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=gguf_file, dtype=fast_dtype() if dtype is None else getattr(torch, dtype)
-    )
+    print(f"Loading {find_model()[1]} and the adapter in {adapter} ...", flush=True)
+    fast = str(fast_dtype()).removeprefix("torch.")
+    base, tokenizer = load_model(ModelArguments(PACKAGED, dtype=dtype or fast))
     return PeftModel.from_pretrained(base, adapter).eval(), tokenizer
 
 
@@ -54,9 +65,14 @@ def haystack(tokenizer: Any, tokens: int, seed: int) -> tuple[torch.Tensor, str]
     return tokenizer("\n\n".join(paragraphs), verbose=False, return_tensors="pt").input_ids, number
 
 
+def question_text(question: str) -> str:
+    """What stands behind the document."""
+    return f"\n\nQuestion: {question}\nAnswer:"
+
+
 def question_ids(tokenizer: Any, question: str) -> torch.Tensor:
-    """What stands behind the document: ids of shape (1, tokens)."""
-    return tokenizer(f"\n\nQuestion: {question}\nAnswer:", return_tensors="pt").input_ids
+    """The same as ids of shape (1, tokens)."""
+    return tokenizer(question_text(question), return_tensors="pt").input_ids
 
 
 def read(model: Any, ids: torch.Tensor, progress: Callable[[float], Any], batch_size: int = 2) -> tuple[Memory, float]:

@@ -43,7 +43,6 @@ from focus_peft.results import environment
 # What one process runs
 RUNS = {
     "focus": reading.focus,
-    "compiled": reading.focus_compiled,
     "processes": ranks.focus_of_processes,
     "full": reading.full_attention,
     "reading floor": reading.reading_floor,
@@ -59,7 +58,7 @@ WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
     "decode": {
         "streaming": ("focus", {"decoding": "streaming"}),
-        "streaming, compiled": ("compiled", {}),
+        "streaming, compiled": ("focus", {"decoding": "streaming", "compiled": True}),
         "floor of streaming": ("step floor", {"decoding": "streaming"}),
         "exact": ("focus", {"decoding": "exact"}),
         "floor of exact": ("step floor", {"decoding": "exact"}),
@@ -178,7 +177,6 @@ def origin(args: argparse.Namespace) -> dict[str, Any]:
     """What was run, where, and with what."""
     return {
         "command": "python recipes/benchmark.py " + shlex.join(sys.argv[1:]),
-        "repeats": 1 if args.profile else args.repeats,
         "dtype": args.dtype,
         "threads": 1 if args.measurement == "ranks" else torch.get_num_threads(),
         **environment(),
@@ -222,7 +220,12 @@ def profile(args: argparse.Namespace) -> None:
     ways = {name: {"seconds": round(value, 5)} for name, value in measured["phases"].items()}
     total = sum(measured["phases"].values())
     ways |= {"a step, all of it": {"seconds": round(total, 5)}, "floor": {"seconds": round(measured["floor"], 5)}}
-    result = {**origin(args), "ways": ways, "ratios": {"seconds: a step / floor": round(total / measured["floor"], 3)}}
+    result = {
+        **origin(args),
+        "repeats": 1,
+        "ways": ways,
+        "ratios": {"seconds: a step / floor": round(total / measured["floor"], 3)},
+    }
     write(result, args.output)
     print(table(result))
 

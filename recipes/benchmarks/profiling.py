@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -113,5 +114,5 @@ def step_profile(options: dict[str, Any]) -> dict[str, Any]:
         floor = [timed(lambda: pieces.step(base, caches)) for _ in range(new + 1)][1:]
     return {
         "phases": {phase: seconds / steps for phase, seconds in phases.seconds.items()},
-        "floor": sorted(floor)[len(floor) // 2],
+        "floor": statistics.median(floor),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
@@ -45,28 +46,28 @@ def generating(model: Any, ids: torch.Tensor, new_tokens: int, **options: Any) -
 
 
 def focus(options: dict[str, Any]) -> dict[str, Any]:
-    """Our `generate`, in the mode and with the storage that are asked for."""
+    """Our `generate`, in the mode and with the storage that are asked for; `compiled`, with parts of the model compiled."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
     names = ("decoding", "storage", "spread_chunks", "refresh_interval", "top_chunks", "chunk_batch_size")
     given = {name: options[name] for name in names if name in options}
-    return generating(model, ids, options["new_tokens"], warm_up=model.settings().sizes.local + 8, **given)
+    with parts_compiled(model, ids) if options.get("compiled") else contextlib.nullcontext():
+        return generating(model, ids, options["new_tokens"], warm_up=model.settings().sizes.local + 8, **given)
 
 
-def focus_compiled(options: dict[str, Any]) -> dict[str, Any]:
-    """As `focus`, with what stands between the attentions compiled: every MLP and norm, in the static shapes of a step.
+@contextlib.contextmanager
+def parts_compiled(model: Any, ids: torch.Tensor) -> Iterator[None]:
+    """Within the context, what stands between the attentions is compiled: every MLP and norm, in the static shapes of a step.
 
     Attention writes to caches in place, which breaks the graph in every layer, so compiling more gives no larger graphs.
     """
-    model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     for layer in model.get_base_model().model.layers:
         for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
             part.compile()
-    ids = document(tokenizer, options["tokens"])
     # focus_peft keeps compiled modules from running, for its passes have many shapes; those of steps are alike
     with patch("focus_peft.reader._uncompiled", contextlib.nullcontext):
         model.generate(ids, max_new_tokens=3, min_new_tokens=3)  # compiles
-        return generating(model, ids, options["new_tokens"], warm_up=model.settings().sizes.local + 8)
+        yield
 
 
 def full_attention(options: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import transformers
-from common import find_model
+from common import PACKAGED, ModelArguments, load_model
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, StaticCache
+from transformers import StaticCache
 
 from focus_peft import FocusConfig
 from focus_peft.chunking import cut
@@ -27,9 +27,7 @@ CHARACTERS_PER_TOKEN = 12
 def load(dtype: str = "float32", **fields: Any) -> tuple[Any, Any]:
     """SmolLM2-135M-Instruct with a focus adapter, untrained, which changes answers and not times; and its tokenizer."""
     transformers.logging.set_verbosity_error()
-    folder, gguf_file = find_model()
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
-    base: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype=getattr(torch, dtype))
+    base, tokenizer = load_model(ModelArguments(PACKAGED, dtype=dtype))
     torch.manual_seed(0)
     return get_peft_model(base, FocusConfig(**fields)).eval(), tokenizer
 

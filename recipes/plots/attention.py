@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from asking import question_text
 from evaluation import Evaluation, tokens_of
 from matplotlib.patches import Patch
 
@@ -45,7 +46,7 @@ def prompt(args: argparse.Namespace, tokenizer: Any) -> tuple[list[int], str | N
         return made.ids[0].tolist(), INFORMATION.format(key=made.key)
     if args.question is None:
         raise ValueError("`--document` needs a `--question` about it; give one.")
-    text = args.document.read_text(encoding="utf-8") + f"\n\nQuestion: {args.question}\nAnswer:"
+    text = args.document.read_text(encoding="utf-8") + question_text(args.question)
     return tokenizer(text, verbose=False)["input_ids"], args.fact
 
 
