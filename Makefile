@@ -32,7 +32,7 @@ train: $(VENV)/.train ## train as CONFIG=recipes/configs/….yaml says (TRAIN_AR
 	$(VENV)/bin/accelerate launch recipes/train.py --config $(CONFIG) $(TRAIN_ARGS)
 
 train-smoke: $(VENV)/.dev $(VENV)/.train ## train a tiny model in two processes with DeepSpeed's ZeRO-2, and again from the middle
-	HF_HUB_OFFLINE=1 $(RUN) pytest tests/test_recipes.py -k zero_2 $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 $(RUN) pytest tests/test_distributed.py -k go_on_from_the_middle $(PYTEST_ARGS)
 
 test: $(VENV)/.dev $(VENV)/.train ## run the tests (PYTEST_ARGS="-m 'not slow'" leaves out the long ones)
 	$(TESTS) --ignore tests/test_distributed.py --ignore tests/test_ranks.py -m 'not long' $(PYTEST_ARGS)

@@ -16,7 +16,8 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from common import PACKAGED, ModelArguments, fast_dtype, find_model, load_model
+from common import ModelArguments, fast_dtype, load_model
+from packaged_model import PACKAGED, find_model
 from peft import PeftModel
 from transformers import TextIteratorStreamer, logging
 

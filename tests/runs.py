@@ -25,6 +25,8 @@ from focus_peft.training_args import FocusTrainingArguments, join_processes
 
 
 IGNORED = -100
+ROOT = Path(__file__).parents[1]
+TINY = "recipes/configs/tiny_debug.yaml"
 # what a run logs that must be the same wherever and however often it was interrupted
 LOSSES = ("loss", "loss_continuation", "loss_repetition", "loss_local", "grad_norm", "eval_loss")
 FOCUS = {"chunk_size": 8, "local_size": 8, "prompt_size": 4, "label_size": 4}
@@ -143,6 +145,22 @@ def environment() -> dict[str, str]:
     tests, package = Path(__file__).parent, Path(focus_peft.__file__).parents[1]
     path = os.pathsep.join([str(package), str(tests), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def train(*words: str, processes: int = 1, timeout: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run `recipes/train.py` from the root of the repository."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), "recipes/train.py", *words]
+    return subprocess.run(
+        command, cwd=ROOT, env={**environment(), **more}, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def history(directory: Path) -> dict[int, float]:
+    """The losses that the last checkpoint has logged."""
+    last = max(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    entries = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
 
 
 def run(directory: Path, processes: int = 1, timeout: float = 600, **fields: Any) -> subprocess.CompletedProcess[str]:

@@ -209,11 +209,11 @@ def test_options_and_texts_that_there_are_not_are_refused_before_anything_is_don
     for more, named in (((), "nothing/"), (("--studies", "twins"), "'twins'")):
         process = start(config, *more)
         _, errors = process.communicate(timeout=120)
-        assert process.returncode == 1 and errors.startswith("error: ") and named in errors
+        assert process.returncode == 1 and errors.splitlines()[-1].startswith("error: ") and named in errors
     records = {"evaluate": {"tasks": {"longbench/trec": {}}, "data": {"longbench": "nothing"}}}
     process = start(small(tmp_path, {"losses": {"both": records}}))
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1 and errors.startswith("error: ") and "nothing" in errors
+    assert process.returncode == 1 and errors.splitlines()[-1].startswith("error: ") and "nothing" in errors
     assert os.listdir(tmp_path) == ["small.yaml"]
 
 

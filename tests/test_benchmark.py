@@ -75,7 +75,17 @@ def benchmark(*words: str) -> str:
         ),
         (
             "scaling",
-            ["--tokens", "200", "300", "--ways", "one by one", "full attention", "--full-tokens", "200", *SMALL],
+            [
+                "--tokens",
+                "200",
+                "300",
+                "--ways",
+                "one by one",
+                "full attention",
+                "--up-to",
+                "full attention=200",
+                *SMALL,
+            ],
             ["one by one, 200 tokens", "full attention, 200 tokens", "one by one, 300 tokens"],
             0,
         ),

@@ -13,7 +13,7 @@ import fsdp_worker
 import pytest
 import torch
 from conftest import make_tiny_model
-from runs import Documents, loaded, losses, run, start, trainer_of
+from runs import TINY, Documents, history, loaded, losses, run, start, train, trainer_of
 from safetensors.torch import load_file
 from torch.utils.cpp_extension import get_default_build_root
 
@@ -108,3 +108,17 @@ def test_fsdp_2_has_the_gradients_of_one_process(tmp_path: Path) -> None:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and parameter.grad.any():
             torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+def test_two_processes_with_zero_2_go_on_from_the_middle(tmp_path: Path) -> None:
+    words: list[Any] = ["--config", TINY, f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'run'}"]
+    words += ["deepspeed=recipes/deepspeed/zero2.json", "passkey_every=null", "gradient_accumulation_steps=1"]
+    first = train(*words, "max_steps=10", "lr_scheduler_type=constant", processes=2)
+    assert first.returncode == 0, first.stderr[-3000:]
+    second = train(*words, "lr_scheduler_type=constant", processes=2)
+    assert second.returncode == 0, second.stderr[-3000:]
+    losses = history(tmp_path / "run")
+    assert list(losses) == [5, 10, 15, 20] and all(torch.isfinite(torch.tensor(list(losses.values()))))
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-20"]

@@ -9,15 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from refusal import assert_sentence
-from runs import environment
+from runs import ROOT, TINY, environment, history, train
 from safetensors.torch import load_file
-from test_distributed import needs_deepspeed
 
 from focus_peft import FocusConfig
 from focus_peft.provenance import Provenance
@@ -26,25 +24,14 @@ from focus_peft.provenance import Provenance
 pytest.importorskip("focus_peft.data")
 pytest.importorskip("datasets")
 
-ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
 LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))
-TINY = "recipes/configs/tiny_debug.yaml"
 # no matter which machine: what a config asks of a GPU is left out
 ON_CPU = {"training__use_cpu": True, "training__bf16": False, "training__optim": "adamw_torch"}
 
 sys.path.insert(0, str(RECIPES))
 from common import load_model, load_recipe  # noqa: E402
-
-
-def train(*words: str, processes: int = 1, timeout: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run `recipes/train.py`, from the root of the repository."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), "recipes/train.py", *words]
-    return subprocess.run(
-        command, cwd=ROOT, env={**environment(), **more}, capture_output=True, text=True, timeout=timeout
-    )
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -149,12 +136,6 @@ def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing_behind(tmp_path
     assert not [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")]
 
 
-def history(directory: Path) -> dict[int, float]:
-    last = max(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    entries = json.loads((last / "trainer_state.json").read_text())["log_history"]
-    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
-
-
 @pytest.mark.slow
 def test_the_tiny_recipe_trains_ends_at_ctrl_c_with_130_and_goes_on(tmp_path: Path) -> None:
     words = [
@@ -186,20 +167,6 @@ def test_the_tiny_recipe_trains_ends_at_ctrl_c_with_130_and_goes_on(tmp_path: Pa
     resumed = train(*words, f"output_dir={run}")
     assert resumed.returncode == 0, resumed.stderr
     assert history(run) == history(tmp_path / "whole")
-
-
-@pytest.mark.slow
-@needs_deepspeed
-def test_two_processes_with_zero_2_go_on_from_the_middle(tmp_path: Path) -> None:
-    words: list[Any] = ["--config", TINY, f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'run'}"]
-    words += ["deepspeed=recipes/deepspeed/zero2.json", "passkey_every=null", "gradient_accumulation_steps=1"]
-    first = train(*words, "max_steps=10", "lr_scheduler_type=constant", processes=2)
-    assert first.returncode == 0, first.stderr[-3000:]
-    second = train(*words, "lr_scheduler_type=constant", processes=2)
-    assert second.returncode == 0, second.stderr[-3000:]
-    losses = history(tmp_path / "run")
-    assert list(losses) == [5, 10, 15, 20] and all(torch.isfinite(torch.tensor(list(losses.values()))))
-    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-20"]
 
 
 def test_environment_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import transformers
-from common import PACKAGED, ModelArguments, load_model
+from common import ModelArguments, load_model
+from packaged_model import PACKAGED
 from peft import get_peft_model
 from transformers import StaticCache
 

