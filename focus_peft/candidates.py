@@ -10,7 +10,7 @@ import torch
 from .frames import Frames
 from .layout import ChunkRow, PassInput, Placement, chunk_pass_input
 from .reader import Reader
-from .slab import GraphCache, LayerStates, PassCache, Slab, round_up
+from .slab import GraphCache, LayerStates, PassCache, Slab, columns_for
 
 
 def read_candidates(
@@ -40,8 +40,9 @@ def read_candidates(
             continue
         used = [placements[row.document] for row in rows]
         columns = max(row.length + len(placement.all_depths) for row, placement in zip(rows, used)) + 1
-        if columns > slab.columns:  # room to grow by half of the prompts, so that storage is rarely copied
-            slab.reserve(slab.rows, round_up(columns + max(len(placement.all_depths) for placement in used) // 2))
+        if columns > slab.columns:
+            longest = max(len(placement.all_depths) for placement in used)
+            slab.reserve(slab.rows, columns_for(columns - longest, longest))
         tokens = max(len(placement.ids) for placement in used)
         batches = list(reader.row_batches(rows, tokens, columns, batch_size))
         places = [slice(first + batch.start, first + batch.stop) for batch in batches]

@@ -22,7 +22,7 @@ from .memory import Memory
 from .ranks import Ranks
 from .reader import Reader
 from .settings import Settings
-from .slab import LayerStates, PassCache, Slab, round_up
+from .slab import LayerStates, PassCache, Slab, columns_for, round_up
 from .storage import make_slab
 from .streams import Stream
 
@@ -318,7 +318,7 @@ class FocusCache(Cache):
         rows = self.ranks.own(new)
         if rows:
             chunks = [list(chunk) for row, (_, _, chunk) in zip(new, pieces) if self.ranks.holds(row)]
-            columns = max(row.length for row in rows) + self.frames.nominal + newest + 1
+            columns = columns_for(max(row.length for row in rows) + 1, self.frames.nominal + newest)
             first = len(self.ranks.own(before))
             self.own.reserve(self._capacity(first + len(rows)), columns)
             starts = [self.frames.chunk_start(row.index, row.length) for row in rows]

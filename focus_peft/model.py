@@ -1,4 +1,4 @@
-"""`FocusModel`: the PEFT tuner. It puts twins into a frozen model, and reads with them."""
+"""`FocusModel`: a frozen model with twins, that reads, trains and generates with them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import sys
 from typing import Any, cast
 
 import torch
-from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chunking import Ids, check_ids, check_vocabulary, document_rows, real_tokens, unpad
-from .config import INFERENCE_FIELDS, FocusConfig
+from .config import INFERENCE_FIELDS
 from .fingerprint import Fingerprint
 from .generation import check_room, generate
-from .layer import MERGE_REFUSAL, CandidateState, TwinLayer
+from .layer import TwinLayer
 from .looking import exchanges_attention
 from .memory import Memory
 from .objectives import FocusOutput, focus_loss
@@ -24,10 +22,9 @@ from .probe import check_reading
 from .ranks import Ranks
 from .reader import Reader, is_distributed
 from .sampling import CHUNK_SIZES, IGNORE, draw_sample, row_generators
-from .saving import check_adapter_weights
 from .scoring import read_attention, read_logits
 from .settings import Settings
-from .support import ModelFacts, find_projections, is_projection
+from .tuner import TwinTuner
 from .weights import execution_device, is_plain
 
 
@@ -35,7 +32,7 @@ from .weights import execution_device, is_plain
 HARMLESS = ("use_cache", "return_dict", "num_items_in_batch", "token_type_ids")
 
 
-class FocusModel(BaseTuner):
+class FocusModel(TwinTuner):
     """
     A frozen decoder-only language model that reads long inputs in chunks (FocusLLM, arXiv 2408.11745).
 
@@ -51,128 +48,12 @@ class FocusModel(BaseTuner):
         ValueError: if the model cannot be read in chunks, or the configured sizes do not fit it.
     """
 
-    prefix: str = "focus_"
-    tuner_layer_cls = TwinLayer
-    target_module_mapping: dict[str, list[str]] = {}
-    # Makes loading through transformers' `add_adapter`, which would lose this tuner, an error instead
-    uses_shared_state = True
-
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
-        facts = ModelFacts.of(model)
-        config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
-        Settings.of(config, facts)  # sizes that do not fit fail before anything is wrapped
-        # a model that is wrapped a second time keeps its layers, and they their state
-        state = next((layer.state for layer in model.modules() if isinstance(layer, TwinLayer)), CandidateState())
-        # nn.Module's constructor comes with BaseTuner's, which injects; so these are set past its attribute checks
-        self.__dict__["facts"], self.__dict__["state"] = facts, state
         super().__init__(model, peft_config, adapter_name, **kwargs)
-        self._reader = Reader(cast(PreTrainedModel, model), state, facts.sliding_window, set(facts.layer_types))
+        facts = self.facts
+        self._reader = Reader(cast(PreTrainedModel, model), self.state, facts.sliding_window, set(facts.layer_types))
         self._was_checked = False
-        self.adapters_enabled = True
         self._fingerprint: Fingerprint | None = None
-        # The loss is a mean of its own, so the Trainer must not divide it again
-        cast(Any, model).accepts_loss_kwargs = False
-
-    # What PEFT asks of a tuner
-
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
-        Settings.of(cast(FocusConfig, peft_config), self.facts)
-        inside = tuple(f"{path}." for path, module in self.model.named_modules() if isinstance(module, TwinLayer))
-        for path, module in self.model.named_modules():
-            if path.endswith("kv_b_proj") and self._check_target_module_exists(peft_config, path):
-                raise ValueError(
-                    f"`target_modules` matches {path!r}, which expands the cached latents of all tokens at once, so a candidate has "
-                    "no twin of it; name `kv_a_proj_with_mqa`, which makes the latents."
-                )
-            if not path or path.startswith(inside) or isinstance(module, TwinLayer) or is_projection(module):
-                continue
-            if self._check_target_module_exists(peft_config, path):
-                raise ValueError(
-                    f"`target_modules` matches {path!r}, a {type(module).__name__}; a twin can be made of a linear "
-                    "projection only. Name the attention's q, k, v and o projections."
-                )
-        return peft_config
-
-    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:  # type: ignore[override]
-        if cast(FocusConfig, peft_config).target_modules is not None:
-            return bool(check_target_module_exists(peft_config, key))
-        return key in self._projections
-
-    @property
-    def _projections(self) -> frozenset[str]:
-        # found once: injection asks for every module of the model
-        if "found" not in self.__dict__:
-            self.__dict__["found"] = frozenset(find_projections(self.model))
-        return self.__dict__["found"]
-
-    def _create_and_replace(  # type: ignore[override]
-        self,
-        peft_config: FocusConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-    ) -> None:
-        if isinstance(target, TwinLayer):
-            target.update_layer(adapter_name, peft_config)
-            return
-        layer = TwinLayer(target, adapter_name, peft_config, self.state)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        # PEFT's `_replace_module` would send the twins of an offloaded layer to where its weights are not
-        setattr(parent, target_name, layer)
-
-    def _check_merge_allowed(self) -> None:
-        raise NotImplementedError(MERGE_REFUSAL)
-
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Not possible for a projection that depends on the position.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(MERGE_REFUSAL)
-
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make one adapter the active one.
-
-        Raises:
-            ValueError: if several are given: a candidate goes through one twin.
-        """
-        if not isinstance(adapter_name, str) and adapter_name:
-            if len(adapter_name) != 1:
-                raise ValueError(
-                    f"`adapter_name` is {adapter_name!r}, but a candidate goes through one twin; activate one adapter."
-                )
-            adapter_name = adapter_name[0]
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
-
-    def unload(self) -> nn.Module:
-        """The base model, with its own projections and without anything of ours."""
-        model = super().unload()
-        for name in ("accepts_loss_kwargs", "peft_config"):
-            model.__dict__.pop(name, None)
-        return model
-
-    def enable_adapter_layers(self) -> None:
-        super().enable_adapter_layers()
-        self.adapters_enabled = True
-
-    def disable_adapter_layers(self) -> None:
-        super().disable_adapter_layers()
-        self.adapters_enabled = False
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # PEFT loads with strict=False: what does not fit would be skipped without a word
-        given = {name: weight for name, weight in state_dict.items() if name.startswith(prefix) and ".focus_" in name}
-        adapters = {_adapter_of(name) for name in given}
-        own = {prefix + name: weight for name, weight in self.state_dict().items() if ".focus_" in name}
-        if given:
-            check_adapter_weights(given, {name: w for name, w in own.items() if _adapter_of(name) in adapters})
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    # Reading
 
     def settings(self, **overrides: Any) -> Settings:
         """The settings that the active adapter reads with; `overrides` replace fields that matter at inference.
@@ -196,17 +77,6 @@ class FocusModel(BaseTuner):
                 f"`{what}` needs to see what tokens attend to, and the attention of {type(self.model).__name__} shows it to nobody; "
                 "it works with models that look their attention function up by name, as most of transformers' do."
             )
-
-    @property
-    def active_config(self) -> FocusConfig:
-        """The configuration of the active adapter.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        if not self.active_adapters:
-            raise ValueError("There is no active adapter; add one, or call `set_adapter`.")
-        return cast(FocusConfig, self.peft_config[self.active_adapters[0]])
 
     @property
     def reader(self) -> Reader:
@@ -579,11 +449,6 @@ def _fits(input_ids: Any, kwargs: dict[str, Any], settings: Settings) -> bool:
     if input_ids is None or kwargs.get("past_key_values") is not None:
         return True
     return isinstance(input_ids, torch.Tensor) and input_ids.dim() == 2 and input_ids.shape[1] <= settings.sizes.local
-
-
-def _adapter_of(name: str) -> str:
-    """The adapter that a parameter such as `….focus_A.default.weight` belongs to."""
-    return name.rpartition(".focus_")[2].split(".")[1]
 
 
 def _progress(wanted: bool | None) -> bool:

@@ -239,3 +239,8 @@ class GraphCache(Cache):
 
 def round_up(size: int, multiple: int = 64) -> int:
     return math.ceil(size / multiple) * multiple
+
+
+def columns_for(tokens: int, prompt: int) -> int:
+    """Columns for rows of so many tokens, with a prompt that may grow by half before storage is copied into a larger one."""
+    return round_up(tokens + prompt + prompt // 2)

