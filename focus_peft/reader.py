@@ -30,7 +30,7 @@ from .weights import differentiable_weights, execution_device
 
 
 # Tokens, and key/value columns, that one pass of chunk rows may hold where `chunk_batch_size` is not given
-TOKEN_BUDGET = 16384
+TOKEN_BUDGET = 8192
 COLUMN_BUDGET = 65536
 
 

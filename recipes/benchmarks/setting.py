@@ -19,6 +19,7 @@ from transformers import StaticCache
 from focus_peft import FocusConfig
 from focus_peft.chunking import cut
 from focus_peft.metrics import peak_memory
+from focus_peft.reader import TOKEN_BUDGET
 
 
 # So many characters of text are tokenised for each token that is wanted, more than a token has on average
@@ -74,7 +75,7 @@ class Pieces:
         self.sizes, self.nominal = sizes, settings.frames.nominal
         self.chunks = cut(row[: -sizes.local], sizes.chunk)
         self.local = row[-sizes.local :]
-        self.rows = 16384 // sizes.chunk or 1  # of a batch, as `generate` reads them
+        self.rows = TOKEN_BUDGET // sizes.chunk or 1  # of a batch, as `generate` reads them
 
     def read(self, base: Any) -> None:
         """The products and attention that reading takes: all chunks, the prompt behind each, and the window."""
