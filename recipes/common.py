@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 from byte_tokenizer import byte_tokenizer
-from packaged_model import PACKAGED, saved_model
+from packaged_model import PACKAGED, saved_model, unquantized
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from focus_peft import FocusConfig
@@ -242,7 +242,4 @@ def load_model(args: ModelArguments) -> tuple[Any, Any]:
     if quantization is not None:
         options["quantization_config"] = quantization
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype, **options)
-    if args.gguf_file is not None:
-        # its weights are ordinary ones by now, but transformers' Trainer would still refuse to train them
-        model.hf_quantizer.remove_quantization_config(model)
-    return model, reads
+    return unquantized(model) if args.gguf_file is not None else model, reads

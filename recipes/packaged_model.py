@@ -27,6 +27,14 @@ def find_model() -> tuple[Path, str]:
     return folder, next(folder.glob("*.gguf")).name
 
 
+def unquantized(model: Any) -> Any:
+    """A model from a GGUF file: its weights are ordinary ones by now, but recent transformers would still refuse to train them."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
+    return model
+
+
 def saved_model() -> Path:
     """Folder of the model and its tokenizer as transformers saves them, in float32, beside the models that were downloaded.
 
@@ -43,9 +51,7 @@ def saved_model() -> Path:
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
             tokenizer.save_pretrained(partial)
             model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype="float32")
-            # its weights are ordinary ones by now, but transformers would still refuse to train them
-            model.hf_quantizer.remove_quantization_config(model)
-            model.save_pretrained(partial)
+            unquantized(model).save_pretrained(partial)
             os.rename(partial, saved)
         except OSError:
             if not saved.is_dir():  # by another process, in the meantime
