@@ -6,7 +6,8 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from torch.nn.utils import get_total_norm
+from transformers import Trainer, TrainerCallback
 
 from .checkpoints import checkpoints, scratch_of
 
@@ -40,6 +41,13 @@ class FocusCallback(TrainerCallback):
         set_epoch = getattr(self.trainer.train_dataset, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if hasattr(Trainer, "_get_grad_norm"):
+            return
+        # older transformers hand the norm to nobody; gradients that were clipped to one that is no number are no numbers
+        gradients = [p.grad for p in self.trainer.tuner.parameters() if p.grad is not None]
+        self.trainer._check_grad_norm(float(get_total_norm(gradients)) if gradients else None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer

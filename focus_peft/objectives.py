@@ -238,7 +238,7 @@ def focus_loss(
                 distilled[name].append(cross_entropy)  # too long for the teacher: cross-entropy alone
     output = _combine(parts, distilled, config, reader.device)
     if local_loss:
-        output.loss_local_continuation, output.loss_local_repetition = (
+        output["loss_local_continuation"], output["loss_local_repetition"] = (
             _mean(p, reader.device) for p in alone.values()
         )
     output.loss = sum(idle, start=cast(torch.Tensor, output.loss))
@@ -296,5 +296,7 @@ def _combine(
     if share:
         divergence = combined(distilled)
         output.loss = (1 - share) * entropy + share * divergence
-        output.loss_distillation = divergence.detach()
+        output["loss_distillation"] = (
+            divergence.detach()
+        )  # as an item: older transformers forget attributes that were None
     return output

@@ -173,10 +173,13 @@ class FocusTrainer(Trainer):
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._check_grad_norm(norm)
+        return norm
+
+    def _check_grad_norm(self, norm: Any) -> None:
         # in float16 such gradients are ordinary: the scaler skips the step
         if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
             raise self._diverged(f"`grad_norm` is {float(norm)}")
-        return norm
 
     def _diverged(self, what: str) -> TrainingDiverged:
         last = last_checkpoint(cast(str, self.args.output_dir))
