@@ -85,6 +85,8 @@ def generate(
         input_ids = pad_left(rows, 0 if pad is None else pad).to(input_ids.device)
     if padded or attention_mask is None:
         attention_mask = pad_left([[1] * len(row) for row in rows]).to(input_ids.device)
+    if kwargs.get("assistant_model") is not None or getattr(config, "prompt_lookup_num_tokens", None):
+        cache.may_crop = True  # drafts are taken back, which older transformers do without announcing it
     kwargs["past_key_values"] = cache
     kwargs["use_cache"] = True  # which some models (MPT) have off
     with _reads_through_cache(model):

@@ -18,7 +18,7 @@ import torch
 import transformers
 from byte_tokenizer import byte_tokenizer
 from exact import make_exact
-from families import FAMILIES
+from families import FAMILIES, IS_OLD
 from models_table import TableWriter
 from peft import PeftModel, get_peft_model
 from torch import nn
@@ -63,7 +63,8 @@ def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, *
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # for what is not drawn anew below
         model = AutoModelForCausalLM.from_config(config, **options).eval()
-    model.generation_config.eos_token_id = config.eos_token_id
+    never = 10**6 if IS_OLD else None  # older transformers look drafts up only for models that have such a token
+    model.generation_config.eos_token_id = never if config.eos_token_id is None else config.eos_token_id
     randomize(model, seed, weight_std)
     model = model.to(dtype)
     if dtype == torch.float64:

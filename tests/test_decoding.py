@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import BOS, EOS, make_focus_model, make_tiny_model, make_tiny_tokenizer, pad_rows, random_ids
-from families import CORE
+from families import CORE, IS_OLD
 from peft import PeftModel
 from reference import Reference, greedy_steps, make_oracle
 from transformers import (
@@ -542,7 +542,7 @@ def test_a_draft_that_is_always_right_is_taken_several_tokens_at_a_time(decoding
     rounds = CountingCriteria()
     output = generate(model, ids, 24, assistant_model=assistant, stopping_criteria=StoppingCriteriaList([rounds]))
     assert_row_is(output, 0, length, reference.greedy(ids, 24))
-    assert rounds.calls <= 5
+    assert rounds.calls <= (8 if IS_OLD else 5)  # older transformers draft fewer tokens at a time
 
 
 # ---- pipelines and chats ---------------------------------------------------------------------------------------------
