@@ -16,17 +16,7 @@ from .support import ModelFacts, find_projections, is_projection
 
 
 class TwinTuner(BaseTuner):
-    """
-    A model whose attention projections have twins.
-
-    Args:
-        model (`transformers.PreTrainedModel`): A causal language model. It is not changed but for its projections being wrapped.
-        peft_config (`FocusConfig`): The adapter's configuration.
-        adapter_name (`str`): Its name.
-
-    Raises:
-        ValueError: if the model cannot be read in chunks, or the configured sizes do not fit it.
-    """
+    """A model whose attention projections have twins. `FocusModel` says what it is made with, and what it refuses."""
 
     prefix: str = "focus_"
     tuner_layer_cls = TwinLayer
