@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +46,7 @@ def saves_whole(save_pretrained: Callable[..., None], peft_type: Any) -> Callabl
                 if card is not None:  # PEFT completes a card that is there
                     shutil.copy(target / CARD_FILE, scratch / CARD_FILE)
                 save_pretrained(self, str(scratch), *args, **kwargs)
+                _leave_out_others(scratch, list(self.peft_config))
                 write_card(scratch / CARD_FILE, card, config)
             except (OSError, RuntimeError, SafetensorError) as error:
                 # a full disk is a SafetensorError to safetensors, and a RuntimeError of its zip writer to torch.save
@@ -58,6 +60,20 @@ def saves_whole(save_pretrained: Callable[..., None], peft_type: Any) -> Callabl
 
     save.saves_whole = True  # type: ignore[attr-defined]
     return save
+
+
+def _leave_out_others(folder: Path, adapters: list[str]) -> None:
+    """Take the weights of other adapters out of every file: PEFT 0.18 writes those of all adapters into each."""
+    for file in folder.rglob(WEIGHTS_FILE):
+        with safe_open(file, framework="pt") as tensors:
+            metadata, names = tensors.metadata(), list(tensors.keys())
+            # its own have lost the adapter's name: `….focus_A.weight`
+            own = [
+                name for name in names if not any(re.search(rf"\.focus_\w+\.{re.escape(a)}\.", name) for a in adapters)
+            ]
+            weights = {name: tensors.get_tensor(name) for name in own} if len(own) < len(names) else None
+        if weights is not None:
+            save_file(weights, file, metadata=metadata)
 
 
 def focus_config(model: Any, peft_type: Any) -> Any:

@@ -21,13 +21,15 @@ class TwinTuner(BaseTuner):
     prefix: str = "focus_"
     tuner_layer_cls = TwinLayer
     target_module_mapping: dict[str, list[str]] = {}
-    # Makes loading through transformers' `add_adapter`, which would lose this tuner, an error instead
-    uses_shared_state = True
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
+        if not isinstance(peft_config, dict):  # as `PeftModel` gives it
+            raise ValueError(
+                "`model` would lose this tuner, which reads its chunks, in `add_adapter`, in `inject_adapter_in_model` and in "
+                "`AutoModelForCausalLM.from_pretrained` of an adapter; use `get_peft_model` or `PeftModel.from_pretrained`."
+            )
         facts = ModelFacts.of(model)
-        config = peft_config[adapter_name] if isinstance(peft_config, dict) else peft_config
-        Settings.of(config, facts)  # sizes that do not fit fail before anything is wrapped
+        Settings.of(peft_config[adapter_name], facts)  # sizes that do not fit fail before anything is wrapped
         # a model that is wrapped a second time keeps its layers, and they their state
         state = next((layer.state for layer in model.modules() if isinstance(layer, TwinLayer)), CandidateState())
         # nn.Module's constructor comes with BaseTuner's, which injects; so these are set past its attribute checks

@@ -504,7 +504,10 @@ def test_prompt_lookup_equals_greedy_decoding_across_spills(family: str, decodin
     ids = random_ids(12).repeat(2)  # something to look up
     expected = reference.greedy(ids, 20)
     for count in (2, 6):
-        assert_row_is(generate(model, ids, 20, prompt_lookup_num_tokens=count), 0, len(ids), expected)
+        output = generate(model, ids, 20, prompt_lookup_num_tokens=count)
+        if IS_OLD:  # older transformers may go past `max_new_tokens` here, with any model
+            output.sequences, output.logits = output.sequences[:, : len(ids) + 20], output.logits[:20]
+        assert_row_is(output, 0, len(ids), expected)
 
 
 def test_assisted_decoding_keeps_to_the_refresh_interval(decoding: str) -> None:

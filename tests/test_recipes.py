@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from families import IS_OLD
 from refusal import assert_sentence
 from runs import ROOT, TINY, environment, history, train
 from safetensors.torch import load_file
@@ -166,7 +167,10 @@ def test_the_tiny_recipe_trains_ends_at_ctrl_c_with_130_and_goes_on(tmp_path: Pa
     assert "a checkpoint was saved" in errors
     resumed = train(*words, f"output_dir={run}")
     assert resumed.returncode == 0, resumed.stderr
-    assert history(run) == history(tmp_path / "whole")
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
+    assert weights[0] == weights[1]
+    if not IS_OLD:  # older transformers keep what was added up since the last log to themselves
+        assert history(run) == history(tmp_path / "whole")
 
 
 def test_environment_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
