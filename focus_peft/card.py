@@ -31,7 +31,15 @@ HYPER_PARAMETERS = (
 )
 # Of its `model`: how the base model was loaded
 LOADED = ("revision", "dtype", "load_in_4bit", "gguf_file")
-LOSS_FIELDS = ("loss", "continuation_weight", "repetition_weight", "distill_weight", "label_size", "train_local_size")
+LOSS_FIELDS = (
+    "loss",
+    "continuation_weight",
+    "repetition_weight",
+    "distill_weight",
+    "label_size",
+    "train_local_size",
+    "train_min_chunk_size",
+)
 # (what is evaluated, metric of the adapter, metric of the local window alone)
 EVALUATED = (
     ("continuation", "loss_continuation", "loss_local_continuation"),

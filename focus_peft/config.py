@@ -92,6 +92,8 @@ class FocusConfig(PeftConfig):
             The longest local window before the labels that training draws. A window holds up to `local_size` +
             `chunk_size` - 1 tokens before its oldest become a chunk, and candidates do harm behind windows longer than
             any that training showed. Default: `local_size` (the paper's).
+        train_min_chunk_size (`int`, *optional*):
+            The smallest chunk size that training draws; the largest is `chunk_size`. Default: 64 (the paper's).
 
     Raises:
         ValueError: if a field has a value that cannot work; the message names the field, the value and the remedy.
@@ -132,6 +134,9 @@ class FocusConfig(PeftConfig):
     train_local_size: int | None = field(
         default=None, metadata={"help": "Longest local window that training draws. None: `local_size`."}
     )
+    train_min_chunk_size: int | None = field(
+        default=None, metadata={"help": "Smallest chunk size that training draws. None: 64."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,7 +153,7 @@ class FocusConfig(PeftConfig):
         if self.target_modules is not None:
             _check_target_modules(self.target_modules)
 
-        sizes = ("chunk_size", "local_size", "prompt_size", "train_local_size")
+        sizes = ("chunk_size", "local_size", "prompt_size", "train_local_size", "train_min_chunk_size")
         for name in ("r", *sizes, "chunk_batch_size", "top_chunks"):
             value = getattr(self, name)
             if value is not None:
@@ -159,6 +164,11 @@ class FocusConfig(PeftConfig):
             raise ValueError(
                 f"`prompt_size` ({self.prompt_size}) is larger than `local_size` ({self.local_size}), but the dynamic "
                 "prompt is the end of the local window; choose a smaller `prompt_size`."
+            )
+        if self.chunk_size is not None and (self.train_min_chunk_size or 0) > self.chunk_size:
+            raise ValueError(
+                f"`train_min_chunk_size` ({self.train_min_chunk_size}) is larger than `chunk_size` ({self.chunk_size}), the "
+                "largest that training draws; choose a smaller one."
             )
         if self.alpha is not None:
             if self.r is None:

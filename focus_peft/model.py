@@ -385,7 +385,8 @@ class FocusModel(TwinTuner):
         targets = real_tokens(labels, attention_mask)
         check_vocabulary([[t for t in row if t != IGNORE] or [0] for row in targets], self.facts.vocab_size, "labels")
         config = self.active_config
-        most = -(-max(map(len, rows)) // min(min(CHUNK_SIZES), settings.sizes.chunk))
+        least = min(config.train_min_chunk_size or min(CHUNK_SIZES), settings.sizes.chunk)
+        most = -(-max(map(len, rows)) // least)
         settings.check_labels(self.facts, config.label_size, most, config.train_local_size)
         samples = [
             draw_sample([target != IGNORE for target in row], settings, config, generator)

@@ -116,7 +116,7 @@ def draw_sample(
         labelled (`Sequence[bool]`): For each token of the document, whether it may be a label.
         settings (`Settings`): Its chunk and local sizes are upper bounds.
         config (`FocusConfig`): `loss`, the weights (a loss with weight 0 is not drawn),
-            `label_size` and `train_local_size`.
+            `label_size`, `train_local_size` and `train_min_chunk_size`.
         generator (`torch.Generator`, *optional*): Default: torch's global one.
 
     Returns:
@@ -124,7 +124,8 @@ def draw_sample(
     """
     tokens = len(labelled)
     sizes = settings.sizes
-    chunk_sizes = [size for size in CHUNK_SIZES if size <= sizes.chunk] or [sizes.chunk]
+    least = config.train_min_chunk_size or min(CHUNK_SIZES)
+    chunk_sizes = [size for size in CHUNK_SIZES if least <= size <= sizes.chunk] or [sizes.chunk]
     size = chunk_sizes[draw_int(0, len(chunk_sizes) - 1, generator)]
     wants = [config.continuation_weight > 0, config.repetition_weight > 0]
     if config.loss == "draw" and all(wants):

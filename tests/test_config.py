@@ -50,6 +50,7 @@ OTHER_VALUES: dict[str, Any] = {
     "distill_weight": 0.25,
     "label_size": 7,
     "train_local_size": 9,
+    "train_min_chunk_size": 5,
 }
 IMPOSSIBLE: dict[str, list[Any]] = {
     "target_modules": [[], "", (), 5, True, [1], ["q_proj", ""], "(", {"q_proj": 1}],
@@ -72,6 +73,7 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "distill_weight": [-0.1, 1.1, NAN, None, "0"],
     "label_size": [0, -2, None, 2.5, True],
     "train_local_size": [0, -2, "8", 2.5, True],
+    "train_min_chunk_size": [0, -2, "8", 2.5, True],
 }
 # what a field cannot be set without
 NEEDED: dict[str, dict[str, Any]] = {"alpha": {"r": 4}, "storage_dir": {"storage": "disk"}}
@@ -111,6 +113,7 @@ def test_these_are_the_public_fields_with_their_defaults() -> None:
         "distill_weight": 0.0,
         "label_size": 32,
         "train_local_size": None,
+        "train_min_chunk_size": None,
     }
 
 

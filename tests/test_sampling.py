@@ -176,6 +176,14 @@ def test_chunk_sizes_come_from_the_list_up_to_the_chunk_size() -> None:
     assert CHUNK_SIZES == (64, 128, 256, 512, 1024, 2048)
 
 
+def test_chunk_sizes_are_drawn_from_the_smallest_that_training_wants() -> None:
+    for least, limit, expected in [(128, 512, {128, 256, 512}), (300, 512, {512}), (90, 100, {100}), (64, 64, {64})]:
+        fields = {"chunk_size": limit, "train_min_chunk_size": least}
+        assert {draw(100, seed, **fields).chunk_size for seed in range(100)} == expected
+    with pytest.raises(ValueError, match=r"`train_min_chunk_size` \(128\) is larger than `chunk_size` \(64\)"):
+        FocusConfig(chunk_size=64, train_min_chunk_size=128)
+
+
 def test_the_continuation_prefers_the_second_half() -> None:
     for length in (40, 100, 301):
         starts = [draw(length, seed).continuation.first_label for seed in range(200)]
