@@ -24,6 +24,7 @@ from .reader import Reader, is_distributed
 from .sampling import CHUNK_SIZES, IGNORE, draw_sample, row_generators
 from .scoring import read_attention, read_logits
 from .settings import Settings
+from .slab import columns_for
 from .tuner import TwinTuner
 from .weights import execution_device, is_plain
 
@@ -169,7 +170,7 @@ class FocusModel(TwinTuner):
         longest = max(map(len, rows))
         settings.check_room(self.facts, -(-longest // settings.sizes.chunk), 0)
         frames = settings.frames if memory is None else memory.frames
-        room = settings.frames.nominal + 64
+        room = columns_for(0, settings.frames.nominal)
         ranks = Ranks.of(spread, self.reader)
         chunk_size = settings.sizes.chunk
         extended = Memory(rows, chunk_size, frames, self.fingerprint, room, storage, storage_dir, ranks, memory)
@@ -219,7 +220,7 @@ class FocusModel(TwinTuner):
             ValueError: if it was made with another model, tokenizer or chunk size, or is damaged.
         """
         settings = self.settings(**overrides)
-        room = settings.frames.nominal + 64
+        room = columns_for(0, settings.frames.nominal)
         ranks = Ranks.of(settings.spread_chunks, self._reader)
         memory = Memory.load(
             directory,

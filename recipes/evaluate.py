@@ -128,7 +128,7 @@ class Evaluator:
                         left = place + 1 < len(todo) or sample["method"] != labels[-1]
                         if left and time.monotonic() > end:
                             return False
-                    if place + 1 == len(todo) or todo[place + 1][0] is not job:
+                    if place + 1 < len(todo) and todo[place + 1][0] is not job:
                         self.write_summary(samples)
         finally:
             self.write_summary(samples)

@@ -12,7 +12,6 @@ from typing import Any
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may look for a file on a server
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores Ctrl-C, which some tests press
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 import pytest
@@ -27,6 +26,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from focus_peft import FocusConfig
+
+
+# A shell's background ignores Ctrl-C, which some tests press
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 VOCABULARY = 120
