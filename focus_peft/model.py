@@ -21,7 +21,7 @@ from .objectives import FocusOutput, focus_loss
 from .probe import check_reading
 from .ranks import Ranks
 from .reader import Reader, is_distributed
-from .sampling import CHUNK_SIZES, IGNORE, draw_sample, row_generators
+from .sampling import IGNORE, draw_sample, least_chunk_size, row_generators
 from .scoring import read_attention, read_logits
 from .settings import Settings
 from .slab import columns_for
@@ -386,8 +386,7 @@ class FocusModel(TwinTuner):
         targets = real_tokens(labels, attention_mask)
         check_vocabulary([[t for t in row if t != IGNORE] or [0] for row in targets], self.facts.vocab_size, "labels")
         config = self.active_config
-        least = min(config.train_min_chunk_size or min(CHUNK_SIZES), settings.sizes.chunk)
-        most = -(-max(map(len, rows)) // least)
+        most = -(-max(map(len, rows)) // least_chunk_size(settings, config))
         settings.check_labels(self.facts, config.label_size, most, config.train_local_size)
         samples = [
             draw_sample([target != IGNORE for target in row], settings, config, generator)

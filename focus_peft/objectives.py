@@ -296,7 +296,6 @@ def _combine(
     if share:
         divergence = combined(distilled)
         output.loss = (1 - share) * entropy + share * divergence
-        output["loss_distillation"] = (
-            divergence.detach()
-        )  # as an item: older transformers forget attributes that were None
+        # as an item: older transformers forget attributes that were None
+        output["loss_distillation"] = divergence.detach()
     return output

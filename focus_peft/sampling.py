@@ -104,6 +104,11 @@ def draw_int(low: int, high: int, generator: torch.Generator | None) -> int:
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 
+def least_chunk_size(settings: Settings, config: FocusConfig) -> int:
+    """No chunk size that is drawn is smaller."""
+    return min(config.train_min_chunk_size or min(CHUNK_SIZES), settings.sizes.chunk)
+
+
 def draw_sample(
     labelled: Sequence[bool], settings: Settings, config: FocusConfig, generator: torch.Generator | None
 ) -> Sample | None:
@@ -124,7 +129,7 @@ def draw_sample(
     """
     tokens = len(labelled)
     sizes = settings.sizes
-    least = config.train_min_chunk_size or min(CHUNK_SIZES)
+    least = least_chunk_size(settings, config)
     chunk_sizes = [size for size in CHUNK_SIZES if least <= size <= sizes.chunk] or [sizes.chunk]
     size = chunk_sizes[draw_int(0, len(chunk_sizes) - 1, generator)]
     wants = [config.continuation_weight > 0, config.repetition_weight > 0]
