@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chunking import Ids, check_ids, check_vocabulary, document_rows, real_tokens, unpad
 from .config import INFERENCE_FIELDS
+from .distractors import Distractors
 from .fingerprint import Fingerprint
 from .generation import check_room, generate
 from .layer import TwinLayer
@@ -292,6 +293,7 @@ class FocusModel(TwinTuner):
         logits_to_keep: int = 0,
         sample_seeds: torch.Tensor | None = None,
         local_loss: bool = False,
+        distractors: Distractors | None = None,
         **kwargs: Any,
     ) -> Any:
         """The training loss, or logits.
@@ -313,6 +315,7 @@ class FocusModel(TwinTuner):
             sample_seeds (`torch.LongTensor` of shape (batch,), *optional*):
                 A seed for each row's spans, which then do not depend on what else is in the batch. Not with `generator`.
             local_loss (`bool`): Measure the loss of the local windows alone too (with `labels`).
+            distractors (`Distractors`, *optional*): Chunks that may stand among those of the rows (with `labels`).
             **kwargs: Go to the base model where no candidates are involved.
 
         Returns:
@@ -362,7 +365,7 @@ class FocusModel(TwinTuner):
                     "`spread_chunks` is True, but with `labels` every process trains on rows of its own; leave it out."
                 )
             generators = row_generators(len(rows), generator, sample_seeds, self.training)
-            return self._loss(input_ids, attention_mask, rows, labels, generators, settings, local_loss)
+            return self._loss(input_ids, attention_mask, rows, labels, generators, settings, local_loss, distractors)
         self._check_chunks(memory, settings)
         check_room(settings, self.facts, rows, memory, 0)
         return read_logits(self.reader, settings, rows, input_ids.shape[1], attention_mask, memory, logits_to_keep)
@@ -376,6 +379,7 @@ class FocusModel(TwinTuner):
         generators: list[torch.Generator | None],
         settings: Settings,
         local_loss: bool,
+        distractors: Distractors | None,
     ) -> FocusOutput:
         check_ids(labels, "labels")
         if labels.shape != input_ids.shape:
@@ -386,13 +390,14 @@ class FocusModel(TwinTuner):
         targets = real_tokens(labels, attention_mask)
         check_vocabulary([[t for t in row if t != IGNORE] or [0] for row in targets], self.facts.vocab_size, "labels")
         config = self.active_config
-        most = -(-max(map(len, rows)) // least_chunk_size(settings, config))
+        others = 0 if distractors is None else len(distractors)
+        most = max(others, -(-max(map(len, rows)) // least_chunk_size(settings, config)))
         settings.check_labels(self.facts, config.label_size, most, config.train_local_size)
         samples = [
-            draw_sample([target != IGNORE for target in row], settings, config, generator)
+            draw_sample([target != IGNORE for target in row], settings, config, generator, others)
             for row, generator in zip(targets, generators)
         ]
-        output = focus_loss(self.reader, settings, config, rows, targets, samples, local_loss)
+        output = focus_loss(self.reader, settings, config, rows, targets, samples, local_loss, distractors)
         lost = output.loss is not None and not output.loss.requires_grad
         if lost and torch.is_grad_enabled() and any(samples) and self._loses_gradients:
             raise ValueError(

@@ -17,9 +17,10 @@ from transformers.utils import ModelOutput
 from .candidates import read_candidates_with_graph
 from .chunking import cut, with_bos
 from .config import FocusConfig
+from .distractors import Distractors
 from .layout import ChunkRow, PassInput, PromptRegion, local_pass_input
 from .reader import Reader, is_distributed
-from .sampling import IGNORE, Sample, Span
+from .sampling import IGNORE, Sample, Seats, Span
 from .settings import Settings
 from .slab import GraphCache, LayerStates, PassCache, Slab
 
@@ -59,7 +60,13 @@ class FocusOutput(ModelOutput):
 
 
 def span_logits(
-    reader: Reader, settings: Settings, memory: Sequence[int], chunk_size: int, windows: Sequence[Window]
+    reader: Reader,
+    settings: Settings,
+    memory: Sequence[int],
+    chunk_size: int,
+    windows: Sequence[Window],
+    seats: Seats | None = None,
+    distractors: Distractors | None = None,
 ) -> list[torch.Tensor]:
     """The logits that predict the labels of some local windows, all given the same memory, with a graph to the twins.
 
@@ -69,13 +76,18 @@ def span_logits(
             computes one set with the prompt before the first label, and all local tokens see it (the paper's).
         memory (`Sequence[int]`): Ids, cut into chunks of `chunk_size`.
         windows (`Sequence[Window]`): The local windows.
+        seats (`Seats`, *optional*): Where the chunks stand among `distractors`. None: there are none.
+        distractors (`Distractors`, *optional*): Chunks that take the other places.
 
     Returns:
         For each window, logits of shape (labels, vocabulary).
     """
     chunks = cut(memory, chunk_size)
-    rows = [ChunkRow(0, index, len(chunk)) for index, chunk in enumerate(chunks)]
+    seats = seats or Seats.alone(len(chunks))
+    rows = [ChunkRow(0, place, len(chunk)) for place, chunk in zip(seats.own, chunks)]
     starts = [settings.frames.chunk_start(row.index, row.length) for row in rows]
+    if distractors is not None:
+        rows += [ChunkRow(0, place, distractors.tokens) for place in seats.others]
     exact = settings.decoding == "exact"
     newest = 1 if exact else max(window.labels for window in windows)
     prompts = [window.prompt(settings, chunk_size, newest) for window in windows]
@@ -83,11 +95,15 @@ def span_logits(
     slab = Slab(len(rows), max(row.length for row in rows) + len(placement.ids) + 1)
     batch_size = len(rows) if reader.sharded else settings.chunk_batch_size  # as many passes as everybody makes
     reader.read_chunks(slab, 0, chunks, starts, batch_size)
+    if distractors is not None:
+        distractors.copy(slab, len(chunks), seats.others)
     candidates = read_candidates_with_graph(
         reader, slab, rows, settings.frames, placement, len(windows) * newest, batch_size
     )
+    if distractors is not None:
+        candidates = [(keys[seats.order], values[seats.order]) for keys, values in candidates]
 
-    local_starts = [settings.frames.local_start(len(rows), len(prompt) - newest + 1) for prompt in prompts]
+    local_starts = [settings.frames.local_start(seats.end, len(prompt) - newest + 1) for prompt in prompts]
     logits = []
     for number, window in enumerate(windows):
         mine = slice(number * newest, (number + 1) * newest)
@@ -175,6 +191,7 @@ def focus_loss(
     labels: Sequence[Sequence[int]],
     samples: Sequence[Sample | None],
     local_loss: bool = False,
+    distractors: Distractors | None = None,
 ) -> FocusOutput:
     """Continuation, repetition and distillation loss of a batch.
 
@@ -185,6 +202,8 @@ def focus_loss(
         labels (`Sequence[Sequence[int]]`): The label at each place; -100 is ignored.
         samples (`Sequence[Sample | None]`): What was drawn for each document. None: nothing could be.
         local_loss (`bool`): Measure the baseline of `local_logits` too.
+        distractors (`Distractors`, *optional*): What stands at the places that a sample's `seats` leave. The base model's own
+            reading, for distillation, is without them.
 
     Returns:
         `FocusOutput`: means over all labels of the batch.
@@ -216,9 +235,9 @@ def focus_loss(
             # sharded: as many passes as everybody makes
             read = [w if w in fitting else Window(w.ids[-1:], 1) for w in windows] if reader.sharded else fitting
             teachers = dict(zip(read, _teacher_logits(reader, settings, memory if fitting else memory[:1], read)))
-        for (name, span), window, logits in zip(
-            spans, windows, span_logits(reader, settings, memory, sample.chunk_size, windows)
-        ):
+        others = None if sample.seats is None else distractors
+        found = span_logits(reader, settings, memory, sample.chunk_size, windows, sample.seats, others)
+        for (name, span), window, logits in zip(spans, windows, found):
             target = torch.tensor(targets[span.first_label : span.end], device=logits.device)
             keep = target != IGNORE
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

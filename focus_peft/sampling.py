@@ -48,6 +48,36 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Seats:
+    """Where a document's chunks stand among distractors, which take all other places from `begin` to `end`.
+
+    Attributes:
+        begin, end (`int`): The first place, and the one after the last.
+        own (`tuple[int, ...]`): The places of the document's own chunks, ascending.
+    """
+
+    begin: int
+    end: int
+    own: tuple[int, ...]
+
+    @classmethod
+    def alone(cls, chunks: int) -> Seats:
+        """No distractors."""
+        return cls(0, chunks, tuple(range(chunks)))
+
+    @property
+    def others(self) -> list[int]:
+        """The places of the distractors."""
+        return [place for place in range(self.begin, self.end) if place not in self.own]
+
+    @property
+    def order(self) -> list[int]:
+        """For each place, which row it has when own chunks come first and the distractors after them."""
+        rows = {place: row for row, place in enumerate([*self.own, *self.others])}
+        return [rows[place] for place in range(self.begin, self.end)]
+
+
+@dataclass(frozen=True)
 class Sample:
     """What is drawn for one document.
 
@@ -56,12 +86,14 @@ class Sample:
         chunk_size (`int`): It is cut into chunks of this size.
         continuation (`Span`, *optional*): What follows the memory.
         repetition (`Span`, *optional*): A piece of the memory.
+        seats (`Seats`, *optional*): Where the chunks of the memory stand among distractors. None: there are none.
     """
 
     memory: int
     chunk_size: int
     continuation: Span | None
     repetition: Span | None
+    seats: Seats | None = None
 
 
 def generator_of(seed: int) -> torch.Generator:
@@ -109,10 +141,34 @@ def least_chunk_size(settings: Settings, config: FocusConfig) -> int:
     return min(config.train_min_chunk_size or min(CHUNK_SIZES), settings.sizes.chunk)
 
 
+def draw_seats(own: int, distractors: int, generator: torch.Generator | None) -> Seats:
+    """Draw how many of some distractors are there, which, and where a document's chunks stand among them.
+
+    Small numbers are as likely as large ones (log-uniform), so that most samples stay cheap. Each distractor has a place of its own, as it
+    was read there; so the places are neighbours that begin anywhere, and the document's chunks take some of them over.
+
+    Args:
+        own (`int`): Chunks of the document.
+        distractors (`int`): Distractors that could be there, at the places from 0 on.
+        generator (`torch.Generator`, *optional*): Default: torch's global one.
+    """
+    if own >= distractors:
+        return Seats.alone(own)
+    most = distractors - own
+    places = own + int((most + 2) ** float(torch.rand((), generator=generator))) - 1
+    begin = draw_int(0, distractors - places, generator)
+    taken = torch.randperm(places, generator=generator)[:own].sort().values
+    return Seats(begin, begin + places, tuple((begin + taken).tolist()))
+
+
 def draw_sample(
-    labelled: Sequence[bool], settings: Settings, config: FocusConfig, generator: torch.Generator | None
+    labelled: Sequence[bool],
+    settings: Settings,
+    config: FocusConfig,
+    generator: torch.Generator | None,
+    distractors: int = 0,
 ) -> Sample | None:
-    """Draw a chunk size, the memory's end, and a span for each loss.
+    """Draw a chunk size, the memory's end, a span for each loss, and the places of distractors.
 
     The continuation's labels are placed in the second half of the document where there are any, so that the memory is long;
     the local window before them takes at most half of what precedes them.
@@ -123,6 +179,7 @@ def draw_sample(
         config (`FocusConfig`): `loss`, the weights (a loss with weight 0 is not drawn),
             `label_size`, `train_local_size` and `train_min_chunk_size`.
         generator (`torch.Generator`, *optional*): Default: torch's global one.
+        distractors (`int`): Distractors that could be there. Only chunks of the largest size stand among them.
 
     Returns:
         `Sample`, or None if the document has no room for memory, local window and a label.
@@ -151,7 +208,9 @@ def draw_sample(
         continuation = None
     if continuation is None and repetition is None:
         return None
-    return Sample(memory, size, continuation, repetition)
+    among = distractors if size == sizes.chunk else 0
+    seats = draw_seats(-(-memory // size), among, generator) if among else None
+    return Sample(memory, size, continuation, repetition, seats)
 
 
 def _draw_span(

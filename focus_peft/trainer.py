@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from .callbacks import FocusCallback
 from .card import write_run_card
 from .checkpoints import last_checkpoint, publish, rotate, scratch_of
+from .distractors import Distractors
 from .metrics import SIZE, Clock, is_focus_output, label_count, measured, peak_memory, summary
 from .model import FocusModel
 from .sampling import check_documents
@@ -67,6 +68,7 @@ class FocusTrainer(Trainer):
         self._interval = self._zeros()
         self._evaluated = self._zeros()
         self._clock = Clock()
+        self._distractors: Distractors | None = None
         self._losses = LossWatch(self.tuner.facts.vocab_size, getattr(self.args, "max_loss", None))
         self._interrupt = Interrupt()
         self._stops = False
@@ -136,6 +138,8 @@ class FocusTrainer(Trainer):
             inputs["sample_seeds"] = seeds
         if "labels" in inputs and self.tuner.adapters_enabled:
             inputs["local_loss"] = getattr(self.args, "log_local_loss", True) and self._will_log(model.training)
+            if model.training:
+                inputs["distractors"] = self.distractors()
         # TRL's trainer, between this class and `Trainer`, has a loss of its own
         loss, outputs = Trainer.compute_loss(
             self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
@@ -150,6 +154,18 @@ class FocusTrainer(Trainer):
                 rows = len(inputs["input_ids"])
                 self._evaluated += self.accelerator.gather_for_metrics((found / rows).expand(rows, -1)).sum(0)
         return (loss, outputs) if return_outputs else loss
+
+    def distractors(self) -> Distractors | None:
+        """The distractors of this run, read at the first call. None: without `distractors` in the arguments.
+
+        Raises:
+            ValueError: if the training data has too few chunks.
+        """
+        count = getattr(self.args, "distractors", None)
+        if count is not None and self._distractors is None:
+            with self._clock.stopped():
+                self._distractors = Distractors.of(self.tuner.reader, self.tuner.settings(), self.train_dataset, count)
+        return self._distractors
 
     def _will_log(self, training: bool) -> bool:
         if not training:

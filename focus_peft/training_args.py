@@ -20,6 +20,12 @@ class FocusTrainingArguments(TrainingArguments):
             evaluation. It costs one more pass over each local window, without a gradient. Default: True.
         eval_tasks_steps (`int`, *optional*): Run the trainer's `eval_tasks` every so many steps. Default: with each evaluation.
 
+    Parameters that control what is trained on:
+        distractors (`int`, *optional*):
+            So many chunks of training documents are read before the first step, and up to so many stand among those of every
+            document from then on (see [`Distractors`]). They take as much memory as an encoded input of as many
+            chunks. Not in evaluation. Default: none.
+
     Parameters that control when a run ends early:
         max_loss (`float`, *optional*):
             The mean loss of the last ten batches must not be higher. 0: it may. Default: three times the first loss,
@@ -39,6 +45,9 @@ class FocusTrainingArguments(TrainingArguments):
     eval_tasks_steps: int | None = field(
         default=None, metadata={"help": "Run the evaluation tasks every so many steps. Default: with each evaluation."}
     )
+    distractors: int | None = field(
+        default=None, metadata={"help": "Chunks of other documents that may stand among a document's own."}
+    )
     max_loss: float | None = field(
         default=None, metadata={"help": "Stop when the mean loss of ten batches is higher. 0: never."}
     )
@@ -49,6 +58,8 @@ class FocusTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.eval_tasks_steps is not None and self.eval_tasks_steps < 1:
             raise ValueError(f"`eval_tasks_steps` must be a positive integer or None, got {self.eval_tasks_steps}.")
+        if self.distractors is not None and self.distractors < 1:
+            raise ValueError(f"`distractors` must be a positive integer or None, got {self.distractors}.")
         if self.max_loss is not None and not self.max_loss >= 0:
             raise ValueError(f"`max_loss` must be a number, 0 or above, or None, got {self.max_loss}.")
 

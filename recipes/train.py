@@ -191,7 +191,8 @@ def measure(trainer: FocusTrainer) -> float:
             start = time.perf_counter()
         batch = trainer.data_collator([rows[(number * size + row) % len(rows)] for row in range(size)])
         with trainer.accelerator.autocast():
-            loss = model(**{name: values.to(args.device) for name, values in batch.items()}).loss
+            on_device = {name: values.to(args.device) for name, values in batch.items()}
+            loss = model(**on_device, distractors=trainer.distractors()).loss
         loss.backward()
         model.zero_grad()
         if args.device.type == "cuda":

@@ -26,8 +26,8 @@ def step(options: dict[str, Any]) -> dict[str, Any]:
     reader = tuner.reader  # what is done once, before memory and time are measured
 
     def loss_of(quarter: int) -> torch.Tensor:
-        spans = (Span(start, quarter - labels, labels) for start in (3 * quarter, quarter))
-        sample = Sample(3 * quarter, quarter, *spans)
+        continuation, repetition = (Span(start, quarter - labels, labels) for start in (3 * quarter, quarter))
+        sample = Sample(3 * quarter, quarter, continuation, repetition)
         row = ids[: 4 * quarter]
         if options["naive"]:
             return naive_loss(tuner, row, sample)
