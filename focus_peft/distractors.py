@@ -66,6 +66,8 @@ class Distractors:
 
     def copy(self, slab: Slab, first_row: int, places: Sequence[int]) -> None:
         """Copy the distractors of some places into consecutive rows of a slab that holds other chunks already."""
+        if not places:  # such a slab may be narrower than a distractor
+            return
         rows = slice(first_row, first_row + len(places))
         for to, source in zip(slab.layers, self._slab.layers):
             for store, states in zip(to, source):

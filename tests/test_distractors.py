@@ -78,6 +78,16 @@ def test_the_teacher_reads_the_document_without_distractors() -> None:
     torch.testing.assert_close(output.loss, expected, rtol=1e-9, atol=0)
 
 
+def test_a_short_memory_may_stand_alone() -> None:
+    model = make_focus_model(chunk_size=64, r=2)
+    tuner, ids = model.base_model, document()[:15]
+    bank = Distractors(tuner.reader, tuner.settings(), [random_ids(64, seed=n).tolist() for n in range(2)])
+    arguments = (tuner.reader, tuner.settings(), tuner.active_config, [ids], [ids])
+    alone = focus_loss(*arguments, [Sample(3, 64, Span(3, 7, 5), None, Seats.alone(1))], distractors=bank)
+    plain = focus_loss(*arguments, [Sample(3, 64, Span(3, 7, 5), None)])
+    assert torch.equal(alone.loss, plain.loss)
+
+
 def test_a_step_leaves_the_distractors_as_they_were() -> None:
     model = make_focus_model(r=2)
     tuner, ids = model.base_model, document()[:36]
