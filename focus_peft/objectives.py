@@ -275,15 +275,14 @@ def _teacher_logits(
     """The base model's logits (labels, vocabulary) when it reads memory and window in full; the memory is read once for all."""
     held = len(memory)
     slab = Slab(1, held + max(len(window.ids) for window in windows))
-    start = settings.frames.offset
     logits = []
     with torch.no_grad():
-        reader.read_chunks(slab, 0, [memory], [start])
+        reader.read_chunks(slab, 0, [memory], [0])  # not `frames.offset`: a table has no room for more
         for window in windows:
             place = torch.arange(held + len(window.ids))[None]
             new = place[:, held:]
             visible = new[:, :, None] >= place[:, None]
-            inputs = PassInput(torch.tensor([window.ids]), start + new, new, visible, new, place)
+            inputs = PassInput(torch.tensor([window.ids]), new, new, visible, new, place)
             cache = PassCache(slab, slice(0, 1), new, slice(0, place.shape[1]))
             logits.append(reader.run(inputs, cache, logits=window.labels)[0])
     return logits

@@ -30,7 +30,7 @@ from training import (
 )
 
 from focus_peft import FocusOutput
-from focus_peft.objectives import focus_loss
+from focus_peft.objectives import Window, focus_loss, span_logits
 from focus_peft.sampling import Sample, Span, draw_sample
 
 
@@ -524,6 +524,18 @@ def test_distillation_needs_memory_and_window_to_fit_the_model() -> None:
             assert abs(output.loss.item() - without.loss.item()) > 1e-3
         else:  # cross-entropy alone
             assert_equal_to(output.loss, without.loss)
+
+
+@pytest.mark.parametrize("family", ["gptj", "codegen", "gpt2"])
+def test_the_teacher_may_read_up_to_the_end_of_a_table(family: str) -> None:
+    model = make_focus_model(family, base={"max_position_embeddings": 40})
+    output = loss_of(model, document(), Sample(29, 8, BOTH.continuation, None), distill_weight=1.0)
+    window = Window(document()[29:40], 5)
+    (logits,) = span_logits(model.base_model.reader, model.base_model.settings(), document()[:29], 8, [window])
+    base = make_tiny_model(family, max_position_embeddings=40)
+    teacher = base(torch.tensor([document()[:40]])).logits[0, -5:].log_softmax(-1)
+    expected = F.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
+    assert_equal_to(output.loss, expected)
 
 
 def test_each_span_is_distilled_if_it_fits_by_itself() -> None:
