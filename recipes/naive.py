@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from focus_peft.chunking import cut, with_bos
 from focus_peft.layout import PassInput, PromptRegion, local_pass_input
-from focus_peft.objectives import Window
 from focus_peft.sampling import Sample, Span
 from focus_peft.slab import GraphCache, LayerStates
+from focus_peft.spans import Window
 
 
 def naive_loss(tuner: Any, ids: list[int], sample: Sample) -> torch.Tensor:

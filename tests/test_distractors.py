@@ -15,8 +15,9 @@ from runs import FOCUS, adapter, losses, trainer_of
 from training import assert_equal_to, assert_same_gradients, document, gradients_of
 
 from focus_peft.distractors import Distractors
-from focus_peft.objectives import Window, focus_loss, span_logits
+from focus_peft.objectives import focus_loss
 from focus_peft.sampling import Sample, Seats, Span, draw_sample, draw_seats
+from focus_peft.spans import MemoryReading, Window
 from focus_peft.training_args import FocusTrainingArguments
 
 
@@ -73,7 +74,8 @@ def test_the_teacher_reads_the_document_without_distractors() -> None:
     output = focus_loss(tuner.reader, settings, config, [ids], [ids], [sample], distractors=bank)
 
     teacher = make_tiny_model()(torch.tensor([ids[:35]])).logits[0, -5:].log_softmax(-1)
-    (logits,) = span_logits(tuner.reader, settings, ids[:24], CHUNK, [window], seats, bank)
+    reading = MemoryReading.of(tuner.reader, settings, ids[:24], CHUNK, [window], seats, bank)
+    (logits,) = reading.span_logits()
     expected = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
     torch.testing.assert_close(output.loss, expected, rtol=1e-9, atol=0)
 

@@ -20,8 +20,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from test_golden import CASES, GOLDEN, golden_model
 
-from focus_peft.objectives import Window, focus_loss, span_logits
+from focus_peft.objectives import focus_loss
 from focus_peft.sampling import Sample, Span
+from focus_peft.spans import MemoryReading, Window
 
 
 # relative, norm of the difference over the norm, for each matrix
@@ -56,7 +57,8 @@ class Case(NamedTuple):
         """Logits of the only label (1, vocabulary)."""
         tuner = model.base_model
         window = Window(self.ids[self.first : self.first + self.local], labels=1)
-        return span_logits(tuner.reader, tuner.settings(), self.ids[: self.memory], self.chunk, [window])[0]
+        memory = self.ids[: self.memory]
+        return MemoryReading.of(tuner.reader, tuner.settings(), memory, self.chunk, [window]).span_logits()[0]
 
     def sample(self) -> Sample:
         span = Span(self.first, self.local, 1)
