@@ -27,7 +27,7 @@ HERE, BASE = "path/to/this/folder", "path/to/the/base/model"
 HYPER_PARAMETERS = (
     *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "optim", "adam_beta1", "adam_beta2"),
-    *("weight_decay", "max_grad_norm", "bf16", "fp16", "use_cpu", "seed", "load_best_model_at_end"),
+    *("weight_decay", "max_grad_norm", "distractors", "bf16", "fp16", "use_cpu", "seed", "load_best_model_at_end"),
 )
 # Of its `model`: how the base model was loaded
 LOADED = ("revision", "dtype", "load_in_4bit", "gguf_file")
