@@ -28,7 +28,7 @@ class Distractors:
         self.tokens = settings.sizes.chunk
         self._slab = Slab(len(chunks), self.tokens)
         starts = [settings.frames.chunk_start(place, self.tokens) for place in range(len(chunks))]
-        reader.read_chunks(self._slab, 0, chunks, starts, len(chunks) if reader.sharded else settings.chunk_batch_size)
+        reader.read_chunks(self._slab, 0, chunks, starts, settings.chunk_batch_size)
 
     @classmethod
     def of(cls, reader: Reader, settings: Settings, documents: Any, count: int) -> Distractors:
@@ -69,6 +69,6 @@ class Distractors:
         if not places:  # such a slab may be narrower than a distractor
             return
         rows = slice(first_row, first_row + len(places))
-        for to, source in zip(slab.layers, self._slab.layers):
-            for store, states in zip(to, source):
-                store[rows, :, : self.tokens] = states[list(places)]
+        for index, (keys, values) in enumerate(self._slab.layers):
+            picked = keys[list(places)], values[list(places)]
+            slab.store_chunks(index, rows, picked, [self.tokens] * len(places))

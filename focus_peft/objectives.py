@@ -15,7 +15,7 @@ from .distractors import Distractors
 from .reader import Reader, is_distributed
 from .sampling import IGNORE, Sample, Span
 from .settings import Settings
-from .spans import MemoryReading, Window, local_logits
+from .spans import Window, local_logits, span_logits, teacher_logits
 
 
 # What a process reads for a document without room for a span, with weight 0: ZeRO adds up gradients in the order in which they
@@ -65,7 +65,7 @@ def focus_loss(
     """Continuation, repetition and distillation loss of a batch.
 
     Args:
-        reader, settings: As in `MemoryReading`.
+        reader, settings: As in `span_logits`.
         config (`FocusConfig`): The weights of the losses.
         documents (`Sequence[Sequence[int]]`): Ids of each document.
         labels (`Sequence[Sequence[int]]`): The label at each place; -100 is ignored.
@@ -98,15 +98,14 @@ def focus_loss(
             spans = (spans + [(None, spans[0][1])])[: 2 if both else 1]
         memory = ids[: sample.memory]
         windows = [Window(list(ids[span.start : span.end - 1]), span.labels) for _, span in spans]
-        others = None if sample.seats is None else distractors
-        reading = MemoryReading.of(reader, settings, memory, sample.chunk_size, windows, sample.seats, others)
         fitting = [w for w in windows if len(memory) + len(w.ids) <= settings.sizes.limit]
         teachers: dict[Window, torch.Tensor] = {}
         if config.distill_weight and (fitting or reader.sharded):
             # sharded: as many passes as everybody makes
             read = [w if w in fitting else Window(w.ids[-1:], 1) for w in windows] if reader.sharded else fitting
-            teachers = dict(zip(read, reading.teacher_logits(read, len(memory) if fitting else 1)))
-        for (name, span), window, logits in zip(spans, windows, reading.span_logits()):
+            teachers = dict(zip(read, teacher_logits(reader, memory if fitting else memory[:1], read)))
+        found = span_logits(reader, settings, memory, sample.chunk_size, windows, sample.seats, distractors)
+        for (name, span), window, logits in zip(spans, windows, found):
             target = torch.tensor(targets[span.first_label : span.end], device=logits.device)
             keep = target != IGNORE
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

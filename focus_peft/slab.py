@@ -115,12 +115,6 @@ class Slab:
         for store, states in zip(self.layer(index, new), new):
             store[rows, :, : states.shape[2]] = states
 
-    def store_first(self, other: Slab, columns: int) -> None:
-        """Copy the first columns of another slab's first row into the first row."""
-        for index, states in enumerate(other.layers):
-            for store, side in zip(self.layer(index, states), states):
-                store[:1, :, :columns] = side[:1, :, :columns]
-
     def read(self, index: int, rows: slice, columns: int) -> LayerStates:
         """The first columns of some rows, for a copy."""
         keys, values = self.layers[index]

@@ -17,7 +17,7 @@ from training import assert_equal_to, assert_same_gradients, document, gradients
 from focus_peft.distractors import Distractors
 from focus_peft.objectives import focus_loss
 from focus_peft.sampling import Sample, Seats, Span, draw_sample, draw_seats
-from focus_peft.spans import MemoryReading, Window
+from focus_peft.spans import Window, span_logits
 from focus_peft.training_args import FocusTrainingArguments
 
 
@@ -74,8 +74,7 @@ def test_the_teacher_reads_the_document_without_distractors() -> None:
     output = focus_loss(tuner.reader, settings, config, [ids], [ids], [sample], distractors=bank)
 
     teacher = make_tiny_model()(torch.tensor([ids[:35]])).logits[0, -5:].log_softmax(-1)
-    reading = MemoryReading.of(tuner.reader, settings, ids[:24], CHUNK, [window], seats, bank)
-    (logits,) = reading.span_logits()
+    (logits,) = span_logits(tuner.reader, settings, ids[:24], CHUNK, [window], seats, bank)
     expected = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
     torch.testing.assert_close(output.loss, expected, rtol=1e-9, atol=0)
 
@@ -143,7 +142,7 @@ def test_only_chunks_of_the_largest_size_stand_among_distractors() -> None:
 
 def test_a_run_with_distractors_trains_otherwise_and_goes_on_to_the_digit(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
-    plain = trainer_of(tmp_path / "plain", **fields)
+    plain = trainer_of(tmp_path / "plain", focus=CHUNKS, **fields)
     plain.train()
     whole = trainer_of(tmp_path / "whole", distractors=7, focus=CHUNKS, **fields)
     whole.train()

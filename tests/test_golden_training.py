@@ -22,7 +22,7 @@ from test_golden import CASES, GOLDEN, golden_model
 
 from focus_peft.objectives import focus_loss
 from focus_peft.sampling import Sample, Span
-from focus_peft.spans import MemoryReading, Window
+from focus_peft.spans import Window, span_logits
 
 
 # relative, norm of the difference over the norm, for each matrix
@@ -57,8 +57,7 @@ class Case(NamedTuple):
         """Logits of the only label (1, vocabulary)."""
         tuner = model.base_model
         window = Window(self.ids[self.first : self.first + self.local], labels=1)
-        memory = self.ids[: self.memory]
-        return MemoryReading.of(tuner.reader, tuner.settings(), memory, self.chunk, [window]).span_logits()[0]
+        return span_logits(tuner.reader, tuner.settings(), self.ids[: self.memory], self.chunk, [window])[0]
 
     def sample(self) -> Sample:
         span = Span(self.first, self.local, 1)
