@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,15 @@ Ids = torch.Tensor | Sequence[torch.Tensor] | Sequence[Sequence[int]] | Sequence
 def cut(ids: Sequence[int], chunk_size: int) -> list[list[int]]:
     """Cut ids from the left into chunks of `chunk_size`; a shorter last chunk is kept (method: the memory)."""
     return [list(ids[start : start + chunk_size]) for start in range(0, len(ids), chunk_size)]
+
+
+def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of each run of consecutive numbers, in ascending ones."""
+    begin = 0
+    for place in range(1, len(numbers) + 1):
+        if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
+            yield numbers[begin], numbers[place - 1] + 1
+            begin = place
 
 
 def split(ids: Sequence[int], local_size: int) -> tuple[Sequence[int], Sequence[int]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from .chunking import cut, document_rows
+from .chunking import cut, document_rows, runs
 from .frames import Frames
 from .layout import ChunkRow
 from .ranks import Ranks
@@ -142,14 +142,8 @@ class Memory:
                 copy_states(old.slab, self.slab, copied, self._lengths)
             todo = sorted(set(todo) - {new for new, _ in copied})
         starts = self.starts()
-        # consecutive rows are read together
-        begin = 0
-        for end in range(1, len(todo) + 1):
-            if end == len(todo) or todo[end] != todo[end - 1] + 1:
-                run = todo[begin:end]
-                first, last = run[0], run[-1] + 1
-                reader.read_chunks(self.slab, first, chunks[first:last], starts[first:last], batch_size, progress)
-                begin = end
+        for first, last in runs(todo):
+            reader.read_chunks(self.slab, first, chunks[first:last], starts[first:last], batch_size, progress)
 
     @property
     def _lengths(self) -> list[int]:

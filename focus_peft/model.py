@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -19,6 +21,7 @@ from .layer import TwinLayer
 from .looking import exchanges_attention
 from .memory import Memory
 from .objectives import FocusOutput, focus_loss
+from .pool import ChunkPool
 from .probe import check_reading
 from .ranks import Ranks
 from .reader import Reader, is_distributed
@@ -177,6 +180,29 @@ class FocusModel(TwinTuner):
         extended = Memory(rows, chunk_size, frames, self.fingerprint, room, storage, storage_dir, ranks, memory)
         extended.read(self.reader, settings.chunk_batch_size, _progress(progress), old=memory)
         return extended
+
+    @contextlib.contextmanager
+    def keeping_chunks(self, gigabytes: float = 4.0) -> Iterator[ChunkPool]:
+        """Within the context, a chunk that was read is not read again where an input has the same tokens at the same place.
+
+        For inputs that have much in common and are not known beforehand: prompts that begin with the same documents, several adapters
+        on one input. With one document and many questions, `encode` it. Results stay the same; chunks are the frozen model's alone,
+        whose weights must not change meanwhile.
+
+        Args:
+            gigabytes (`float`): Room for keys and values of chunks, in GiB, where the model computes. Default: 4.
+
+        Yields:
+            `ChunkPool`: counts in `hits` and `misses` what was taken from it and what was read.
+
+        Raises:
+            ValueError: if `gigabytes` is no number above 0.
+        """
+        before, self._reader.pool = self._reader.pool, ChunkPool(gigabytes)
+        try:
+            yield self._reader.pool
+        finally:
+            self._reader.pool = before
 
     def chunk_attention(
         self,

@@ -24,6 +24,7 @@ from .grouped import is_grouped, shaped
 from .layer import CandidateState
 from .layout import ChunkRow, PassInput
 from .looking import AttentionRecord
+from .pool import ChunkPool
 from .slab import GraphCache, PassCache, Slab
 from .walk import every_module
 from .weights import differentiable_weights, execution_device
@@ -51,6 +52,9 @@ class Reader:
         state (`CandidateState`): Tells the twins which positions are candidates.
         sliding_window (`int`, *optional*): Tokens that a sliding-window layer sees.
         layer_types (`set[str]`): "full_attention", "sliding_attention" or both.
+
+    Attributes:
+        pool (`ChunkPool`, *optional*): Has the chunks that are not read again. None: all are read.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Reader:
         self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         self.alibi = Alibi.of(model)
         self.groups = is_grouped(model)
+        self.pool: ChunkPool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -143,6 +148,25 @@ class Reader:
         progress: bool = False,
     ) -> None:
         """Read chunks, a batch at a time, into consecutive rows of a slab: row r holds chunk r in its first columns."""
+
+        def read(begin: int, end: int) -> None:
+            part = slice(begin, end)
+            self._read_chunks(slab, first_row + begin, chunks[part], starts[part], batch_size, progress)
+
+        if self.pool is None:
+            read(0, len(chunks))
+        else:
+            self.pool.fill(slab, first_row, chunks, starts, read)
+
+    def _read_chunks(
+        self,
+        slab: Slab,
+        first_row: int,
+        chunks: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        batch_size: int | None,
+        progress: bool,
+    ) -> None:
         longest = max(map(len, chunks))
         batch_size = batch_size or max(1, TOKEN_BUDGET // longest)
         with tqdm(

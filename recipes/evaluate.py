@@ -13,6 +13,7 @@ same command goes on where it was interrupted, and nothing is ever mixed with sa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import shlex
@@ -254,7 +255,9 @@ def main(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     print(evaluator.folder, flush=True)
-    done = evaluator.run(jobs, args.limit, None if args.max_minutes is None else 60 * args.max_minutes)
+    kept = evaluator.evaluation.keep_chunks_gb
+    with evaluator.model.keeping_chunks(kept) if kept else contextlib.nullcontext():
+        done = evaluator.run(jobs, args.limit, None if args.max_minutes is None else 60 * args.max_minutes)
     print((evaluator.folder / "table.md").read_text(encoding="utf-8"))
     return done
 

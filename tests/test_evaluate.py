@@ -19,6 +19,7 @@ pytest.importorskip("datasets")
 
 from results import SampleFile, key_of, summarise, table, wilson
 
+from focus_peft.pool import ChunkPool
 from focus_peft.results import load_results
 from focus_peft.tasks import TASKS, Adapter, FullAttention, PerplexityTask, Source
 
@@ -113,6 +114,28 @@ def test_every_sample_is_written_with_what_it_was_and_what_came_out(config: Path
             assert sample["references"] == list(made.references) and sample["input_tokens"] == len(made.ids)
             assert sample["prediction"] == tokenizer.decode(method.generate(made.ids, 8), skip_special_tokens=True)
             assert sample["score"] == TASKS["passkey"].score(sample["prediction"], made.references)
+
+
+def test_kept_chunks_change_no_score_and_no_folder(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = "methods=[adapter,untrained_twins,static_prompt]"
+    _, folder = run(config, methods)
+    samples = without_times(read(folder))
+    (folder / "samples.jsonl").unlink()
+    pools = []
+    monkeypatch.setattr(ChunkPool, "__init__", recorded(ChunkPool.__init__, pools))
+    _, again = run(config, methods, "keep_chunks_gb=0.01")
+    assert again == folder and without_times(read(again)) == samples
+    assert pools[0].hits > pools[0].misses > 0
+
+
+def recorded(function: Any, calls: list[Any]) -> Any:
+    """The same, and whose method it was goes into a list."""
+
+    def called(owner: Any, *words: Any) -> Any:
+        calls.append(owner)
+        return function(owner, *words)
+
+    return called
 
 
 def test_the_summary_has_means_reasons_and_circumstances(config: Path) -> None:
