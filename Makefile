@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
-VERIFY_ARGS ?= texts=[] --tasks passkey --methods adapter,local_window --lengths 4K,8K,16K --limit 10
+VERIFY_ARGS ?= texts=[] --tasks passkey --methods adapter,local_window --lengths 4K,8K,16K,32K --limit 10
 CONFIG ?= recipes/configs/tiny_debug.yaml
 TRAIN_ARGS ?=
 

@@ -443,5 +443,15 @@ def test_none_overrides_nothing() -> None:
     assert config.with_overrides(**dict.fromkeys(INFERENCE_FIELDS)) == config
 
 
+def test_a_reader_chooses_smaller_chunks_than_training_drew() -> None:
+    config = FocusConfig(chunk_size=64, train_min_chunk_size=32, local_size=64, prompt_size=8)
+    assert config.with_overrides(chunk_size=16).chunk_size == 16
+    assert config.with_overrides(chunk_size=32).train_min_chunk_size == 32
+    with pytest.raises(ValueError, match="`train_min_chunk_size`"):
+        config.with_overrides(chunk_size=16, train_min_chunk_size=32)
+    with pytest.raises(ValueError, match="`chunk_size`"):
+        config.with_overrides(chunk_size="16")
+
+
 def test_no_field_is_mandatory() -> None:
     assert all(field.default is not MISSING for field in fields(FocusConfig))
