@@ -232,7 +232,9 @@ class FocusConfig(PeftConfig):
             given.setdefault("storage_dir", None)  # the configured one was for the disk
         chunk = given.get("chunk_size")
         if is_number(chunk) and (self.train_min_chunk_size or 0) > chunk:
-            given.setdefault("train_min_chunk_size", None)  # the configured one was for larger chunks, and for training
+            given.setdefault(
+                "train_min_chunk_size", None
+            )  # the configured one was for larger chunks, and for training
         return replace(self, **given) if given else self
 
 
