@@ -113,6 +113,17 @@ def test_facts_are_varied() -> None:
     assert 0.2 < sum(alike) / len(alike) < 0.4
 
 
+def test_many_numbers_have_a_digit_more_than_once() -> None:
+    made_up = [fact for seed in range(2000) for fact in draw_facts(random.Random(seed))]
+    hexes = [fact["value"] for fact in made_up if fact["noun"] in NOUNS["hex"]]
+    numbers = [fact["value"][1:] for fact in made_up if fact["noun"] in NOUNS["number"] and len(fact["value"]) > 6]
+    for values in (hexes, numbers):
+        few = sum(len(set(value)) <= 3 for value in values)
+        assert len(values) > 300 and 0.33 < few / len(values) < 0.48
+    assert all(value.isdigit() and 3 <= len(value) + 1 <= 8 for value in numbers)
+    assert all(set(value) <= set("0123456789abcdef") and 6 <= len(value) <= 12 for value in hexes)
+
+
 def test_no_wording_is_that_of_a_benchmark() -> None:
     fact = {"name": "Nadia", "noun": "locker code", "value": "1234"}
     nouns = [noun for nouns in NOUNS.values() for noun in nouns]

@@ -66,6 +66,9 @@ COUNTS = (1, 1, 2, 2, 3, 4, 6, 8)
 # repeated up to the document's length, so that a chunk learns to be silent however many others say the same
 SAME_NOUN, REPEATED = 0.3, 0.2
 EXCERPT = (8, 64)
+# The share of numbers and hex strings that are made of two or three digits: where one digit follows itself, or two others in turn, the
+# last one alone does not say how to go on
+FEW_DIGITS = 0.4
 
 
 class FactsPart:
@@ -136,7 +139,12 @@ def draw_facts(draw: random.Random) -> list[dict[str, Any]]:
 
 def _value(kind: str, draw: random.Random) -> str:
     if kind == "number":
-        return str(draw.randint(1, 9)) + "".join(draw.choices("0123456789", k=draw.randint(2, 7)))
+        return str(draw.randint(1, 9)) + _digits("0123456789", draw.randint(2, 7), draw)
     if kind == "hex":
-        return "".join(draw.choices("0123456789abcdef", k=draw.randint(6, 12)))
+        return _digits("0123456789abcdef", draw.randint(6, 12), draw)
     return "".join(draw.choices(SYLLABLES, k=draw.randint(2, 4))).capitalize()
+
+
+def _digits(known: str, count: int, draw: random.Random) -> str:
+    few = draw.random() < FEW_DIGITS
+    return "".join(draw.choices(draw.sample(known, draw.randint(2, 3)) if few else known, k=count))
