@@ -72,5 +72,5 @@ def perplexity(args: argparse.Namespace) -> None:
         panel.plot(read, values, **style, label=method)
     token_axis(panel, lengths)
     panel.set_ylabel("perplexity of the last tokens")
-    panel.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=4)
     save(figure, args.output)
