@@ -139,7 +139,7 @@ class Memory:
             held = {_key(row): number for number, row in enumerate(old._held)}
             copied = [(n, held[key]) for n in todo if (key := _key(self._held[n])) in held]
             with old.lock:
-                copy_states(old.slab, self.slab, copied, self._lengths)
+                copy_states(old.slab, self.slab, copied, [self._lengths[new] for new, _ in copied])
             todo = sorted(set(todo) - {new for new, _ in copied})
         starts = self.starts()
         for first, last in runs(todo):

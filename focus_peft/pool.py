@@ -7,7 +7,8 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from .chunking import runs
-from .slab import LayerStates, Slab
+from .slab import Slab
+from .states import copy_states
 
 
 GIB = 2**30
@@ -34,7 +35,7 @@ class ChunkPool:
             raise ValueError(f"`gigabytes` must be a number above 0, got {gigabytes!r}.")
         self.hits = self.misses = 0
         self._room, self._held = int(gigabytes * GIB), 0
-        self._chunks: dict[tuple[int, bytes], list[LayerStates]] = {}
+        self._chunks: dict[tuple[int, bytes], Slab] = {}  # of one row each
         self._random = random.Random(0)
 
     def fill(
@@ -57,10 +58,7 @@ class ChunkPool:
             if key not in self._chunks:
                 missing.append(number)
                 continue
-            row = slice(first_row + number, first_row + number + 1)
-            for layer, states in enumerate(self._chunks[key]):
-                slab.store_chunks(layer, row, states, [len(chunks[number])])
-            slab.close()
+            copy_states(self._chunks[key], slab, [(first_row + number, 0)], [len(chunks[number])])
         for begin, end in runs(missing):
             read(begin, end)
             for number in range(begin, end):
@@ -69,18 +67,11 @@ class ChunkPool:
         self.misses += len(missing)
 
     def _keep(self, key: tuple[int, bytes], slab: Slab, row: int, length: int) -> None:
-        states = []
-        for layer in range(slab.num_layers):
-            keys, values = slab.read(layer, slice(row, row + 1), length)
-            states.append((keys.clone(), values.clone()))
-        slab.close()
-        size = _bytes(states)
+        chunk = Slab(1, length)
+        copy_states(slab, chunk, [(0, row)], [length])
+        size = chunk.nbytes
         while self._chunks and self._held + size > self._room:
-            self._held -= _bytes(self._chunks.pop(self._random.choice(list(self._chunks))))
+            self._held -= self._chunks.pop(self._random.choice(list(self._chunks))).nbytes
         if key not in self._chunks and size <= self._room:
-            self._chunks[key] = states
+            self._chunks[key] = chunk
             self._held += size
-
-
-def _bytes(states: list[LayerStates]) -> int:
-    return sum(side.numel() * side.element_size() for layer in states for side in layer)

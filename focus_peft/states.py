@@ -93,11 +93,11 @@ def read_states(
 
 
 def copy_states(source: Slab, target: Slab, pairs: Sequence[tuple[int, int]], lengths: Sequence[int]) -> None:
-    """Copy chunks of one slab to rows of another: pairs of (row of `target`, row of `source`)."""
+    """Copy chunks of one slab to rows of another: pairs of (row of `target`, row of `source`), and the tokens of each chunk."""
     for layer in range(source.num_layers):
-        for new, old in pairs:
-            states = source.read(layer, slice(old, old + 1), lengths[new])
-            target.store_chunks(layer, slice(new, new + 1), states, [lengths[new]])
+        for (new, old), length in zip(pairs, lengths):
+            states = source.read(layer, slice(old, old + 1), length)
+            target.store_chunks(layer, slice(new, new + 1), states, [length])
             source.close()
             target.close()
 
