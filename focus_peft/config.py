@@ -230,11 +230,9 @@ class FocusConfig(PeftConfig):
         given = {name: value for name, value in overrides.items() if value is not None}
         if given.get("storage") in STORAGES and given["storage"] != "disk":
             given.setdefault("storage_dir", None)  # the configured one was for the disk
-        chunk = given.get("chunk_size", self.chunk_size)
+        chunk = given.get("chunk_size")
         if isinstance(chunk, int) and (self.train_min_chunk_size or 0) > chunk:
-            given.setdefault(
-                "train_min_chunk_size", None
-            )  # the configured one was for larger chunks, and for training
+            given.setdefault("train_min_chunk_size", None)  # the configured one is for training with larger chunks
         return replace(self, **given) if given else self
 
 
