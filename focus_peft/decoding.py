@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
-from .candidates import read_candidates, select_candidates, some_rows
+from .candidates import select_candidates
 from .chunking import cut, with_bos
-from .layout import ChunkRow, PromptRegion, local_pass_input
+from .layout import PromptRegion, local_pass_input
 from .looking import AttentionRecord
 from .memory import Memory
-from .ranks import Ranks
 from .reader import Reader
+from .seen_chunks import SeenChunks
 from .settings import Settings
-from .slab import LayerStates, PassCache, Slab, columns_for, round_up
-from .storage import make_slab
+from .slab import LayerStates, PassCache, Slab, round_up
 from .streams import Stream
 
 
@@ -36,7 +35,7 @@ class _Snapshot:
     """The state before a spill, for tokens that may yet be taken back (assisted decoding)."""
 
     stream: Stream
-    own_rows: int
+    chunks: int
     local: Slab
     front: int
     candidates: list[LayerStates] | None
@@ -77,26 +76,16 @@ class FocusCache(Cache):
         document: int | None = None,
     ) -> None:
         super().__init__(layers=[])
-        self.reader, self.settings, self.memory, self.progress = reader, settings, memory, progress
-        self.frames = settings.frames if memory is None else memory.frames
-        self.ranks = Ranks.of(settings.spread_chunks, reader) if memory is None else memory.ranks
+        self.reader, self.settings, self.memory = reader, settings, memory
         self.documents = documents
-        held = [] if memory is None else memory.rows
-        self.first_held = 0  # the row of the memory's slab that is our first
-        self.held = held
-        if document is not None:  # a document's rows are neighbours
-            before = next(n for n, row in enumerate(held) if row.document == document)
-            self.first_held = len(self.ranks.own(held[:before]))
-            self.held = [replace(row, document=0) for row in held if row.document == document]
+        self.chunks = SeenChunks(reader, settings, memory, document, progress)
         self.streams: list[Stream] = []
         self.regions: list[PromptRegion] = []  # one for each document
-        self.own_rows: list[ChunkRow] = []  # chunks cut from what was handed over
-        self.own = make_slab(settings.storage, directory=settings.storage_dir)
         self.local = Slab()
         self.front = 0  # column of the first local token in `local`; candidates stand before it
         self.candidates: list[LayerStates] | None = None  # per layer, (streams, kv_heads, newest * chunks, head_dim)
         # As long as there are no candidates, the base model runs as it always does
-        self.base_cache = None if self.held else DynamicCache(config=reader.model.config)
+        self.base_cache = None if len(self.chunks) else DynamicCache(config=reader.model.config)
         self.tokens = 0  # columns of the batch that have been handed over
         self.may_crop = False
         self.records_attention = False
@@ -153,7 +142,7 @@ class FocusCache(Cache):
             before = self._snapshots.pop()
             self.streams, self.local, self.front = [before.stream], before.local, before.front
             self.candidates = before.candidates
-            del self.own_rows[before.own_rows :]
+            self.chunks.truncate(before.chunks)
             self._clear_region(0)
         stream = self.streams[0]
         stream.since = max(0, stream.since - (len(stream.ids) - length))
@@ -242,7 +231,7 @@ class FocusCache(Cache):
             raise ValueError(
                 f"`input_ids` has {rows} rows, which is no multiple of the {self.documents} documents in `memory`."
             )
-        seen = [[n for n, row in enumerate(self.held) if row.document == d] for d in range(self.documents)]
+        seen = [self.chunks.of_document(document) for document in range(self.documents)]
         self.streams = [Stream(row // group, row % group, rows=list(seen[row // group])) for row in range(rows)]
         self.regions = [PromptRegion(group) for _ in range(self.documents)]
 
@@ -286,7 +275,6 @@ class FocusCache(Cache):
         """
         sizes = self.settings.sizes
         pieces: dict[tuple[int, int, tuple[int, ...]], int] = {}  # (document, index, chunk) -> number of its row
-        first_new = len(self.own_rows)
         for stream in self.streams:
             length = stream.window_length - newest + 1  # when the first of the newest tokens came
             spilled = max(0, length - sizes.local) if stream.fresh else 0
@@ -300,39 +288,22 @@ class FocusCache(Cache):
             for chunk in cut(stream.ids[stream.start : stream.start + spilled], sizes.chunk):
                 key = (stream.document, len(stream.rows), tuple(chunk))
                 if key not in pieces:  # streams with the same chunk share its row
-                    pieces[key] = len(self.held) + len(self.own_rows)
-                    self.own_rows.append(ChunkRow(stream.document, len(stream.rows), len(chunk)))
+                    pieces[key] = len(self.chunks) + len(pieces)
                 stream.rows.append(pieces[key])
             stream.start += spilled
             stream.prompt_start = max(stream.start, len(stream.ids) - newest + 1 - sizes.prompt)
             prompt = len(self._prompt(stream)) - newest + 1
-            stream.local_start = self.frames.local_start(len(stream.rows), prompt)
+            stream.local_start = self.chunks.frames.local_start(len(stream.rows), prompt)
             stream.cached = stream.since = 0
             stream.chosen = None
             stream.is_split = True
             self._clear_region(stream.document)
-        before, new = self.own_rows[:first_new], self.own_rows[first_new:]
-        if new:
-            self.ranks.check_alike("what is read is", list(pieces))
-        self.ranks.share(new, self.held + before)
-        rows = self.ranks.own(new)
-        if rows:
-            chunks = [list(chunk) for row, (_, _, chunk) in zip(new, pieces) if self.ranks.holds(row)]
-            columns = columns_for(max(row.length for row in rows) + 1, self.frames.nominal + newest)
-            first = len(self.ranks.own(before))
-            self.own.reserve(self._capacity(first + len(rows)), columns)
-            starts = [self.frames.chunk_start(row.index, row.length) for row in rows]
-            batch_size = self.settings.chunk_batch_size
-            self.reader.read_chunks(self.own, first, chunks, starts, batch_size, self.progress)
-
-    def _capacity(self, rows: int) -> int:
-        """Rows to reserve: exactly what is needed at first, and twice as many whenever that is not enough."""
-        return rows if rows <= self.own.rows or not self.own.rows else max(rows, 2 * self.own.rows)
+        self.chunks.add(list(pieces), newest)
 
     def _remember(self, stream: Stream, newest: int) -> None:
         before = stream.clone(stream.member)
         del before.ids[len(before.ids) - newest :]
-        self._snapshots.append(_Snapshot(before, len(self.own_rows), self.local, self.front, self.candidates))
+        self._snapshots.append(_Snapshot(before, len(self.chunks), self.local, self.front, self.candidates))
         self.local, self.front = Slab(), 0
 
     # Predicting
@@ -360,24 +331,17 @@ class FocusCache(Cache):
         group = len(self.streams) // self.documents
         prompts = [self._prompt(stream) for stream in self.streams]
         fed_before = [stream.fed for stream in self.streams]
-        self.ranks.check_alike("what is read is", (prompts, fed_before, newest, self.settings.shared))
+        self.chunks.ranks.check_alike("what is read is", (prompts, fed_before, newest, self.settings.shared))
         placements = {}
         for document, region in enumerate(self.regions):
             members = slice(document * group, (document + 1) * group)
             fed = [stream.fed for stream in self.streams[members]]
             placements[document] = region.place(prompts[members], fed, newest)
 
-        rows = self.held + self.own_rows
-        stores: list[tuple[Slab, Sequence[ChunkRow], int]] = [(self.own, self.ranks.own(self.own_rows), 0)]
-        if self.memory is not None:
-            stores.insert(0, (self.memory.slab, self.ranks.own(self.held), self.first_held))
-        used = sorted({stream.rows[chunk] for stream in self.streams for chunk in stream.renewed_chunks})
+        asked: Sequence[int] = range(len(self.chunks))
         if self.settings.top_chunks is not None:
-            stores = some_rows(stores, self.ranks.own_numbers(rows, used))
-            rows = [rows[number] for number in used]
-        count = group * newest
-        found = read_candidates(self.reader, stores, self.frames, placements, count, self.settings.chunk_batch_size)
-        pool = self.ranks.gather(found, rows, count, self.reader.device)
+            asked = sorted({stream.rows[chunk] for stream in self.streams for chunk in stream.renewed_chunks})
+        pool = self.chunks.candidates(placements, group * newest, asked)
         for document, region in enumerate(self.regions):
             region.keep(placements[document])
         kept: dict[int, Sequence[int]] = {}
@@ -385,13 +349,13 @@ class FocusCache(Cache):
             chunks = range(len(stream.rows))
             kept[n] = chunks if n not in renewed else sorted(set(chunks) - set(stream.renewed_chunks))
         numbers = [stream.member for stream in self.streams]
-        in_pool = {row: place for place, row in enumerate(used)} if self.settings.top_chunks is not None else None
-        seen = [[row if in_pool is None else in_pool.get(row, 0) for row in stream.rows] for stream in self.streams]
+        places = {number: place for place, number in enumerate(asked)}
+        seen = [[places.get(row, 0) for row in stream.rows] for stream in self.streams]
         self.candidates = select_candidates(pool, seen, numbers, newest, kept, self.candidates)
         for number, (stream, prompt) in enumerate(zip(self.streams, prompts)):
             stream.fed = len(prompt) - 1
             if self.settings.decoding == "exact" and number in renewed:
-                stream.local_start = self.frames.local_start(len(stream.rows), len(prompt))
+                stream.local_start = self.chunks.frames.local_start(len(stream.rows), len(prompt))
 
         if self.may_crop and len(self.streams) == 1 and self.settings.refresh_interval > 1:
             stream = self.streams[0]

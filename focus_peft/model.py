@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .chunking import Ids, check_ids, check_vocabulary, document_rows, real_tokens, unpad
+from .chunking import check_ids, check_vocabulary, real_tokens, unpad
 from .config import INFERENCE_FIELDS
 from .distractors import Distractors
-from .fingerprint import Fingerprint
+from .encoder import Encoder, shows_progress
 from .generation import check_room, generate
 from .layer import TwinLayer
-from .looking import exchanges_attention
 from .memory import Memory
 from .objectives import FocusOutput, focus_loss
-from .pool import ChunkPool
-from .probe import check_reading
-from .ranks import Ranks
-from .reader import Reader, is_distributed
+from .reader import is_distributed
 from .sampling import IGNORE, draw_sample, least_chunk_size, row_generators
 from .scoring import read_attention, read_logits
 from .settings import Settings
-from .slab import columns_for
-from .tuner import TwinTuner
-from .weights import execution_device, is_plain
+from .weights import is_plain
 
 
 # Arguments of a base model's forward that change nothing of what is computed here
 HARMLESS = ("use_cache", "return_dict", "num_items_in_batch", "token_type_ids")
 
 
-class FocusModel(TwinTuner):
+class FocusModel(Encoder):
     """
     A frozen decoder-only language model that reads long inputs in chunks (FocusLLM, arXiv 2408.11745).
 
-    Made by `get_peft_model(model, FocusConfig(...))` or `PeftModel.from_pretrained(model, "user/adapter")`; what is below is
-    called on the `PeftModel` that they return.
+    Made by `get_peft_model(model, FocusConfig(...))` or `PeftModel.from_pretrained(model, "user/adapter")`; what is below and
+    in `Encoder` is called on the `PeftModel` that they return.
 
     Args:
         model (`transformers.PreTrainedModel`): A causal language model. It is not changed but for its projections being wrapped.
@@ -52,157 +40,6 @@ class FocusModel(TwinTuner):
     Raises:
         ValueError: if the model cannot be read in chunks, or the configured sizes do not fit it.
     """
-
-    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
-        super().__init__(model, peft_config, adapter_name, **kwargs)
-        facts = self.facts
-        self._reader = Reader(cast(PreTrainedModel, model), self.state, facts.sliding_window, set(facts.layer_types))
-        self._was_checked = False
-        self._fingerprint: Fingerprint | None = None
-
-    def settings(self, **overrides: Any) -> Settings:
-        """The settings that the active adapter reads with; `overrides` replace fields that matter at inference.
-
-        Raises:
-            ValueError: if a value cannot work, or there is no adapter.
-            TypeError: for a name that is no such field.
-        """
-        for name in overrides:
-            if name not in INFERENCE_FIELDS:
-                fields = ", ".join(f"`{field}`" for field in INFERENCE_FIELDS)
-                raise TypeError(f"`{name}` cannot be given for one call; only {fields} can.")
-        config = self.active_config.with_overrides(**overrides)
-        if config.top_chunks is not None:
-            self._check_attention_is_seen("top_chunks")
-        return Settings.of(config, self.facts)
-
-    def _check_attention_is_seen(self, what: str) -> None:
-        if not exchanges_attention(cast(PreTrainedModel, self.model)):
-            raise ValueError(
-                f"`{what}` needs to see what tokens attend to, and the attention of {type(self.model).__name__} shows it to nobody; "
-                "it works with models that look their attention function up by name, as most of transformers' do."
-            )
-
-    @property
-    def reader(self) -> Reader:
-        """Runs the passes. At its first use, it is checked on a few tokens that the model can be read in chunks.
-
-        Raises:
-            ValueError: if it cannot.
-        """
-        if not self._was_checked:
-            self._check_weights()
-            check_reading(self._reader, self.settings().frames)
-            self._was_checked = True
-        return self._reader
-
-    def _check_weights(self) -> None:
-        """Refuse to read without weights."""
-        if self._reader.device.type == "meta":
-            raise ValueError(
-                f"{type(self.model).__name__} is on the meta device, which holds no weights; load it with `from_pretrained`, "
-                "or give it weights with `load_state_dict(..., assign=True)` before it is wrapped."
-            )
-        adapter = self.active_adapters[0]
-        if any(
-            f".{adapter}." in name and p.device.type == "meta"
-            for name, p in self.named_parameters()
-            if ".focus_" in name
-        ):
-            raise ValueError(
-                f"The twins of adapter {adapter!r} are on the meta device, which holds no weights: `low_cpu_mem_usage=True` is "
-                "for adapters that are loaded from a file; leave it out in `get_peft_model`."
-            )
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Of the base model; computed once."""
-        if self._fingerprint is None:
-            self._check_weights()
-            self._fingerprint = Fingerprint.of(self.model)
-        return self._fingerprint
-
-    def encode(
-        self,
-        document_ids: Ids,
-        attention_mask: torch.Tensor | None = None,
-        memory: Memory | None = None,
-        progress: bool | None = None,
-        **overrides: Any,
-    ) -> Memory:
-        """Read documents once, to be asked about many times: `generate(question_ids, memory=memory)`.
-
-        Args:
-            document_ids (`torch.LongTensor` of shape (documents, tokens) or (tokens,), or a list of ids or 1-D tensors):
-                The documents.
-            attention_mask (`torch.Tensor` of shape (documents, tokens), *optional*): 1 at real tokens of a padded batch.
-            memory (`Memory`, *optional*): Its documents are extended with the new ids, one row for each. It stays as it is.
-            progress (`bool`, *optional*): Show a progress bar. Default: if standard error is a terminal.
-            **overrides: `chunk_batch_size`, `prompt_size`, `storage`, `storage_dir` or `spread_chunks` for this call. A memory that
-                is extended keeps its storage, and stays spread, unless something else is given here.
-
-        Returns:
-            `Memory`: the encoded chunks.
-
-        Raises:
-            ValueError: if a document is empty, has ids outside the vocabulary, or has too many chunks for the model, or chunks
-                cannot be spread.
-            RuntimeError: in all processes that share the chunks, if they were not given the same documents.
-            OSError: if there is no room in `storage_dir`.
-        """
-        rows = document_rows(document_ids, attention_mask)
-        check_vocabulary(rows, self.facts.vocab_size, "document_ids")
-        settings = self.settings(**overrides)
-        storage, storage_dir, spread = settings.storage, settings.storage_dir, settings.spread_chunks
-        if memory is not None:
-            self._check_memory(memory, settings)
-            if overrides.get("storage") is None:
-                storage, storage_dir = memory.storage, overrides.get("storage_dir") or memory.storage_dir
-            if overrides.get("spread_chunks") is None:
-                spread = memory.ranks.size > 1
-            elif memory.ranks.size > 1 and not spread:
-                raise ValueError(
-                    f"`spread_chunks` is False, but the chunks of `memory` are spread over {memory.ranks.size} processes, none of which "
-                    "has them all; leave it out, or encode the documents again."
-                )
-            if len(rows) != memory.num_documents:
-                raise ValueError(
-                    f"`document_ids` has {len(rows)} rows, but `memory` holds {memory.num_documents} documents; give one "
-                    "row for each."
-                )
-            rows = [old + new for old, new in zip(memory.documents, rows)]
-        longest = max(map(len, rows))
-        settings.check_room(self.facts, -(-longest // settings.sizes.chunk), 0)
-        frames = settings.frames if memory is None else memory.frames
-        room = columns_for(0, settings.frames.nominal)
-        ranks = Ranks.of(spread, self.reader)
-        chunk_size = settings.sizes.chunk
-        extended = Memory(rows, chunk_size, frames, self.fingerprint, room, storage, storage_dir, ranks, memory)
-        extended.read(self.reader, settings.chunk_batch_size, _progress(progress), old=memory)
-        return extended
-
-    @contextlib.contextmanager
-    def keeping_chunks(self, gigabytes: float = 4.0) -> Iterator[ChunkPool]:
-        """Within the context, a chunk that was read is not read again where an input has the same tokens at the same place.
-
-        For inputs that have much in common and are not known beforehand: prompts that begin with the same documents, several adapters
-        on one input. With one document and many questions, `encode` it. Results stay the same; chunks are the frozen model's alone,
-        whose weights must not change meanwhile.
-
-        Args:
-            gigabytes (`float`): Room for keys and values of chunks, in GiB, where the model computes. Default: 4.
-
-        Yields:
-            `ChunkPool`: counts in `hits` and `misses` what was taken from it and what was read.
-
-        Raises:
-            ValueError: if `gigabytes` is no number above 0.
-        """
-        before, self._reader.pool = self._reader.pool, ChunkPool(gigabytes)
-        try:
-            yield self._reader.pool
-        finally:
-            self._reader.pool = before
 
     def chunk_attention(
         self,
@@ -232,81 +69,12 @@ class FocusModel(TwinTuner):
         check_room(settings, self.facts, rows, memory, 0)
         return read_attention(self.reader, settings, rows, memory)
 
-    def load_memory(
-        self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None, **overrides: Any
-    ) -> Memory:
-        """Load a memory that `Memory.save` wrote, onto the model's device or into another storage.
-
-        Args:
-            directory (`str` or `os.PathLike`): What was saved.
-            tokenizer (*optional*): Must be the one that was saved with it.
-            **overrides: `storage`, `storage_dir` or `spread_chunks` for this call, whatever the storage of the memory was.
-
-        Raises:
-            FileNotFoundError: if `directory` holds none.
-            ValueError: if it was made with another model, tokenizer or chunk size, or is damaged.
-        """
-        settings = self.settings(**overrides)
-        room = columns_for(0, settings.frames.nominal)
-        ranks = Ranks.of(settings.spread_chunks, self._reader)
-        memory = Memory.load(
-            directory,
-            self.fingerprint,
-            self.reader.device,
-            room,
-            tokenizer,
-            settings.storage,
-            settings.storage_dir,
-            ranks,
-        )
-        try:
-            check_vocabulary(memory.documents, self.facts.vocab_size, "documents")
-        except ValueError as error:
-            raise ValueError(f"The memory in {str(directory)!r} cannot be used: {error}") from error
-        self._check_memory(memory, settings)
-        return memory
-
-    def _check_chunks(self, memory: Memory | None, settings: Settings) -> None:
-        """Refuse a memory that was not made for this model and adapter, or (without one) to spread chunks where that cannot be."""
-        if memory is None:
-            Ranks.of(settings.spread_chunks, self._reader)
-        else:
-            self._check_memory(memory, settings)
-
-    def _check_memory(self, memory: Memory, settings: Settings) -> None:
-        """Refuse a memory that was not made for this model and adapter."""
-        if not isinstance(memory, Memory):
-            raise TypeError(f"`memory` must be what `encode` returned, got {type(memory).__name__}.")
-        if memory.fingerprint != self.fingerprint:
-            try:
-                self.fingerprint.check(memory.fingerprint.to_dict())
-            except ValueError as error:
-                raise ValueError(f"`memory` cannot be used: {error}.") from error
-        memory.ranks.check()
-        if memory.chunk_size != settings.sizes.chunk:
-            raise ValueError(
-                f"`memory` was made with chunks of {memory.chunk_size} tokens, but the active adapter reads chunks of "
-                f"{settings.sizes.chunk}; encode the documents again with this adapter."
-            )
-        moves = memory.storage in ("cpu", "disk")  # states come to the model as they are read
-        if memory.device is not None and memory.device != self._states_device and not moves:
-            raise ValueError(
-                f"`memory` is on {memory.device}, but the model is on {self._states_device}; move it with "
-                f"`memory.to({str(self._states_device)!r})`."
-            )
-
     @property
     def _loses_gradients(self) -> bool:
         """Whether it is the frozen projections, because they are quantized, if the loss has no gradient."""
         trains = any(parameter.requires_grad for parameter in self.parameters())
         layers = [layer for layer in self.model.modules() if isinstance(layer, TwinLayer)]
         return trains and not all(is_plain(layer.get_base_layer()) for layer in layers)
-
-    @property
-    def _states_device(self) -> torch.device:
-        """Where the first layer leaves its keys and values."""
-        layer = next(module for module in self.model.modules() if isinstance(module, TwinLayer))
-        return execution_device(layer.get_base_layer())
 
     @torch.compiler.disable  # bookkeeping is not traced; what is compiled are the base model's own calls
     def forward(
@@ -465,7 +233,7 @@ class FocusModel(TwinTuner):
             RuntimeError: in all processes that share the chunks, if they do not read the same.
         """
         overrides = {name: kwargs.pop(name, None) for name in INFERENCE_FIELDS}
-        progress = _progress(kwargs.pop("progress", None))
+        progress = shows_progress(kwargs.pop("progress", None))
         if not self.adapters_enabled:
             if memory is not None:
                 raise ValueError("`memory` was given, but the adapter is disabled, and the base model cannot read it.")
@@ -481,9 +249,3 @@ def _fits(input_ids: Any, kwargs: dict[str, Any], settings: Settings) -> bool:
     if input_ids is None or kwargs.get("past_key_values") is not None:
         return True
     return isinstance(input_ids, torch.Tensor) and input_ids.dim() == 2 and input_ids.shape[1] <= settings.sizes.local
-
-
-def _progress(wanted: bool | None) -> bool:
-    if wanted is not None:
-        return wanted
-    return sys.stderr.isatty() and not (is_distributed() and torch.distributed.get_rank() > 0)

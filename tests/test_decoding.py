@@ -726,7 +726,7 @@ def test_rows_that_share_a_memory_share_its_storage(decoding: str, options: dict
     # what a split cuts from a long input is stored once too
     output = generate(model, random_ids(37), 4, **options)
     assert len(output.past_key_values.streams) == 4
-    assert all(len(keys) == 4 for keys, _ in output.past_key_values.own.layers)
+    assert all(len(keys) == 4 for keys, _ in output.past_key_values.chunks.slab.layers)
 
 
 def test_a_loaded_memory_can_be_extended(tmp_path: Any) -> None:
