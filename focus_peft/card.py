@@ -12,7 +12,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .card_results import results_section
 from .config import FocusConfig
+from .markdown import cell, pairs, table
 from .provenance import HUB_NAME, Provenance
 from .results import ADAPTER, Result
 from .saving import CARD_FILE
@@ -98,9 +100,9 @@ def make_card(facts: CardFacts, mark: bool = False) -> ModelCard:
         _introduction(facts),
         facts.notes.strip() if facts.notes else "",
         "## How to use\n\n```python\n" + snippet(facts.base_model, facts.repo_id, facts.revision) + "\n```",
-        "## The adapter\n\n" + _table(("", ""), _adapter_rows(facts)),
+        "## The adapter\n\n" + table(("", ""), _adapter_rows(facts)),
         _training(facts),
-        _results(facts),
+        results_section(facts.results, facts.figure, facts.name),
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),
     ]
     text = "\n\n".join(section for section in sections if section)
@@ -149,7 +151,7 @@ def _eval_result(result: Result) -> EvalResult:
         dataset_name=result.dataset,
         dataset_config=result.task,  # numbers of one dataset are put together, so two tasks must differ in more than the name
         metric_type=re.sub(r"\W+", "_", result.metric).strip("_").lower(),
-        metric_name=result.metric + (f" ({_settings(result)})" if result.settings else ""),
+        metric_name=result.metric + (f" ({pairs(result.settings)})" if result.settings else ""),
         metric_value=result.value,
         metric_args=dict(result.settings) or None,
     )
@@ -183,21 +185,21 @@ def _training(facts: CardFacts) -> str:
     known, config = facts.provenance, facts.config
     parts = []
     if known.sources():
-        parts.append("Data:\n\n" + _table(("source", "details"), [_source(source) for source in known.sources()]))
+        parts.append("Data:\n\n" + table(("source", "details"), [_source(source) for source in known.sources()]))
         sizes = {name: known.section("data").get(name) for name in ("min_tokens", "max_tokens", "held_out")}
         given = ", ".join(f"`{name}`: {value}" for name, value in sizes.items() if value is not None)
         parts.append(f"Of all documents: {given}." if given else "")
     entries = [("model", f"base model's `{name}`", name) for name in LOADED]
     entries += [("training", f"`{name}`", name) for name in HYPER_PARAMETERS]
     given_rows = [(title, known.section(section).get(name)) for section, title, name in entries]
-    rows = [(title, _cell(value)) for title, value in given_rows if value is not None]
+    rows = [(title, cell(value)) for title, value in given_rows if value is not None]
     if known.step is not None:
         planned = known.state.get("max_steps")
         rows.append(("steps trained", f"{known.step:,}" + (f" of {planned:,}" if planned else "")))
     if rows:  # else nothing is known of the training, and the fields of the loss may never have been used
         fields = {name: getattr(config, name) for name in LOSS_FIELDS}
-        rows += [(f"`{name}`", _cell(value)) for name, value in fields.items() if value is not None]
-        parts.append("Hyper-parameters:\n\n" + _table(("", ""), rows))
+        rows += [(f"`{name}`", cell(value)) for name, value in fields.items() if value is not None]
+        parts.append("Hyper-parameters:\n\n" + table(("", ""), rows))
     parts.append(_held_out(known))
     parts = [part for part in parts if part]
     if not parts:
@@ -208,8 +210,8 @@ def _training(facts: CardFacts) -> str:
 
 
 def _source(source: dict[str, Any]) -> tuple[str, str]:
-    details = ", ".join(f"`{name}`: {_cell(value)}" for name, value in source.items() if name != "path")
-    return f"`{_cell(source.get('path', ''))}`", details
+    details = ", ".join(f"`{name}`: {cell(value)}" for name, value in source.items() if name != "path")
+    return f"`{cell(source.get('path', ''))}`", details
 
 
 def _held_out(known: Provenance) -> str:
@@ -224,47 +226,7 @@ def _held_out(known: Provenance) -> str:
         return ""
     step = f"{int(found['step']):,}"
     head = ("", "adapter", "local window alone")
-    return f"Cross-entropy (nats per token) on held-out documents, at step {step}:\n\n" + _table(head, rows)
-
-
-def _results(facts: CardFacts) -> str:
-    parts = []
-    if facts.results:
-        head = ("task", "dataset", "settings", "measured", "metric", "value")
-        rows = [
-            (_cell(r.task), _cell(r.dataset), _cell(_settings(r)), _cell(r.subject), _cell(r.metric), f"{r.value:.4g}")
-            for r in facts.results
-        ]
-        parts.append(_table(head, rows))
-        parts.append("Measured with:")
-        commands = dict.fromkeys((r.command, r.machine, _pairs(r.versions)) for r in facts.results)
-        parts.append("\n".join(f"- `{command}` on {machine} ({versions})" for command, machine, versions in commands))
-        parts.append("Each number with its settings is in `results.json`.")
-    if facts.figure:
-        parts.append(f"![Results of {facts.name}]({facts.figure})")
-    return "## Results\n\n" + ("\n\n".join(parts) or "None were published with this adapter.")
-
-
-def _settings(result: Result) -> str:
-    return _pairs(result.settings)
-
-
-def _pairs(values: Any) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
-def _cell(value: Any) -> str:
-    """A value inside a Markdown table."""
-    if isinstance(value, dict):
-        value = ", ".join(f"{name}: {entry}" for name, entry in value.items())
-    elif isinstance(value, list):
-        value = ", ".join(map(str, value))
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"Cross-entropy (nats per token) on held-out documents, at step {step}:\n\n" + table(head, rows)
 
 
 def write_card(

@@ -17,6 +17,8 @@ from .config import is_number
 
 # `subject` of a number that was measured with the adapter
 ADAPTER = "adapter"
+# Settings that a card has columns and cells for: tokens of the input, how many inputs, and the bounds of the value
+LENGTH, SAMPLES, INTERVAL = "length", "samples", "95 % interval"
 PACKAGES = ("torch", "transformers", "peft", "focus_peft")
 
 
@@ -29,7 +31,8 @@ class Result:
         dataset (`str`): What it was asked about: a dataset's name on the Hub, or a few words.
         metric (`str`): For example "accuracy" or "perplexity".
         value (`float`): The number, in the metric's own unit.
-        settings (`dict`): What the number depends on: tokens, decoding, samples, seed, ... Values are numbers, words or lists.
+        settings (`dict`): What the number depends on: length, decoding, samples, seed, ... Values are numbers, words or lists. A card
+            puts numbers with different `length` (tokens) side by side.
         command (`str`): The command that measured it.
         machine (`str`): What it was measured on.
         versions (`dict[str, str]`): Versions of packages, by name.

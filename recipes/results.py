@@ -19,7 +19,7 @@ from record_tables import record_tables
 
 import focus_peft
 from focus_peft.metrics import peak_memory
-from focus_peft.results import ADAPTER, Result, environment
+from focus_peft.results import ADAPTER, INTERVAL, LENGTH, SAMPLES, Result, environment
 from focus_peft.tasks import RECORD_TASKS
 
 
@@ -140,13 +140,13 @@ def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: 
     for result in results:
         perplexity, records = "perplexity" in result, RECORD_TASKS.get(result["task"])
         dataset = ", ".join(map(title, evaluation.texts)) if perplexity else f"made from seed {evaluation.seed}"
-        settings = {name: result[name] for name in ("length", "samples") if result[name] is not None}
+        settings = {name: result[name] for name in (LENGTH, SAMPLES) if result[name] is not None}
         settings["dtype"] = evaluation.model.dtype
         if records is not None:
             dataset = f"{records.benchmark.repo}, {records.short_name}"
             settings["prompts cut in the middle"] = result["cut"]
         if "wilson_95" in result:
-            settings["95 % interval"] = [round(bound, 3) for bound in result["wilson_95"]]
+            settings[INTERVAL] = [round(bound, 3) for bound in result["wilson_95"]]
         found.append(
             Result(
                 task=result["task"],

@@ -156,6 +156,55 @@ def test_the_card_says_what_it_is_made_of(trained: Trained, tmp_path: Path) -> N
     assert "[More Information Needed]" not in card.text and MARK not in card.text
 
 
+def test_numbers_of_a_task_at_several_lengths_are_one_table(trained: Trained, tmp_path: Path) -> None:
+    def at(length: Any, value: float, **settings: Any) -> dict[str, Any]:
+        return {"value": value, "settings": {"length": length, "dtype": "bfloat16", **settings}}
+
+    base = {"subject": "base | model"}
+    interval = {"95 % interval": [0.7221, 1.0]}
+    save_results(
+        [
+            result(**at(8192, 0.5, samples=20)),
+            result(**at(4096, 0.25, samples=10, **interval)),
+            result(**at(4096, 0, samples=10), **base),
+            result(**at(4096, 9.75), task="perplexity", dataset="books", metric="perplexity"),
+            result(**at(8192, 9.5, decoding="exact"), task="perplexity", dataset="books", metric="perplexity"),
+            result(**at(4096, 1), task="twice"),
+            result(**at(4096, 2), task="twice"),
+            result(**at(8192, 3), task="twice"),
+            result(**at(4096, 4), task="once"),
+            result(**at("whole", 5), task="words"),
+            result(**at(4096, 6), task="words"),
+        ],
+        tmp_path / "results.json",
+    )
+    files = prepare(trained.adapter, tmp_path / "out", **trained.options(results=[tmp_path / "results.json"]))
+    card = files["README.md"].read_text()
+    assert card.split("## Results\n\n")[1].split("\n\nMeasured with:")[0].splitlines() == [
+        "**passkey**, accuracy (made-up passkeys, dtype bfloat16):",
+        "",
+        "| tokens | 4,096 | 8,192 |",
+        "| --- | --- | --- |",
+        "| adapter | 0.25 [0.72, 1] n=10 | 0.5 n=20 |",
+        "| base \\| model | 0 n=10 | – |",
+        "",
+        "**perplexity**, perplexity (books, dtype bfloat16):",
+        "",
+        "| tokens | 4,096 | 8,192 |",
+        "| --- | --- | --- |",
+        "| adapter | 9.75 | 9.5 (decoding exact) |",
+        "",
+        "| task | dataset | settings | measured | metric | value |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| twice | made-up passkeys | length 4096, dtype bfloat16 | adapter | accuracy | 1 |",
+        "| twice | made-up passkeys | length 4096, dtype bfloat16 | adapter | accuracy | 2 |",
+        "| twice | made-up passkeys | length 8192, dtype bfloat16 | adapter | accuracy | 3 |",
+        "| once | made-up passkeys | length 4096, dtype bfloat16 | adapter | accuracy | 4 |",
+        "| words | made-up passkeys | length whole, dtype bfloat16 | adapter | accuracy | 5 |",
+        "| words | made-up passkeys | length 4096, dtype bfloat16 | adapter | accuracy | 6 |",
+    ]
+
+
 def test_results_are_the_hubs_model_index(trained: Trained, tmp_path: Path) -> None:
     card = ModelCard.load(
         prepare(trained.adapter, tmp_path / "out", **trained.options(), repo_id="org/tiny")["README.md"]
