@@ -137,12 +137,16 @@ class Evaluation:
         return cls(**{**values, **read})
 
     def identity(self) -> dict[str, Any]:
-        """What samples depend on, files left out. Without "longppl" and `evaluator` it is what it was before there were any."""
+        """What samples depend on, files left out. Without "longppl" and `evaluator` it is what it was before there were any.
+
+        Which of the methods a task is run with is not in it: it changes no sample.
+        """
         settings = asdict(self)
         del settings["output_dir"], settings["data"], settings["keep_chunks_gb"]
         if self.evaluator is None or LONGPPL not in self.tasks:
             del settings["evaluator"]
         for name, task in settings["tasks"].items():
+            del task["methods"]
             if name != LONGPPL:
                 for key in KEY_TOKENS:
                     del task[key]

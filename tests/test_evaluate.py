@@ -116,6 +116,15 @@ def test_every_sample_is_written_with_what_it_was_and_what_came_out(config: Path
             assert sample["score"] == TASKS["passkey"].score(sample["prediction"], made.references)
 
 
+def test_a_task_with_more_methods_keeps_its_samples(config: Path) -> None:
+    one = "tasks={passkey: {samples: 2, methods: [adapter]}}"
+    _, folder = run(config, one, "--lengths", "400")
+    samples = read(folder)
+    done, again = run(config, one.replace(", methods: [adapter]", ""), "--lengths", "400")
+    assert done and again == folder and read(folder)[: len(samples)] == samples
+    assert sorted(sample["method"] for sample in read(folder)) == ["adapter"] * 2 + ["full_attention"] * 2
+
+
 def test_kept_chunks_change_no_score_and_no_folder(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = "methods=[adapter,untrained_twins,static_prompt]"
     _, folder = run(config, methods)
