@@ -42,6 +42,7 @@ def main(words: Sequence[str] | None = None) -> None:
     heat.add_argument("--bands", type=int, default=10, help="rows (default: 10)")
     heat.set_defaults(run=passkey)
     lines = commands.add_parser("perplexity", help="perplexity against length")
+    lines.add_argument("--methods", help="only these, separated by commas (default: all that have samples)")
     lines.set_defaults(run=perplexity)
     growth = commands.add_parser("scaling", help="time and memory against length")
     growth.set_defaults(run=scaling)

@@ -24,6 +24,7 @@ from byte_tokenizer import byte_tokenizer
 from plots.ablations import interval
 from plots.attention import chunks_with
 from plots.drawing import styles
+from plots.evaluation import at_shared_places
 
 from focus_peft.tasks.passkey import INFORMATION, passkey_prompt
 
@@ -184,3 +185,36 @@ def test_a_study_is_drawn_with_intervals(tmp_path: Path) -> None:
     assert ">1024<" not in svg
     with pytest.raises(SystemExit, match="results of chunk size"):
         plot.main([*words, "--study", "losses"])
+
+
+def test_perplexity_is_drawn_at_the_places_that_all_methods_and_lengths_share(tmp_path: Path) -> None:
+    def read(method: str, length: int, *numbers: int) -> list[dict[str, Any]]:
+        common = {"task": "perplexity", "method": method, "length": length, "metric": "cross_entropy"}
+        return [{**common, "number": number, "score": 2.0 + number} for number in numbers]
+
+    whole, half = read("adapter", 2048, 0, 1, 2), read("adapter", 4096, 2, 0)
+    window = read("local_window", 2048, 0, 2, 3)
+    found = [*whole, *half, *window]
+    kept = at_shared_places(found)
+    assert [(sample["method"], sample["length"], sample["number"]) for sample in kept] == [
+        ("adapter", 2048, 0),
+        ("adapter", 2048, 2),
+        ("adapter", 4096, 2),
+        ("adapter", 4096, 0),
+        ("local_window", 2048, 0),
+        ("local_window", 2048, 2),
+    ]
+    words = ["perplexity", "--results", str(tmp_path), "--output", str(tmp_path / "perplexity.svg")]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in found))
+    plot.main(words)
+    assert ">perplexity of the last tokens, 2 places<" in (tmp_path / "perplexity.svg").read_text()
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(read("full_attention", 2048, 4)[0]) + "\n")
+    with pytest.raises(SystemExit, match="no place in `--results`"):
+        plot.main(words)
+    plot.main([*words, "--methods", "local_window,adapter"])
+    assert "full_attention" not in (tmp_path / "perplexity.svg").read_text()
+    with pytest.raises(
+        SystemExit, match="names 'bm25', but there are samples of adapter, local_window, full_attention"
+    ):
+        plot.main([*words, "--methods", "adapter,bm25"])

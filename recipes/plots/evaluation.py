@@ -38,6 +38,15 @@ def cells(found: list[dict[str, Any]], bands: int) -> dict[tuple[int, int], floa
     return {place: math.fsum(scores) / len(scores) for place, scores in groups.items()}
 
 
+def at_shared_places(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The samples of places that every method has at every length that it was run at: places differ more than methods do."""
+    places: dict[tuple[str, int], set[int]] = {}
+    for sample in found:
+        places.setdefault((sample["method"], sample["length"]), set()).add(sample["number"])
+    shared = set.intersection(*places.values())
+    return [sample for sample in found if sample["number"] in shared]
+
+
 def passkey(args: argparse.Namespace) -> None:
     found = [sample for sample in samples(args.results, args.task) if sample["method"] == args.method]
     if not found or found[0]["depth"] is None:
@@ -63,14 +72,25 @@ def passkey(args: argparse.Namespace) -> None:
 
 def perplexity(args: argparse.Namespace) -> None:
     found = samples(args.results, "perplexity")
-    lengths = sorted({sample["length"] for sample in found})
+    there = dict.fromkeys(sample["method"] for sample in found)
+    chosen = list(there) if args.methods is None else args.methods.split(",")
+    for method in chosen:
+        if method not in there:
+            raise SystemExit(f"error: `--methods` names {method!r}, but there are samples of {', '.join(there)}.")
+    found = at_shared_places([sample for sample in found if sample["method"] in chosen])
+    if not found:
+        raise SystemExit(
+            f"error: no place in `--results` {str(args.results)!r} was read by every method at every length; run more of it, or "
+            "draw fewer `--methods`."
+        )
+    lengths, count = sorted({sample["length"] for sample in found}), len({sample["number"] for sample in found})
     figure, panel = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for method, style in styles(list(dict.fromkeys(sample["method"] for sample in found))).items():
+    for method, style in styles(chosen).items():
         scores = {n: [s["score"] for s in found if (s["method"], s["length"]) == (method, n)] for n in lengths}
         read = [length for length in lengths if scores[length]]
         values = [math.exp(math.fsum(scores[length]) / len(scores[length])) for length in read]
         panel.plot(read, values, **style, label=method)
     token_axis(panel, lengths)
-    panel.set_ylabel("perplexity of the last tokens")
+    panel.set_ylabel(f"perplexity of the last tokens, {count} places")
     figure.legend(loc="outside lower center", frameon=False, fontsize=8, ncols=4)
     save(figure, args.output)
