@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from common import load_recipe, read_values
 from evaluation import Evaluation
+from peft import PeftConfig
 
+from focus_peft import FocusConfig
 from focus_peft.config import INFERENCE_FIELDS
 from focus_peft.fingerprint import digest
 
@@ -26,16 +28,17 @@ class Variant:
     Attributes:
         study, name (`str`): The table, and the row.
         train, evaluate (`dict`): What is changed, as overrides of the recipe and of the evaluation.
-        training (`str`): A digest of the recipe with all overrides: variants with the same one share an adapter.
-        model (`dict`): The recipe's base model, which the adapter is evaluated with.
+        training (`str`, *optional*): A digest of the recipe with all overrides: variants with the same one share an adapter. None: nothing
+            is trained.
+        model (`dict`, *optional*): The recipe's base model, which the adapter is evaluated with. None: the evaluation's.
     """
 
     study: str
     name: str
     train: dict[str, Any]
     evaluate: dict[str, Any]
-    training: str
-    model: dict[str, Any]
+    training: str | None
+    model: dict[str, Any] | None
 
 
 @dataclass
@@ -43,17 +46,19 @@ class Ablations:
     """A configuration.
 
     Attributes:
-        recipe (`str`): The training recipe.
-        evaluation (`str`): The evaluation. Its model and adapter are those of each variant.
+        evaluation (`str`): The evaluation. Its adapter is that of each variant, and so is its model if a recipe is given.
         studies (`dict`): For each study its variants by name, each with `train` or `evaluate` or both, or nothing.
+        recipe (`str`, *optional*): The training recipe.
+        adapter (`str`, *optional*): The folder of a trained adapter, in place of a recipe: all variants read with it.
         train, evaluate (`dict`): Overrides of all variants, before their own: `{focus.r: 8}`.
         output_dir (`str`): Where adapters, samples and tables go. Default: "outputs/ablations/" and the name of the file.
         variants (`list[Variant]`): All of them, checked.
     """
 
-    recipe: str
     evaluation: str
     studies: dict[str, dict[Any, Any]]
+    recipe: str | None = None
+    adapter: str | None = None
     train: dict[str, Any] = field(default_factory=dict)
     evaluate: dict[str, Any] = field(default_factory=dict)
     output_dir: str = ""
@@ -73,13 +78,17 @@ class Ablations:
                 raise ValueError(
                     f"The configuration {file!r} has the unknown entry `{name}`; there are {', '.join(known)}."
                 )
-        for name in ("recipe", "evaluation", "studies"):
+        for name in ("evaluation", "studies"):
             if not values.get(name):
                 raise ValueError(f"`{name}` is missing in {file!r}; see recipes/ablations for complete ones.")
         given = {name: value for name, value in values.items() if value is not None}
         return cls(**{"output_dir": f"outputs/ablations/{Path(file).stem}", **given})
 
     def __post_init__(self) -> None:
+        if (self.recipe is None) == (self.adapter is None):
+            raise ValueError(
+                f"Give either `recipe`, which is trained, or `adapter`, which is read with, got {self.recipe!r} and {self.adapter!r}."
+            )
         self.variants = []
         for study, variants in self.studies.items():
             for name, changes in (variants or {}).items():
@@ -94,26 +103,46 @@ class Ablations:
                 raise ValueError(f"{where} has the unknown entry `{entry}`; there are train and evaluate.")
         train, evaluate = changes.get("train") or {}, changes.get("evaluate") or {}
         try:
-            recipe = load_recipe(self.recipe, words(self.train, train))
-            said = {**recipe.values, "training": {**(recipe.values.get("training") or {}), "output_dir": None}}
-            key = digest(json.dumps(said, sort_keys=True, default=str).encode())[:12]
-            variant = Variant(study, name, train, evaluate, key, recipe.values["model"])
+            focus, key, model = self._trained(train) if self.adapter is None else (self._given(train), None, None)
+            variant = Variant(study, name, train, evaluate, key, model)
             evaluation = Evaluation.load(self.evaluation, self.evaluate_words(variant))
             for entry in evaluation.focus:
                 if entry not in READING_FIELDS:
                     there = ", ".join(READING_FIELDS)
                     raise ValueError(f"`focus.{entry}` cannot be changed after training; {there} can.")
-            recipe.focus.with_overrides(**evaluation.focus)
+            focus.with_overrides(**evaluation.focus)
         except ValueError as error:
             raise ValueError(f"{where} cannot be: {error}") from error
         return variant
 
+    def _trained(self, train: dict[str, Any]) -> tuple[FocusConfig, str, dict[str, Any]]:
+        """(the adapter's configuration, a digest, the base model) of the recipe with some changes."""
+        recipe = load_recipe(str(self.recipe), words(self.train, train))
+        said = {**recipe.values, "training": {**(recipe.values.get("training") or {}), "output_dir": None}}
+        return (
+            recipe.focus,
+            digest(json.dumps(said, sort_keys=True, default=str).encode())[:12],
+            recipe.values["model"],
+        )
+
+    def _given(self, train: dict[str, Any]) -> FocusConfig:
+        """The configuration of the adapter that is there."""
+        if self.train or train:
+            raise ValueError(
+                f"`train` changes {words(self.train, train)}, but nothing is trained with `adapter`; give a `recipe`, or change `evaluate`."
+            )
+        folder = Path(str(self.adapter))
+        if not (folder / "adapter_config.json").is_file():
+            raise ValueError(f"`adapter` is {self.adapter!r}, which is no folder of an adapter; download it first.")
+        return cast(FocusConfig, PeftConfig.from_pretrained(str(folder)))
+
     def train_words(self, variant: Variant, *more: str) -> list[str]:
-        return ["--config", self.recipe, *words(self.train, variant.train), *more]
+        return ["--config", str(self.recipe), *words(self.train, variant.train), *more]
 
     def evaluate_words(self, variant: Variant, **fixed: Any) -> list[str]:
         """Overrides of the evaluation."""
-        return words(self.evaluate, variant.evaluate, {"model": variant.model, **fixed})
+        model = {} if variant.model is None else {"model": variant.model}
+        return words(self.evaluate, variant.evaluate, model, fixed)
 
 
 def words(*overrides: dict[str, Any]) -> list[str]:

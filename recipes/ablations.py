@@ -2,11 +2,13 @@
 
     python recipes/ablations.py --config recipes/ablations/tiny_debug.yaml
     python recipes/ablations.py --config recipes/ablations/smollm2.yaml --dry-run
+    python recipes/ablations.py --config recipes/ablations/smollm2_reading.yaml
     python recipes/ablations.py --config recipes/ablations/smollm2.yaml --studies "losses,chunk size" --limit 5
     python recipes/ablations.py --config recipes/ablations/llama.yaml --launcher "accelerate launch"
 
 A configuration is a YAML file with the fields of `Ablations` (recipes/ablation.py); `key=value` overrides it. Every variant is a run of
-`train.py` and a run of `evaluate.py`; variants with the same `train` share one adapter. What is trained or evaluated is not done again:
+`train.py` and a run of `evaluate.py`; variants with the same `train` share one adapter. With `adapter` in place of `recipe` nothing is
+trained, and the variants differ in how that adapter reads. What is trained or evaluated is not done again:
 the same command goes on where it was interrupted. A variant that fails is noted, and the others go on. `--dry-run` says what would be
 run, and how long the training would take; it leaves nothing behind. See docs/evaluation.md.
 """
@@ -56,7 +58,7 @@ class Runner:
         self.folder = Path(ablations.output_dir)
         self.failed: dict[str, subprocess.CalledProcessError] = {}  # trainings
         # what came out, by training and overrides of the evaluation
-        self.ran: dict[tuple[str, str], dict[str, Any]] = {}
+        self.ran: dict[tuple[str | None, str], dict[str, Any]] = {}
 
     def run(self, variants: list[Variant]) -> bool:
         """Train and evaluate. Returns whether nothing failed.
@@ -103,16 +105,19 @@ class Runner:
 
     def _trained(self, variant: Variant) -> Path:
         """The folder of a variant's adapter, which is trained, or trained on, if it is not there."""
+        if self.ablations.adapter is not None:
+            return Path(self.ablations.adapter)
         adapter = self.trained_folder(variant)
         if (adapter / TRAINED).is_file():
             return adapter
-        if variant.training in self.failed:
-            raise self.failed[variant.training]
+        key = str(variant.training)
+        if key in self.failed:
+            raise self.failed[key]
         rest = self.ablations.train_words(variant, f"output_dir={json.dumps(str(adapter))}")
         try:
             run("train.py", rest, self.launcher, captured=False)
         except subprocess.CalledProcessError as error:
-            self.failed[variant.training] = error
+            self.failed[key] = error
             raise
         write_text(adapter / TRAINED, json.dumps({"command": shown("train.py", rest)}, indent=2) + "\n")
         return adapter
@@ -138,7 +143,7 @@ class Runner:
 
     def _common(self) -> dict[str, Any]:
         """What all variants have in common."""
-        names = ("recipe", "evaluation", "train", "evaluate")
+        names = ("recipe", "adapter", "evaluation", "train", "evaluate")
         return {name: getattr(self.ablations, name) for name in names}
 
     def _write(self, entries: dict[tuple[str, str], dict[str, Any]]) -> None:
@@ -198,7 +203,8 @@ def run(script: str, rest: Sequence[str], launcher: Sequence[str] = (sys.executa
 
 def dry_run(runner: Runner, variants: list[Variant]) -> None:
     """Print what would be run; what was trained already is not measured."""
-    hours, seen = 0.0, set()
+    hours = 0.0
+    seen: set[str | None] = {None}  # nothing to train
     for variant in variants:
         if variant.training in seen or (runner.trained_folder(variant) / TRAINED).is_file():
             continue
@@ -209,7 +215,7 @@ def dry_run(runner: Runner, variants: list[Variant]) -> None:
         measured = re.search(r"([\d.]+) s a step", lines["time"]), re.search(r"([\d,]+) of", lines["steps"])
         if measured[0] and measured[1]:
             hours += float(measured[0][1]) * int(measured[1][1].replace(",", "")) / 3600
-    print(f"{len(seen)} trainings: {hours:.2f} h in all here, without evaluation")
+    print(f"{len(seen) - 1} trainings: {hours:.2f} h in all here, without evaluation")
     samples = tokens = 0
     for variant in variants:
         evaluation = Evaluation.load(runner.ablations.evaluation, runner.ablations.evaluate_words(variant))

@@ -24,12 +24,15 @@ pytest.importorskip("datasets")
 from ablation import Ablations, words
 from ablation_table import table
 from ablations import main, parse_args
+from common import ModelArguments, load_model
+from peft import get_peft_model
 
 from focus_peft import FocusConfig
 
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "recipes" / "ablations").glob("*.yaml"))
+READING = ROOT / "recipes" / "ablations" / "smollm2_reading.yaml"
+CONFIGS = sorted({*(ROOT / "recipes" / "ablations").glob("*.yaml")} - {READING})
 TINY = "recipes/ablations/tiny_debug.yaml"
 
 
@@ -59,6 +62,24 @@ def test_every_configuration_builds_with_the_studies_that_are_wanted_and_opens_w
     assert ablations.output_dir == f"outputs/ablations/{file.stem}"
 
 
+def test_a_configuration_with_an_adapter_trains_nothing_and_has_the_studies_of_how_one_reads() -> None:
+    ablations = Ablations.load(str(READING))
+    assert list(ablations.studies) == ["decoding", "local size", "chunk size", "prompt size", "refresh interval"]
+    assert {variant.training for variant in ablations.variants} == {None}
+    config = FocusConfig.from_pretrained(str(ablations.adapter))
+    # every study has the adapter as it is, which is then evaluated once for all of them
+    own = {
+        "decoding": config.decoding,
+        "local size": config.local_size,
+        "chunk size": config.chunk_size,
+        "prompt size": config.prompt_size,
+        "refresh interval": config.refresh_interval,
+    }
+    plain = {v.study: v.name for v in ablations.variants if not [key for key in v.evaluate if "focus" in key]}
+    assert plain == {study: str(value) for study, value in own.items()}
+    assert f"--config recipes/ablations/{READING.name}" in READING.read_text()
+
+
 def test_variants_share_an_adapter_where_their_recipes_are_the_same() -> None:
     studies = {
         "a": {
@@ -79,7 +100,18 @@ def test_variants_share_an_adapter_where_their_recipes_are_the_same() -> None:
     ("overrides", "named"),
     [
         ({"colour": "red"}, ("`colour`", "studies")),
-        ({"recipe": None}, ("`recipe`", "recipes/ablations")),
+        ({"evaluation": None}, ("`evaluation`", "recipes/ablations")),
+        ({"recipe": None}, ("`recipe`", "`adapter`", "None and None")),
+        ({"adapter": "hub/one"}, ("`recipe`", "`adapter`", "'hub/one'")),
+        ({"recipe": None, "adapter": "hub/one"}, ("`train`", "max_steps=4", "`recipe`")),
+        (
+            {"recipe": None, "adapter": "hub/one", "train": None, "studies": {"a": {"b": {"train": {"focus.r": 8}}}}},
+            ("`studies.a.b`", "`train`", "focus.r=8"),
+        ),
+        (
+            {"recipe": None, "adapter": "hub/one", "train": None, "studies": {"a": {"b": None}}},
+            ("`adapter`", "'hub/one'", "download"),
+        ),
         ({"studies": {"a": {}}}, ("`studies`", "variants")),
         ({"studies": {"a": {"b": {"training": {}}}}}, ("`studies.a.b`", "`training`", "train and evaluate")),
         ({"studies": {"a": {"b": {"train": {"focus.R": 8}}}}}, ("`studies.a.b`", "`focus`", "`R`")),
@@ -156,6 +188,35 @@ def test_variants_are_trained_and_evaluated_once_and_a_failure_ends_nothing(tmp_
     assert again.returncode == 0, errors[-3000:]
     assert files(out) == before and before, "nothing is done twice"
     assert json.loads((out / "results.json").read_text()) == found, "and nothing of the other studies is lost"
+
+
+@pytest.mark.slow
+def test_variants_read_with_one_adapter_that_is_there(tmp_path: Path) -> None:
+    model = yaml.safe_load((ROOT / "recipes" / "evaluations" / "tiny_debug.yaml").read_text())["model"]
+    base, _ = load_model(ModelArguments(**model))
+    adapted = get_peft_model(base, FocusConfig(r=4, chunk_size=64, local_size=64, prompt_size=16))
+    adapted.save_pretrained(tmp_path / "adapter")
+    values = yaml.safe_load(
+        small(tmp_path, {"chunk size": {32: {"evaluate": {"focus.chunk_size": 32}}, 64: None}}).read_text()
+    )
+    del values["recipe"], values["train"]
+    config = tmp_path / "reading.yaml"
+    config.write_text(yaml.safe_dump({**values, "adapter": str(tmp_path / "adapter")}))
+    assert main(*parse_args(["--config", str(config), "--dry-run"]))
+    assert not (tmp_path / "out").exists()
+    assert main(*parse_args(["--config", str(config)]))
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["adapter"] == str(tmp_path / "adapter")
+    for entry, chunk in zip(found["variants"], (32, 64), strict=True):
+        assert entry["variant"] == str(chunk) and entry["training"] is None
+        summary = json.loads(Path(entry["samples"], "summary.json").read_text())
+        assert summary["configuration"]["windows"]["sizes"]["chunk"] == chunk
+        assert [result["task"] for result in summary["results"]] == ["passkey"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".") == [
+        "evaluations",
+        "results.json",
+        "table.md",
+    ]
 
 
 def table_of(found: dict[str, Any]) -> str:
