@@ -8,6 +8,7 @@ from typing import Any
 from .reader import Reader
 from .settings import Settings
 from .slab import Slab
+from .states import copy_states
 
 
 class Distractors:
@@ -68,7 +69,6 @@ class Distractors:
         """Copy the distractors of some places into consecutive rows of a slab that holds other chunks already."""
         if not places:  # such a slab may be narrower than a distractor
             return
-        rows = slice(first_row, first_row + len(places))
-        for index, (keys, values) in enumerate(self._slab.layers):
-            picked = keys[list(places)], values[list(places)]
-            slab.store_chunks(index, rows, picked, [self.tokens] * len(places))
+        copy_states(
+            self._slab, slab, [(first_row + n, place) for n, place in enumerate(places)], [self.tokens] * len(places)
+        )
