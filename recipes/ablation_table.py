@@ -7,7 +7,7 @@ from typing import Any
 
 from ablation import words
 from evaluation import length_name
-from results import cell
+from result_tables import cell
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:

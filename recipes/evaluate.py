@@ -33,7 +33,8 @@ from jobs import Job, jobs_of, prompts, record_facts, scored, spread_order
 from key_tokens import KeyTokenFinder
 from peft import PeftConfig, PeftModel, get_peft_model
 from record_tables import averages
-from results import SampleFile, circumstances, git_commit, publishable, summarise, table, write_text
+from result_tables import table
+from results import SampleFile, circumstances, git_commit, publishable, summarise, write_text
 from tqdm import tqdm
 
 from focus_peft import FocusConfig
@@ -197,7 +198,7 @@ class Evaluator:
         if means := averages(results):
             summary["averages"] = means
         write_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        write_text(self.folder / "table.md", table(results, skipped))
+        write_text(self.folder / "table.md", f"`{self.command}`\n\n" + table(results, skipped))
         save_results(publishable(results, self.command, self.evaluation), self.folder / "results.json")
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a file with every sample, and means over them with intervals."""
+"""What an evaluation leaves: a file with every sample, and means over them with intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import peft
 import torch
 import transformers
 from hub_texts import title
-from record_tables import record_tables
 
 import focus_peft
 from focus_peft.metrics import peak_memory
@@ -93,6 +92,8 @@ def wilson(right: float, samples: int, z: float = Z) -> tuple[float, float]:
 def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]) -> list[dict[str, Any]]:
     """Means of every task, method and length. Samples that say how many `labels` they have count by these, those with none not at all.
 
+    A cross-entropy also has its difference from the adapter's over the samples that both have: texts differ more than methods do.
+
     Args:
         samples: What has been run.
         planned: How many samples each (task, method, length) should have.
@@ -105,33 +106,51 @@ def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]
         ran = groups.get(group, [])
         if not ran:
             continue
-        pairs = [(sample["score"], sample.get("labels", 1)) for sample in ran if sample["score"] is not None]
-        if not pairs:
+        having = [sample for sample in ran if sample["score"] is not None]
+        if not having:
             continue
-        scores, weights = zip(*pairs)
-        total = math.fsum(weights)
-        mean = math.fsum(score * weight for score, weight in pairs) / total
-        result = {
-            **dict(zip(KEY, group)),
-            "metric": ran[0]["metric"],
-            "samples": len(ran),
-            "planned": count,
-            "mean": mean,
-        }
+        scores = [sample["score"] for sample in having]
+        weights = [sample.get("labels", 1) for sample in having]
+        means = mean_and_error(scores, weights)
+        result = {**dict(zip(KEY, group)), "metric": ran[0]["metric"], "samples": len(ran), "planned": count}
         if ran[0]["metric"] == "accuracy":
-            result["wilson_95"] = list(wilson(math.fsum(scores), len(scores)))
-        elif len(scores) > 1:
-            squares = math.fsum((weight * (score - mean)) ** 2 for score, weight in pairs)
-            result["standard_error"] = math.sqrt(squares * len(scores) / (len(scores) - 1)) / total
+            result |= {"mean": means["mean"], "wilson_95": list(wilson(math.fsum(scores), len(scores)))}
+        else:
+            result |= means
         if ran[0]["metric"] == "cross_entropy":
-            result["perplexity"] = math.exp(mean)
+            result["perplexity"] = math.exp(means["mean"])
             if "labels" in ran[0]:
                 result["labels"] = sum(weights)
+            if difference := _above_adapter(having, groups.get((group[0], ADAPTER, group[2]), [])):
+                result["above_adapter"] = difference
         if "cut" in ran[0]:
             result["cut"] = sum(sample["cut"] for sample in ran)
         result["seconds_per_sample"] = math.fsum(sample["seconds"] for sample in ran) / len(ran)
         results.append(result)
     return results
+
+
+def mean_and_error(values: Sequence[float], weights: Sequence[float]) -> dict[str, float]:
+    """The weighted `mean`, and of more than one value its `standard_error`."""
+    total = math.fsum(weights)
+    mean = math.fsum(value * weight for value, weight in zip(values, weights)) / total
+    if len(values) < 2:
+        return {"mean": mean}
+    squares = math.fsum((weight * (value - mean)) ** 2 for value, weight in zip(values, weights))
+    return {"mean": mean, "standard_error": math.sqrt(squares * len(values) / (len(values) - 1)) / total}
+
+
+def _above_adapter(having: Sequence[Mapping[str, Any]], adapter: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How much larger scores are than the adapter's for the same samples. None: for the adapter itself, or without such samples."""
+    its = {sample["number"]: sample["score"] for sample in adapter if sample["score"] is not None}
+    both = [sample for sample in having if sample["number"] in its]
+    if not both or having[0]["method"] == ADAPTER:
+        return None
+    weights = [sample.get("labels", 1) for sample in both]
+    return {
+        "samples": len(both),
+        **mean_and_error([sample["score"] - its[sample["number"]] for sample in both], weights),
+    }
 
 
 def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: Any) -> list[Result]:
@@ -160,40 +179,6 @@ def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: 
             )
         )
     return found
-
-
-def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: for every task a table with a row for each method and a column for each length; one for all of a benchmark's records."""
-    parts = []
-    names = dict.fromkeys(entry["task"] for entry in [*results, *skipped])
-    for task in (name for name in names if name not in RECORD_TASKS):
-        own = [result for result in results if result["task"] == task]
-        why = [entry for entry in skipped if entry["task"] == task]
-        lengths = sorted({entry["length"] for entry in [*own, *why]})
-        cells = {(result["method"], result["length"]): cell(result) for result in own}
-        head = {"accuracy": "accuracy [95 % interval]", "cross_entropy": "perplexity"}
-        metric = head.get(own[0]["metric"], "mean score ± standard error") if own else "not run"
-        lines = [f"## {task}: {metric}", "", "| tokens | " + " | ".join(f"{length:,}" for length in lengths) + " |"]
-        lines.append("|---" * (len(lengths) + 1) + "|")
-        for method in dict.fromkeys(entry["method"] for entry in [*own, *why]):
-            row = [cells.get((method, length), "–") for length in lengths]
-            lines.append(f"| {method} | " + " | ".join(row) + " |")
-        notes = dict.fromkeys(f"- {entry['method']}, {entry['length']:,} tokens: {entry['reason']}" for entry in why)
-        parts.append("\n".join([*lines, *(["", "Not run:", "", *notes] if notes else [])]))
-    return "\n\n".join([*parts, *record_tables(results, skipped)]) + "\n"
-
-
-def cell(result: Mapping[str, Any]) -> str:
-    """A mean of `summarise` with its interval and the number of samples, for a table."""
-    part = "" if result["samples"] == result["planned"] else f" of {result['planned']}"
-    count = f" ({result['samples']}{part})"
-    if "perplexity" in result:
-        return f"{result['perplexity']:.2f}{count}"
-    if "wilson_95" in result:
-        low, high = result["wilson_95"]
-        return f"{result['mean']:.2f} [{low:.2f}, {high:.2f}]{count}"
-    error = f" ± {result['standard_error']:.2f}" if "standard_error" in result else ""
-    return f"{result['mean']:.2f}{error}{count}"
 
 
 def git_commit() -> str | None:

@@ -17,7 +17,8 @@ from refusal import assert_sentence, refusal
 
 pytest.importorskip("datasets")
 
-from results import SampleFile, key_of, summarise, table, wilson
+from result_tables import table
+from results import SampleFile, key_of, summarise, wilson
 
 from focus_peft.pool import ChunkPool
 from focus_peft.results import load_results
@@ -169,6 +170,7 @@ def test_the_summary_has_means_reasons_and_circumstances(config: Path) -> None:
     assert {result.value for result in published} == values
     assert [result.subject for result in published].count("adapter") == 4
     text = (folder / "table.md").read_text()
+    assert text.startswith(f"`python recipes/evaluate.py --config {config}`\n\n## ")
     assert "## passkey: accuracy" in text and "| tokens | 400 | 600 |" in text and "| full_attention | " in text
 
 
@@ -353,6 +355,32 @@ def test_means_and_cells() -> None:
         "## passkey: accuracy [95 % interval]\n\n| tokens | 64 | 128 |\n|---|---|---|\n| b | 1.00 [0.21, 1.00] (1 of 2) | – |\n"
         "| c | – | – |\n\nNot run:\n\n- c, 128 tokens: It is too long.\n\n"
         "## perplexity: perplexity\n\n| tokens | 64 |\n|---|---|\n| b | 7.00 (1) |\n"
+    )
+
+
+def test_a_cross_entropy_is_held_against_the_adapters_on_the_same_texts() -> None:
+    def sample(method: str, number: int, score: float | None, **more: Any) -> dict[str, Any]:
+        common = {"task": "longppl", "length": 64, "metric": "cross_entropy", "seconds": 1.0}
+        return {**common, "method": method, "number": number, "score": score, **more}
+
+    # a text that is hard for both must not count against the one that has read it
+    samples = [sample("adapter", n, score, labels=n + 1) for n, score in enumerate((1.0, 2.0, 9.0))]
+    samples += [sample("bm25", 0, 1.5, labels=1), sample("bm25", 1, 2.25, labels=2), sample("bm25", 7, 4.0, labels=8)]
+    samples += [
+        sample("yarn", 2, 8.0, labels=3),
+        sample("dynamic_ntk", 7, 1.0, labels=8),
+        sample("yarn", 5, None, labels=0),
+    ]
+    methods = ("adapter", "bm25", "yarn", "dynamic_ntk")
+    results = {r["method"]: r for r in summarise(samples, {("longppl", method, 64): 9 for method in methods})}
+    assert "above_adapter" not in results["adapter"] and "above_adapter" not in results["dynamic_ntk"]
+    mean = (0.5 * 1 + 0.25 * 2) / 3
+    error = math.sqrt(2 * ((0.5 - mean) ** 2 + (2 * (0.25 - mean)) ** 2)) / 3
+    assert results["bm25"]["above_adapter"] == pytest.approx({"samples": 2, "mean": mean, "standard_error": error})
+    assert results["yarn"]["above_adapter"] == {"samples": 1, "mean": -1.0} and results["yarn"]["samples"] == 2
+    assert table(list(results.values()), []).split("\n\n", 2)[2] == (
+        "### longppl: cross-entropy above the adapter's on the same texts, in nats a token ± standard error\n\n"
+        f"| tokens | 64 |\n|---|---|\n| bm25 | +0.333 ± {error:.3f} (2) |\n| yarn | -1.000 (1) |\n"
     )
 
 
