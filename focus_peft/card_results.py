@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .markdown import cell, pairs, table
-from .results import INTERVAL, LENGTH, SAMPLES, Result
+from .results import ERROR, INTERVAL, LENGTH, SAMPLES, Result
 
 
 def results_section(results: Sequence[Result], figure: str | None, name: str) -> str:
@@ -58,6 +58,8 @@ def _value(result: Result, differing: set[str]) -> str:
     text = f"{result.value:.4g}"
     if isinstance(interval, list):
         text += f" [{', '.join(f'{bound:.2g}' for bound in interval)}]"
+    if ERROR in own:
+        text += f" ± {own.pop(ERROR):.2g}"
     if SAMPLES in own:
         text += f" n={own.pop(SAMPLES)}"
     return cell(text + (f" ({pairs(own)})" if own else ""))

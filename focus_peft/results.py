@@ -17,8 +17,8 @@ from .config import is_number
 
 # `subject` of a number that was measured with the adapter
 ADAPTER = "adapter"
-# Settings that a card has columns and cells for: tokens of the input, how many inputs, and the bounds of the value
-LENGTH, SAMPLES, INTERVAL = "length", "samples", "95 % interval"
+# Settings that a card has columns and cells for: tokens of the input, how many inputs, bounds of the value, and its standard error
+LENGTH, SAMPLES, INTERVAL, ERROR = "length", "samples", "95 % interval", "standard error"
 PACKAGES = ("torch", "transformers", "peft", "focus_peft")
 
 

@@ -18,7 +18,7 @@ from hub_texts import title
 
 import focus_peft
 from focus_peft.metrics import peak_memory
-from focus_peft.results import ADAPTER, INTERVAL, LENGTH, SAMPLES, Result, environment
+from focus_peft.results import ADAPTER, ERROR, INTERVAL, LENGTH, SAMPLES, Result, environment
 from focus_peft.tasks import RECORD_TASKS
 
 
@@ -153,8 +153,13 @@ def _above_adapter(having: Sequence[Mapping[str, Any]], adapter: Sequence[Mappin
     }
 
 
-def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: Any) -> list[Result]:
-    """What `focus-peft publish --results` takes: every mean, the adapter's own and those of the other methods."""
+def publishable(results: Sequence[Mapping[str, Any]], command: str, evaluation: Any) -> list[Result]:
+    """What `focus-peft publish --results` takes: every mean, the adapter's own and those of the other methods.
+
+    Perplexities of other texts than the adapter's are no baseline, and are left out; the difference on the texts that both have read is there
+    for every method.
+    """
+    by_adapter = {(r["task"], r["length"]): r["samples"] for r in results if r["method"] == ADAPTER}
     found, where = [], environment()
     for result in results:
         perplexity, records = "perplexity" in result, RECORD_TASKS.get(result["task"])
@@ -166,18 +171,23 @@ def publishable(results: Iterable[Mapping[str, Any]], command: str, evaluation: 
             settings["prompts cut in the middle"] = result["cut"]
         if "wilson_95" in result:
             settings[INTERVAL] = [round(bound, 3) for bound in result["wilson_95"]]
-        found.append(
-            Result(
-                task=result["task"],
-                dataset=dataset,
-                metric="perplexity" if perplexity else result["metric"],
-                value=round(result["perplexity"] if perplexity else result["mean"], 4),
-                settings=settings,
-                command=command,
-                subject=ADAPTER if result["method"] == ADAPTER else result["method"].replace("_", " "),
-                **where,
-            )
+        subject = ADAPTER if result["method"] == ADAPTER else result["method"].replace("_", " ")
+        common = {"task": result["task"], "dataset": dataset, "command": command, "subject": subject, **where}
+        value = round(result["perplexity"] if perplexity else result["mean"], 4)
+        mean = Result(
+            metric="perplexity" if perplexity else result["metric"], value=value, settings=settings, **common
         )
+        difference = result.get("above_adapter")
+        if difference is None:
+            found.append(mean)
+            continue
+        if difference["samples"] == result["samples"] == by_adapter[result["task"], result["length"]]:
+            found.append(mean)
+        settings = {**settings, SAMPLES: difference["samples"]}
+        if "standard_error" in difference:
+            settings[ERROR] = round(difference["standard_error"], 3)
+        metric = "cross-entropy above the adapter's on the same texts"
+        found.append(Result(metric=metric, value=round(difference["mean"], 3), settings=settings, **common))
     return found
 
 

@@ -165,10 +165,15 @@ def test_the_summary_has_means_reasons_and_circumstances(config: Path) -> None:
     assert summary["versions"]["torch"] == torch.__version__ and summary["peak_memory_gb_of_the_last_run"] > 0
     assert summary["seconds"] == pytest.approx(sum(sample["seconds"] for sample in samples), abs=0.1)
     published = load_results(folder / "results.json")
-    assert len(published) == 6 and {result.metric for result in published} == {"accuracy", "perplexity"}
+    means = [result for result in published if result.metric in ("accuracy", "perplexity")]
     values = {round(result.get("perplexity", result["mean"]), 4) for result in summary["results"]}
-    assert {result.value for result in published} == values
-    assert [result.subject for result in published].count("adapter") == 4
+    assert len(means) == 6 and {result.value for result in means} == values
+    assert [result.subject for result in means].count("adapter") == 4
+    (paired,) = [result for result in published if result not in means]
+    whole = {(r["task"], r["method"], r["length"]): r["mean"] for r in summary["results"]}
+    difference = whole["perplexity", "full_attention", 400] - whole["perplexity", "adapter", 400]
+    assert paired.value == round(difference, 3) and paired.subject == "full attention"
+    assert paired.settings["samples"] == 2 and "standard error" in paired.settings
     text = (folder / "table.md").read_text()
     assert text.startswith(f"`python recipes/evaluate.py --config {config}`\n\n## ")
     assert "## passkey: accuracy" in text and "| tokens | 400 | 600 |" in text and "| full_attention | " in text
@@ -356,6 +361,16 @@ def test_means_and_cells() -> None:
         "| c | – | – |\n\nNot run:\n\n- c, 128 tokens: It is too long.\n\n"
         "## perplexity: perplexity\n\n| tokens | 64 |\n|---|---|\n| b | 7.00 (1) |\n"
     )
+
+
+def test_perplexities_of_other_texts_than_the_adapters_are_not_published(config: Path) -> None:
+    run(config, "--tasks", "perplexity", "--lengths", "400", "--methods", "adapter")
+    _, folder = run(config, "--tasks", "perplexity", "--lengths", "400", "--limit", "1")
+    found = {
+        (result.metric, result.subject): result.settings["samples"] for result in load_results(folder / "results.json")
+    }
+    metric = "cross-entropy above the adapter's on the same texts"
+    assert found == {("perplexity", "adapter"): 2, (metric, "full attention"): 1}
 
 
 def test_a_cross_entropy_is_held_against_the_adapters_on_the_same_texts() -> None:
