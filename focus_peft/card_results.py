@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .markdown import cell, pairs, table
 from .results import ERROR, INTERVAL, LENGTH, SAMPLES, Result
@@ -15,9 +16,14 @@ def results_section(results: Sequence[Result], figure: str | None, name: str) ->
         groups: dict[tuple[str, str, str], list[Result]] = {}
         for result in results:
             groups.setdefault((result.task, result.dataset, result.metric), []).append(result)
-        apart = [group for group in groups.values() if _by_length(group)]
-        parts += [_lengths(group) for group in apart]
-        parts += _others([result for group in groups.values() if group not in apart for result in group])
+        others = []
+        for group in groups.values():
+            if _by_length(group):
+                parts.append(_lengths(group))
+            else:
+                others += group
+        if others:
+            parts.append(_others(others))
         commands = dict.fromkeys((r.command, r.machine, pairs(r.versions)) for r in results)
         parts.append("Measured with:")
         parts.append("\n".join(f"- `{command}` on {machine} ({versions})" for command, machine, versions in commands))
@@ -37,13 +43,13 @@ def _by_length(group: Sequence[Result]) -> bool:
 
 def _lengths(group: Sequence[Result]) -> str:
     """A caption with what all have in common, and the table."""
-    names = dict.fromkeys(name for result in group for name in result.settings)
-    differing = {name for name in names if any(r.settings.get(name) != group[0].settings.get(name) for r in group)}
-    common = {name: value for name, value in group[0].settings.items() if name not in {*differing, LENGTH}}
     first = group[0]
+    common = {
+        name: value for name, value in first.settings.items() if all(r.settings.get(name) == value for r in group)
+    }
     caption = f"**{first.task}**, {first.metric} ({', '.join(filter(None, [first.dataset, pairs(common)]))}):"
     lengths = sorted({result.settings[LENGTH] for result in group})
-    values = {(result.subject, result.settings[LENGTH]): _value(result, differing) for result in group}
+    values = {(result.subject, result.settings[LENGTH]): _value(result, common) for result in group}
     rows = [
         [cell(subject), *(values.get((subject, length), "–") for length in lengths)]
         for subject in dict.fromkeys(result.subject for result in group)
@@ -51,13 +57,12 @@ def _lengths(group: Sequence[Result]) -> str:
     return f"{caption}\n\n" + table(["tokens", *(f"{length:,}" for length in lengths)], rows)
 
 
-def _value(result: Result, differing: set[str]) -> str:
+def _value(result: Result, common: Mapping[str, Any]) -> str:
     """A number, its interval, and other settings that are not those of all."""
-    own = {name: value for name, value in result.settings.items() if name in differing - {LENGTH}}
-    interval = own.pop(INTERVAL, None)
+    own = {name: value for name, value in result.settings.items() if name not in common and name != LENGTH}
     text = f"{result.value:.4g}"
-    if isinstance(interval, list):
-        text += f" [{', '.join(f'{bound:.2g}' for bound in interval)}]"
+    if isinstance(own.get(INTERVAL), list):
+        text += f" [{', '.join(f'{bound:.2g}' for bound in own.pop(INTERVAL))}]"
     if ERROR in own:
         text += f" ± {own.pop(ERROR):.2g}"
     if SAMPLES in own:
@@ -65,13 +70,11 @@ def _value(result: Result, differing: set[str]) -> str:
     return cell(text + (f" ({pairs(own)})" if own else ""))
 
 
-def _others(results: Sequence[Result]) -> list[str]:
+def _others(results: Sequence[Result]) -> str:
     """A row for each number."""
-    if not results:
-        return []
     head = ("task", "dataset", "settings", "measured", "metric", "value")
     rows = [
         (cell(r.task), cell(r.dataset), cell(pairs(r.settings)), cell(r.subject), cell(r.metric), f"{r.value:.4g}")
         for r in results
     ]
-    return [table(head, rows)]
+    return table(head, rows)

@@ -69,6 +69,4 @@ class Distractors:
         """Copy the distractors of some places into consecutive rows of a slab that holds other chunks already."""
         if not places:  # such a slab may be narrower than a distractor
             return
-        copy_states(
-            self._slab, slab, [(first_row + n, place) for n, place in enumerate(places)], [self.tokens] * len(places)
-        )
+        copy_states(self._slab, slab, list(enumerate(places, first_row)), [self.tokens] * len(places))

@@ -56,7 +56,7 @@ class Runner:
     def __init__(self, ablations: Ablations, launcher: list[str], command: str, limit: int | None) -> None:
         self.ablations, self.launcher, self.command, self.limit = ablations, launcher, command, limit
         self.folder = Path(ablations.output_dir)
-        self.failed: dict[str, subprocess.CalledProcessError] = {}  # trainings
+        self.failed: dict[str | None, subprocess.CalledProcessError] = {}  # trainings
         # what came out, by training and overrides of the evaluation
         self.ran: dict[tuple[str | None, str], dict[str, Any]] = {}
 
@@ -110,14 +110,13 @@ class Runner:
         adapter = self.trained_folder(variant)
         if (adapter / TRAINED).is_file():
             return adapter
-        key = str(variant.training)
-        if key in self.failed:
-            raise self.failed[key]
+        if variant.training in self.failed:
+            raise self.failed[variant.training]
         rest = self.ablations.train_words(variant, f"output_dir={json.dumps(str(adapter))}")
         try:
             run("train.py", rest, self.launcher, captured=False)
         except subprocess.CalledProcessError as error:
-            self.failed[key] = error
+            self.failed[variant.training] = error
             raise
         write_text(adapter / TRAINED, json.dumps({"command": shown("train.py", rest)}, indent=2) + "\n")
         return adapter
@@ -203,10 +202,13 @@ def run(script: str, rest: Sequence[str], launcher: Sequence[str] = (sys.executa
 
 def dry_run(runner: Runner, variants: list[Variant]) -> None:
     """Print what would be run; what was trained already is not measured."""
-    hours = 0.0
-    seen: set[str | None] = {None}  # nothing to train
+    hours, seen = 0.0, set()
     for variant in variants:
-        if variant.training in seen or (runner.trained_folder(variant) / TRAINED).is_file():
+        if (
+            variant.training is None
+            or variant.training in seen
+            or (runner.trained_folder(variant) / TRAINED).is_file()
+        ):
             continue
         seen.add(variant.training)
         said = run("train.py", ["--dry-run", *runner.ablations.train_words(variant)])
@@ -215,7 +217,7 @@ def dry_run(runner: Runner, variants: list[Variant]) -> None:
         measured = re.search(r"([\d.]+) s a step", lines["time"]), re.search(r"([\d,]+) of", lines["steps"])
         if measured[0] and measured[1]:
             hours += float(measured[0][1]) * int(measured[1][1].replace(",", "")) / 3600
-    print(f"{len(seen) - 1} trainings: {hours:.2f} h in all here, without evaluation")
+    print(f"{len(seen)} trainings: {hours:.2f} h in all here, without evaluation")
     samples = tokens = 0
     for variant in variants:
         evaluation = Evaluation.load(runner.ablations.evaluation, runner.ablations.evaluate_words(variant))

@@ -173,21 +173,20 @@ def publishable(results: Sequence[Mapping[str, Any]], command: str, evaluation: 
             settings[INTERVAL] = [round(bound, 3) for bound in result["wilson_95"]]
         subject = ADAPTER if result["method"] == ADAPTER else result["method"].replace("_", " ")
         common = {"task": result["task"], "dataset": dataset, "command": command, "subject": subject, **where}
-        value = round(result["perplexity"] if perplexity else result["mean"], 4)
-        mean = Result(
-            metric="perplexity" if perplexity else result["metric"], value=value, settings=settings, **common
-        )
         difference = result.get("above_adapter")
-        if difference is None:
-            found.append(mean)
-            continue
-        if difference["samples"] == result["samples"] == by_adapter[result["task"], result["length"]]:
-            found.append(mean)
-        settings = {**settings, SAMPLES: difference["samples"]}
-        if "standard_error" in difference:
-            settings[ERROR] = round(difference["standard_error"], 3)
-        metric = "cross-entropy above the adapter's on the same texts"
-        found.append(Result(metric=metric, value=round(difference["mean"], 3), settings=settings, **common))
+        alike = difference is None or (
+            difference["samples"] == result["samples"] == by_adapter[result["task"], result["length"]]
+        )
+        if alike:
+            metric = "perplexity" if perplexity else result["metric"]
+            value = round(result["perplexity"] if perplexity else result["mean"], 4)
+            found.append(Result(metric=metric, value=value, settings=settings, **common))
+        if difference is not None:
+            settings = {**settings, SAMPLES: difference["samples"]}
+            if "standard_error" in difference:
+                settings[ERROR] = round(difference["standard_error"], 3)
+            metric = "cross-entropy above the adapter's on the same texts"
+            found.append(Result(metric=metric, value=round(difference["mean"], 3), settings=settings, **common))
     return found
 
 
