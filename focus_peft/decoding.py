@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
+from .cache_name import CACHE
 from .candidates import select_candidates
 from .chunking import cut, with_bos
 from .layout import PromptRegion, local_pass_input
@@ -102,6 +103,10 @@ class FocusCache(Cache):
     def is_compileable(self) -> bool:
         return False
 
+    @property
+    def is_linear(self) -> list[bool]:
+        return [False]  # of no layers at all, the loops would find that all are linear, and hand over old tokens again
+
     def activate_past_recording(self) -> None:
         """The loop announces that it may take tokens back."""
         self.may_crop = True
@@ -161,15 +166,15 @@ class FocusCache(Cache):
         """Raise a ValueError unless each row starts with what was read of it, and goes on."""
         if len(rows) != len(self.streams):
             raise ValueError(
-                f"`input_ids` has {len(rows)} rows, but `past_key_values` continues {len(self.streams)} sequences; give "
+                f"`input_ids` has {len(rows)} rows, but `{CACHE}` continues {len(self.streams)} sequences; give "
                 "one row for each."
             )
         for number, (row, stream) in enumerate(zip(rows, self.streams)):
             read = len(stream.ids)
             if len(row) <= read or list(row[:read]) != stream.ids:
                 raise ValueError(
-                    f"Row {number} of `input_ids` does not go on from the {read} tokens that `past_key_values` holds; give "
-                    "the whole conversation, new tokens at its end, or leave `past_key_values` out."
+                    f"Row {number} of `input_ids` does not go on from the {read} tokens that `{CACHE}` holds; give "
+                    f"the whole conversation, new tokens at its end, or leave `{CACHE}` out."
                 )
 
     # Reading

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .cache_name import CACHE, rename
 from .chunking import check_ids, check_vocabulary, pad_left, unpad
 from .decoding import FocusCache
 from .memory import Memory
@@ -33,6 +34,7 @@ def generate(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run transformers' `generate` with a cache that owns the memory. See `FocusModel.generate`."""
+    rename(kwargs)
     model = reader.model
     model_generate = cast(Callable[..., Any], model.generate)
     input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
@@ -50,7 +52,7 @@ def generate(
     longest = max(map(len, rows))
     new_tokens = _new_tokens(config, input_ids.shape[1])
 
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get(CACHE)
     spills = longest > settings.sizes.local or longest + new_tokens >= settings.sizes.local + settings.sizes.chunk
     # whoever gets the cache may go on from it, past the end of the window
     goes_on = bool(config.return_dict_in_generate) and not _refused(config, kwargs)
@@ -70,12 +72,12 @@ def generate(
         cache = FocusCache(reader, settings, documents, memory, progress)
     elif not isinstance(cache, FocusCache):
         raise ValueError(
-            f"`past_key_values` is a {type(cache).__name__}, which holds no chunks; leave it out, or give back the "
-            "`past_key_values` that `generate` returned."
+            f"`{CACHE}` is a {type(cache).__name__}, which holds no chunks; leave it out, or give back the `{CACHE}` that `generate` "
+            "returned."
         )
     elif memory is not None or overridden:
         named = ", ".join(f"`{name}`" for name in (["memory"] if memory is not None else []) + overridden)
-        raise ValueError(f"{named} cannot be changed while `past_key_values` continues what was read; leave it out.")
+        raise ValueError(f"{named} cannot be changed while `{CACHE}` continues what was read; leave it out.")
     else:
         cache.check_continued_by(rows)
 
@@ -87,7 +89,7 @@ def generate(
         attention_mask = pad_left([[1] * len(row) for row in rows]).to(input_ids.device)
     if kwargs.get("assistant_model") is not None or getattr(config, "prompt_lookup_num_tokens", None):
         cache.may_crop = True  # drafts are taken back, which older transformers do without announcing it
-    kwargs["past_key_values"] = cache
+    kwargs[CACHE] = cache
     kwargs["use_cache"] = True  # which some models (MPT) have off
     with _reads_through_cache(model):
         return model_generate(input_ids, attention_mask=attention_mask, **kwargs)
@@ -102,12 +104,12 @@ def _reads_through_cache(model: PreTrainedModel) -> Iterator[None]:
     @torch.compiler.disable  # a compiled model would be traced into our bookkeeping
     @functools.wraps(original)  # the loops look at the signature
     def forward(*args: Any, **kwargs: Any) -> Any:
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         if isinstance(cache, (PassCache, GraphCache)):  # one of the passes that our own cache runs
             return original(*args, **kwargs)
         if not isinstance(cache, FocusCache):  # a model may drop it in `prepare_inputs_for_generation`
             raise RuntimeError(
-                f"{type(model).__name__} was called by `generate` without the cache that holds the memory (`past_key_values` is a "
+                f"{type(model).__name__} was called by `generate` without the cache that holds the memory (`{CACHE}` is a "
                 f"{type(cache).__name__}), and would have read the input without it; this way of generating is not supported."
             )
         input_ids: torch.Tensor = kwargs["input_ids"]
@@ -115,13 +117,13 @@ def _reads_through_cache(model: PreTrainedModel) -> Iterator[None]:
         new = unpad(input_ids, None if mask is None else mask[:, -input_ids.shape[1] :])
 
         def base_call(base_cache: Cache) -> Any:
-            return original(*args, **{**kwargs, "past_key_values": base_cache})
+            return original(*args, **{**kwargs, CACHE: base_cache})
 
         newest = int(kwargs.get("logits_to_keep") or 1)
         result = cache.read(new, newest, width=input_ids.shape[1], base_call=base_call)
         if isinstance(result, torch.Tensor):
-            return CausalLMOutputWithPast(logits=result, past_key_values=cache)
-        result.past_key_values = cache
+            return CausalLMOutputWithPast(logits=result, **{CACHE: cache})
+        result[CACHE] = cache
         return result
 
     model.forward = forward

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .cache_name import CACHE, rename
 from .chunking import check_ids, check_vocabulary, real_tokens, unpad
 from .config import INFERENCE_FIELDS
 from .distractors import Distractors
@@ -118,12 +119,13 @@ class FocusModel(Encoder):
         Raises:
             ValueError: for inputs that cannot be read; the message says why.
         """
+        rename(kwargs)
         overrides = {name: kwargs.pop(name) for name in INFERENCE_FIELDS if name in kwargs}
         settings = self.settings(**overrides) if self.adapters_enabled else None
         if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
             raise ValueError(f"`logits_to_keep` must be an integer, 0 or above, got {logits_to_keep!r}.")
         short = settings is not None and memory is None and labels is None and _fits(input_ids, kwargs, settings)
-        goes_on = kwargs.get("past_key_values") is not None
+        goes_on = kwargs.get(CACHE) is not None
         prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4
         if short and input_ids is not None and not goes_on and not prepared:
             check_vocabulary(unpad(input_ids, attention_mask), self.facts.vocab_size)
@@ -226,7 +228,7 @@ class FocusModel(Encoder):
                 `prefill_chunk_size`, `output_attentions` and `output_hidden_states`.
 
         Returns:
-            What transformers' `generate` returns. Its `past_key_values` may be given back to continue.
+            What transformers' `generate` returns. Its `cache` (`past_key_values` before transformers 5.24) may be given back to continue.
 
         Raises:
             ValueError: for inputs or options that cannot work; before anything is read.
@@ -246,6 +248,6 @@ class FocusModel(Encoder):
 
 def _fits(input_ids: Any, kwargs: dict[str, Any], settings: Settings) -> bool:
     """Whether an input is the base model's business alone."""
-    if input_ids is None or kwargs.get("past_key_values") is not None:
+    if input_ids is None or kwargs.get(CACHE) is not None:
         return True
     return isinstance(input_ids, torch.Tensor) and input_ids.dim() == 2 and input_ids.shape[1] <= settings.sizes.local

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .alibi import Alibi
 from .attention import taking_masks
+from .cache_name import CACHE
 from .chunking import pad_right
 from .grouped import is_grouped, shaped
 from .layer import CandidateState
@@ -107,7 +108,7 @@ class Reader:
         arguments: dict[str, Any] = {
             "input_ids": inputs.tokens.to(self.device),
             "position_ids": inputs.positions.to(self.device),
-            "past_key_values": cache,
+            CACHE: cache,
             "use_cache": True,
         }
         masks: Any = self._masks(inputs)
@@ -184,8 +185,8 @@ class Reader:
                         input_ids=tokens.to(self.device),
                         # an explicit mask: without one, unusual positions are taken for packed sequences
                         attention_mask=torch.ones_like(tokens).to(self.device),
-                        past_key_values=cache,
                         use_cache=True,
+                        **{CACHE: cache},
                         **({"position_ids": positions} if self.takes_positions else {}),
                     )
                 slab.close()

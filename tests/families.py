@@ -40,6 +40,9 @@ _LATENT = {
     "topk_group": 1,
 }
 _BOTH, _EAGER = ("sdpa", "eager"), ("eager",)
+# transformers 5.24 rewrote the attention of GPT-J and CodeGen
+SEES_TABLES = Version(transformers.__version__) >= Version("5.24")
+_TABLE = _BOTH if SEES_TABLES else _EAGER
 
 
 @dataclass(frozen=True)
@@ -218,14 +221,14 @@ FAMILIES: dict[str, Family] = {
         {**_GPT2, "rotary_dim": 4},
         "q, k, v, out; interleaved rotary from a table",
         "rotary table",
-        _EAGER,
+        _TABLE,
     ),
     "codegen": Family(
         "CodeGenConfig",
         {**_GPT2, "rotary_dim": 4},
         "fused qkv, out; interleaved rotary from a table",
         "rotary table",
-        _EAGER,
+        _TABLE,
     ),
     "deepseek_v2": Family(
         "DeepseekV2Config",

@@ -17,6 +17,8 @@ from families import positions_of
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from focus_peft.cache_name import CACHE
+
 
 States = list[tuple[torch.Tensor, torch.Tensor]]  # key and value of every layer, (1, heads, tokens, head_dim)
 
@@ -155,8 +157,8 @@ class NaiveFocus:
         output = self.model(
             input_ids=torch.tensor([tokens]),
             **place,
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
         self.twin_at_last = False
         left = _length(candidates) + _length(past)

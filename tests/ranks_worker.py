@@ -19,6 +19,8 @@ import torch.distributed as dist
 from conftest import make_focus_model, pad_rows, random_ids
 from peft import PeftModel
 
+from focus_peft.cache_name import CACHE
+
 
 DOCUMENTS = [random_ids(61, seed=1), random_ids(13, seed=2)]  # 8 and 2 chunks, the last of each ragged
 QUESTIONS = torch.stack([random_ids(6, seed=3), random_ids(6, seed=4)])
@@ -103,7 +105,7 @@ class Scenarios:
             LONG, max_new_tokens=9, do_sample=False, return_dict_in_generate=True, **self.spread
         )
         ids = torch.cat([output.sequences[0], random_ids(15, seed=9)])[None]
-        return self._generate(ids, 6, past_key_values=output.past_key_values, spread_chunks=None)
+        return self._generate(ids, 6, **{CACHE: output[CACHE]}, spread_chunks=None)
 
     # A memory
 

@@ -19,6 +19,8 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from focus_peft.cache_name import CACHE
+
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # a key and a value of (1, heads, tokens, head_dim) for each layer
 Twin = Callable[[torch.Tensor], torch.Tensor]
@@ -111,8 +113,8 @@ class PlainModel:
             output = self.model(
                 input_ids=torch.tensor([list(tokens)]),
                 **self._place(len(tokens), first_position, before, count),
-                past_key_values=cache,
                 use_cache=True,
+                **{CACHE: cache},
             )
         finally:
             self._twin_at_last = False
@@ -133,9 +135,9 @@ class PlainModel:
         output = self.model(
             input_ids=torch.tensor([list(tokens)]),
             **self._place(len(tokens), first_position, _length(past), count),
-            past_key_values=cache,
             use_cache=True,
             output_attentions=True,
+            **{CACHE: cache},
         )
         self.model.set_attn_implementation(implementation)
         return torch.stack([weights[0, :, -1, :count].mean(0) for weights in output.attentions]).mean(0)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from focus_peft import FocusConfig
+from focus_peft.cache_name import CACHE
 
 
 SHORT, LONG = random_ids(4)[None], random_ids(30)[None]  # the local window has 8 tokens
@@ -674,13 +675,13 @@ def test_a_twin_of_what_expands_the_latents_of_all_tokens_is_refused() -> None:
 
 
 def test_generating_without_the_cache_that_holds_the_memory_is_an_error() -> None:
-    """A model may drop `past_key_values` while it prepares its inputs; then it would read the whole input by itself."""
+    """A model may drop the cache while it prepares its inputs; then it would read the whole input by itself."""
     model = make_focus_model()
     base = model.get_base_model()
     prepare = base.prepare_inputs_for_generation
 
     def dropping(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**prepare(*args, **kwargs), "past_key_values": None}
+        return {**prepare(*args, **kwargs), CACHE: None}
 
     base.prepare_inputs_for_generation = dropping
     with pytest.raises(RuntimeError, match="without the cache that holds the memory"):

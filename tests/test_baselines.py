@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from focus_peft.cache_name import CACHE
 from focus_peft.tasks import METHODS, Adapter, FullAttention, LocalWindow
 from focus_peft.tasks.baselines import (
     BM25,
@@ -101,14 +102,14 @@ def test_parallel_windows_attend_to_all_chunks_from_position_zero() -> None:
     ids, labels = ids_of(37), 5  # the window starts at 24: three chunks
     cache = DynamicCache()
     with torch.no_grad():
-        read = [base(torch.tensor([ids[start : start + 8]])).past_key_values for start in (0, 8, 16)]
+        read = [base(torch.tensor([ids[start : start + 8]]))[CACHE] for start in (0, 8, 16)]
         for layer in range(base.config.num_hidden_layers):
             keys = torch.cat([states.layers[layer].keys for states in read], dim=2)
             cache.update(keys, torch.cat([states.layers[layer].values for states in read], dim=2), layer)
         logits = []
         for place, token in enumerate([1, *ids[24:36]]):
             mask, position = torch.ones(1, 25 + place), torch.tensor([[8 + place]])
-            output = base(torch.tensor([[token]]), attention_mask=mask, position_ids=position, past_key_values=cache)
+            output = base(torch.tensor([[token]]), attention_mask=mask, position_ids=position, **{CACHE: cache})
             logits.append(output.logits[0, -1])
     assert_close(ParallelWindows(model).losses(ids, labels), losses_of(torch.stack(logits[-5:]), ids))
 
@@ -160,7 +161,7 @@ def reference_streaming(base: Any, ids: list[int], window: int, size: int, start
                 torch.tensor([block]),
                 attention_mask=torch.ones(1, len(places)),
                 position_ids=torch.tensor([places[len(seen) :]]),
-                past_key_values=cache,
+                **{CACHE: cache},
             )
         for number, states in enumerate(layers):
             keys = unrotate(cache.layers[number].keys, places)

@@ -15,6 +15,7 @@ from conftest import BOS, EOS, make_focus_model, make_tiny_model, make_tiny_toke
 from families import CORE, IS_OLD
 from peft import PeftModel
 from reference import Reference, greedy_steps, make_oracle
+from refusal import refusal
 from transformers import (
     DynamicCache,
     LogitsProcessor,
@@ -25,6 +26,8 @@ from transformers import (
     pipeline,
 )
 from transformers.generation.streamers import BaseStreamer
+
+from focus_peft.cache_name import CACHE, OLDER
 
 
 MODES = ["exact", "streaming"]
@@ -535,7 +538,7 @@ def test_a_draft_that_is_always_right_is_taken_several_tokens_at_a_time(decoding
 
     def draft(self: PreTrainedModel, **kwargs: Any) -> Any:
         # the loop passes on the verifier's cache options, and a mask that it lets grow only with a cache
-        kept = {name: value for name, value in kwargs.items() if name not in ("attention_mask", "past_key_values")}
+        kept = {name: value for name, value in kwargs.items() if name not in ("attention_mask", CACHE)}
         return super(type(self), self).generate(**{**kept, "use_cache": False})
 
     assistant.__class__ = type("Draft", (type(assistant),), {"generate": draft})
@@ -721,12 +724,12 @@ def test_rows_that_share_a_memory_share_its_storage(decoding: str, options: dict
     memory = model.encode(random_ids(29))
     before, size = [keys.data_ptr() for keys, _ in memory.slab.layers], memory.nbytes
     output = generate(model, random_ids(5, seed=1), 4, memory=memory, **options)
-    assert output.past_key_values.memory is memory
+    assert output[CACHE].memory is memory
     assert ([keys.data_ptr() for keys, _ in memory.slab.layers], memory.nbytes) == (before, size)
     # what a split cuts from a long input is stored once too
     output = generate(model, random_ids(37), 4, **options)
-    assert len(output.past_key_values.streams) == 4
-    assert all(len(keys) == 4 for keys, _ in output.past_key_values.chunks.slab.layers)
+    assert len(output[CACHE].streams) == 4
+    assert all(len(keys) == 4 for keys, _ in output[CACHE].chunks.slab.layers)
 
 
 def test_a_loaded_memory_can_be_extended(tmp_path: Any) -> None:
@@ -750,7 +753,7 @@ def test_a_conversation_goes_on_from_its_cache(decoding: str, length: int, turn:
     tokens, _ = greedy_steps(sequence, sequence.logits, 6)
     assert_row_is(first, 0, length, reference.greedy(ids, 6))
     full = torch.cat([first.sequences[0], news])
-    second = generate(model, full, 9, attention_mask=ones(full), past_key_values=first.past_key_values)
+    second = generate(model, full, 9, attention_mask=ones(full), **{CACHE: first[CACHE]})
     logits = sequence.extend([int(tokens[-1]), *news.tolist()])  # the last generated token has not been read yet
     assert_row_is(second, 0, len(full), greedy_steps(sequence, logits, 9))
 
@@ -765,7 +768,7 @@ def test_a_conversation_on_a_memory_goes_on_from_its_cache(decoding: str, interv
     for turn in range(3):
         news = random_ids(4, seed=10 + turn)
         full = torch.cat([output.sequences[0], news])
-        output = generate(model, full, 6, attention_mask=ones(full), past_key_values=output.past_key_values)
+        output = generate(model, full, 6, attention_mask=ones(full), **{CACHE: output[CACHE]})
         logits = sequence.extend([int(tokens[-1]), *news.tolist()])
         tokens, expected = greedy_steps(sequence, logits, 6)
         assert_row_is(output, 0, len(full), (tokens, expected))
@@ -785,8 +788,8 @@ def test_two_conversations_on_one_memory_take_turns(decoding: str) -> None:
         for number, sequence in enumerate(sequences):
             news = random_ids(2, seed=10 * turn + number)
             full = torch.cat([outputs[number].sequences[0], news])
-            past = outputs[number].past_key_values
-            outputs[number] = generate(model, full, 4, attention_mask=ones(full), past_key_values=past)
+            past = outputs[number][CACHE]
+            outputs[number] = generate(model, full, 4, attention_mask=ones(full), **{CACHE: past})
             logits = sequence.extend(full[-3:].tolist())
             assert_row_is(outputs[number], 0, len(full), greedy_steps(sequence, logits, 4))
 
@@ -799,7 +802,7 @@ def test_a_ragged_batch_of_conversations_goes_on_from_its_cache(decoding: str) -
     news = torch.stack([random_ids(5, seed=number) for number in range(3)])
     full = torch.cat([first.sequences, news], dim=1)
     full_mask = torch.cat([mask, mask.new_ones(3, 11)], dim=1)
-    second = generate(model, full, 12, attention_mask=full_mask, past_key_values=first.past_key_values)
+    second = generate(model, full, 12, attention_mask=full_mask, **{CACHE: first[CACHE]})
     for number, row in enumerate(rows):
         sequence = reference.start(row)
         tokens, _ = greedy_steps(sequence, sequence.logits, 6)
@@ -813,7 +816,7 @@ def test_an_exact_conversation_without_a_spill_equals_a_sequence_read_token_by_t
     ids, news = random_ids(30, seed=1), random_ids(9, seed=2)
     first = generate(model, ids, 6)
     full = torch.cat([first.sequences[0], news])
-    second = generate(model, full, 4, attention_mask=ones(full), past_key_values=first.past_key_values)
+    second = generate(model, full, 4, attention_mask=ones(full), **{CACHE: first[CACHE]})
     sequence = reference.start(ids)
     for token in full[30:]:
         logits = sequence.append(int(token))
@@ -829,7 +832,7 @@ def test_an_exact_conversation_without_a_spill_equals_a_sequence_read_token_by_t
         ({"inputs_embeds": torch.zeros(1, 20, 32, dtype=torch.float64)}, "inputs_embeds"),
         ({"output_attentions": True}, "output_attentions"),
         ({"output_hidden_states": True}, "output_hidden_states"),
-        ({"past_key_values": DynamicCache()}, "past_key_values"),
+        ({CACHE: DynamicCache()}, CACHE),
         ({"use_cache": False}, "use_cache"),
         ({"cache_implementation": "static"}, "cache_implementation"),
         ({"position_ids": torch.arange(20)[None]}, "position_ids"),
@@ -859,15 +862,27 @@ def test_questions_must_share_out_evenly_among_the_documents() -> None:
 def test_a_cache_of_another_conversation_is_refused() -> None:
     model = make_focus_model()
     first = generate(model, random_ids(20, seed=1), 4)
-    with pytest.raises(ValueError, match="`past_key_values`"):
-        generate(model, random_ids(30, seed=2), past_key_values=first.past_key_values)
+    with pytest.raises(ValueError, match=f"`{CACHE}`"):
+        generate(model, random_ids(30, seed=2), **{CACHE: first[CACHE]})
+
+
+def test_a_cache_may_be_given_by_its_older_name_but_not_by_both() -> None:
+    model = make_focus_model()
+    first, second = (generate(model, random_ids(20, seed=1), 4) for _ in range(2))
+    full = torch.cat([first.sequences[0], random_ids(15, seed=9)])
+    found = generate(model, full, 4, past_key_values=first[CACHE])
+    expected = generate(model, full, 4, **{CACHE: second[CACHE]})
+    assert torch.equal(found.sequences, expected.sequences) and found[CACHE] is first[CACHE]
+    if CACHE != OLDER:
+        with refusal(f"`{CACHE}`", f"`{OLDER}`"):
+            generate(model, found.sequences, **{CACHE: found[CACHE], OLDER: found[CACHE]})
 
 
 def test_a_cache_and_a_memory_at_once_are_refused() -> None:
     model = make_focus_model()
     first = generate(model, random_ids(20, seed=1), 4)
     with pytest.raises(ValueError, match="`memory`"):
-        generate(model, first.sequences, past_key_values=first.past_key_values, memory=model.encode(random_ids(9)))
+        generate(model, first.sequences, **{CACHE: first[CACHE]}, memory=model.encode(random_ids(9)))
 
 
 @pytest.mark.parametrize("token", [-1, 120])

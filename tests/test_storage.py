@@ -20,6 +20,7 @@ from refusal import no_file_larger_than, refusal
 from safetensors.torch import load_file
 
 from focus_peft import FocusConfig, Memory
+from focus_peft.cache_name import CACHE
 from focus_peft.storage import HostSlab
 
 
@@ -149,7 +150,7 @@ def test_a_conversation_goes_on_from_its_cache(model: PeftModel, elsewhere: str)
             ids[None], max_new_tokens=6, do_sample=False, return_dict_in_generate=True, storage=storage
         )
         ids_so_far = torch.cat([output.sequences[0], more])[None]
-        results.append(scores(model, ids_so_far, past_key_values=output.past_key_values, chunk_batch_size=None))
+        results.append(scores(model, ids_so_far, **{CACHE: output[CACHE]}, chunk_batch_size=None))
     assert torch.equal(*results)
 
 

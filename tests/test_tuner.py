@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from focus_peft import FocusConfig
+from focus_peft.cache_name import CACHE
 from focus_peft.layer import TwinLayer
 
 
@@ -76,7 +77,7 @@ def test_without_candidates_the_wrapped_model_is_the_base_model_bit_for_bit(fami
 def test_at_the_start_a_candidate_equals_the_ordinary_last_token(family: str, r: int | None) -> None:
     model = untrained(family, r=r)
     out = model.generate(IDS, max_new_tokens=1, return_dict_in_generate=True)
-    found = out.past_key_values.candidates
+    found = out[CACHE].candidates
     # every chunk row once more through a base model that knows of no candidates
     plain = PlainModel(make_tiny_model(family), {})
     ids = IDS[0].tolist()

@@ -10,6 +10,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from ..alibi import Alibi
+from ..cache_name import CACHE
 from ..chunking import cut, with_bos
 from ..slab import LayerStates
 from .methods import Method, end_tokens, label_blocks, token_losses
@@ -106,9 +107,9 @@ def run(
         new,
         attention_mask=new.new_ones(1, held + len(ids)),
         position_ids=torch.arange(position, position + len(ids), device=base.device)[None],
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=keep,
+        **{CACHE: cache},
     )
     layers: list[Any] = cache.layers
     return output.logits[0], [(layer.keys, layer.values) for layer in layers]

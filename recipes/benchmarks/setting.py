@@ -17,6 +17,7 @@ from peft import get_peft_model
 from transformers import StaticCache
 
 from focus_peft import FocusConfig
+from focus_peft.cache_name import CACHE
 from focus_peft.chunking import cut
 from focus_peft.metrics import peak_memory
 from focus_peft.reader import TOKEN_BUDGET
@@ -83,8 +84,8 @@ class Pieces:
         for begin in range(0, len(self.chunks), self.rows):
             batch = [chunk for chunk in self.chunks[begin : begin + self.rows] if len(chunk) == self.sizes.chunk]
             if batch:
-                cache = base.base_model(torch.tensor(batch), use_cache=True).past_key_values
-                base.base_model(prompt.expand(len(batch), -1), past_key_values=cache, use_cache=True)
+                cache = base.base_model(torch.tensor(batch), use_cache=True)[CACHE]
+                base.base_model(prompt.expand(len(batch), -1), use_cache=True, **{CACHE: cache})
         self.forward_local(base, 0)
 
     def forward_local(self, base: Any, more: int) -> None:
@@ -110,5 +111,5 @@ class Pieces:
 
     def step(self, base: Any, caches: list[StaticCache]) -> None:
         """One pass of two tokens behind every chunk, and one of one token behind the window: 2 · chunks + 1."""
-        base.base_model(torch.full((len(self.chunks), 2), 9), past_key_values=caches[0], use_cache=True)
-        base(torch.full((1, 1), 9), past_key_values=caches[1], use_cache=True, logits_to_keep=1)
+        base.base_model(torch.full((len(self.chunks), 2), 9), use_cache=True, **{CACHE: caches[0]})
+        base(torch.full((1, 1), 9), use_cache=True, logits_to_keep=1, **{CACHE: caches[1]})
