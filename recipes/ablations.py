@@ -100,7 +100,7 @@ class Runner:
             "held_out": Provenance.of(adapter).evaluation(),
             "samples": output.splitlines()[0],
             "command": shown("evaluate.py", rest),
-            **{name: summary[name] for name in ("results", "not_run", "commits", "versions", "machine")},
+            **{name: summary[name] for name in ("results", "not_run", "origins", "versions", "machine")},
         }
 
     def _trained(self, variant: Variant) -> Path:

@@ -34,7 +34,7 @@ from key_tokens import KeyTokenFinder
 from peft import PeftConfig, PeftModel, get_peft_model
 from record_tables import averages
 from result_tables import table
-from results import SampleFile, circumstances, git_commit, publishable, summarise, write_text
+from results import SampleFile, circumstances, git_commit, origins, publishable, summarise, versions, write_text
 from tqdm import tqdm
 
 from focus_peft import FocusConfig
@@ -111,7 +111,7 @@ class Evaluator:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "config.json", json.dumps(self.identity, indent=2) + "\n")
         samples = SampleFile(self.folder / "samples.jsonl")
-        commit = git_commit()
+        origin = {"commit": git_commit(), "versions": versions()}
         todo = []
         for job in jobs:
             labels = [label for label in job.methods if self._can_read(label, job)]
@@ -125,7 +125,7 @@ class Evaluator:
                 for place, (job, number, labels) in enumerate(todo):
                     bar.set_description(str(job), refresh=False)
                     for sample in self.sample(job, number, labels):
-                        samples.add({**sample, "commit": commit})
+                        samples.add({**sample, **origin})
                         bar.update(job.tokens(self.records))
                         left = place + 1 < len(todo) or sample["method"] != labels[-1]
                         if left and time.monotonic() > end:
@@ -191,7 +191,7 @@ class Evaluator:
             "results": results,
             "not_run": skipped,
             "configuration": self.identity,
-            "commits": sorted({str(sample["commit"]) for sample in samples.samples.values()}),
+            "origins": origins(samples.samples.values()),
             **circumstances(self.model.device),
             "seconds": round(sum(sample["seconds"] for sample in samples.samples.values()), 1),
         }

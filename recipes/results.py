@@ -202,10 +202,24 @@ def git_commit() -> str | None:
         return None
 
 
+def versions() -> dict[str, str]:
+    """Versions of the packages that answers come from."""
+    return {module.__name__: module.__version__ for module in (focus_peft, peft, torch, transformers)}
+
+
+def origins(samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How many samples each combination of commit and versions has made; older samples do not say which versions."""
+    counts: dict[str, int] = {}
+    for sample in samples:
+        origin = json.dumps({name: sample.get(name) for name in ("commit", "versions")}, sort_keys=True)
+        counts[origin] = counts.get(origin, 0) + 1
+    return [{**json.loads(origin), "samples": count} for origin, count in sorted(counts.items())]
+
+
 def circumstances(device: torch.device) -> dict[str, Any]:
     """What results of this process depend on besides the configuration."""
     return {
-        "versions": {module.__name__: module.__version__ for module in (focus_peft, peft, torch, transformers)},
+        "versions": versions(),
         "machine": {
             "python": platform.python_version(),
             "processor": f"{platform.system()}, {platform.machine()}",

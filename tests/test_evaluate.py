@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import yaml
 from refusal import assert_sentence, refusal
 
@@ -103,7 +104,7 @@ def test_every_sample_is_written_with_what_it_was_and_what_came_out(config: Path
     documents = [tokenizer(TEXT)["input_ids"]]
     for sample in samples:
         method = {"adapter": Adapter, "full_attention": FullAttention}[sample["method"]](model)
-        assert sample["seconds"] > 0 and sample["commit"]
+        assert sample["seconds"] > 0 and sample["commit"] and sample["versions"]["torch"] == torch.__version__
         if sample["task"] == "perplexity":
             task = PerplexityTask(sample["length"], 2, 16, longest=600)
             ids = task.texts(documents)[sample["number"]]
@@ -201,6 +202,27 @@ def test_an_interrupted_run_goes_on_and_runs_nothing_twice(config: Path, monkeyp
     assert without_times(read(folder)) == without_times(expected)
     run(config)
     assert len(calls) == len(expected) - 7, "everything is there"
+
+
+def test_samples_of_other_versions_are_told_apart(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--tasks", "passkey", "--lengths", "400", "--methods", "adapter")
+    run(config, *words, "--limit", "1")
+    newer = {**recipe.versions(), "transformers": "99.0"}
+    monkeypatch.setattr(recipe, "versions", lambda: newer)
+    _, folder = run(config, *words)
+    file = folder / "samples.jsonl"
+    old = {**read(folder)[0], "number": 17}  # as it was before there were versions
+    del old["versions"]
+    with file.open("a") as lines:
+        lines.write(json.dumps(old) + "\n")
+    run(config, *words)
+    found = json.loads((folder / "summary.json").read_text())["origins"]
+    assert {(origin["versions"] or {}).get("transformers"): origin["samples"] for origin in found} == {
+        transformers.__version__: 1,
+        "99.0": 3,
+        None: 1,
+    }
+    assert all(origin["commit"] == old["commit"] for origin in found)
 
 
 def test_parts_of_an_evaluation_are_the_same_evaluation(config: Path) -> None:
