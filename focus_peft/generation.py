@@ -122,7 +122,8 @@ def _reads_through_cache(model: PreTrainedModel) -> Iterator[None]:
         newest = int(kwargs.get("logits_to_keep") or 1)
         result = cache.read(new, newest, width=input_ids.shape[1], base_call=base_call)
         if isinstance(result, torch.Tensor):
-            return CausalLMOutputWithPast(logits=result, **{CACHE: cache})
+            fields: dict[str, Any] = {"logits": result, CACHE: cache}
+            return CausalLMOutputWithPast(**fields)
         result[CACHE] = cache
         return result
 

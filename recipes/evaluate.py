@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import transformers
 from common import load_model
-from evaluation import KEY_TOKENS, LONGPPL, TEXT_TASKS, Evaluation, chosen, read_texts
+from evaluation import KEY_TOKENS, LONGEST, LONGPPL, TEXT_TASKS, Evaluation, chosen, read_texts
 from jobs import Job, jobs_of, prompts, record_facts, scored, spread_order
 from key_tokens import KeyTokenFinder
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -60,7 +60,7 @@ class Evaluator:
         self.model, self.tokenizer = load(evaluation)
         self.methods: dict[str, Method] = {}
         for label, options in evaluation.methods.items():
-            options = dict(options)
+            options = {name: value for name, value in options.items() if name != LONGEST}
             self.methods[label] = METHODS[options.pop("method", label)](self.model, **options)
         self.source = Source(self.tokenizer, evaluation.seed, self.texts, self.words, evaluation.chat, evaluation.data)
         self._documents: list[list[int]] | None = None
@@ -138,7 +138,10 @@ class Evaluator:
         return True
 
     def _can_read(self, label: str, job: Job) -> bool:
+        longest = self.evaluation.methods[label].get(LONGEST)
         reason = job.refusal(self.methods[label])
+        if longest is not None and (job.length or 0) > longest:
+            reason = f"It is read up to {longest:,} tokens here (`longest`)."
         if reason is None and job.task == LONGPPL and self.keys is not None:
             reason = self.keys.refusal(job.length or 0)
         if reason is not None:

@@ -22,6 +22,8 @@ TEXT_TASKS = (PERPLEXITY, EVERY_TOKEN, LONGPPL)
 KEY_TOKENS = ("short", "stride", "alpha", "beta")
 # Samples of a task that says nothing
 SAMPLES = 20
+# What an entry of `methods` may have besides the method's own options
+LONGEST = "longest"
 # The length of published records that are not cut
 WHOLE = "whole"
 
@@ -61,7 +63,8 @@ class Evaluation:
     Attributes:
         model (`ModelArguments`): The base model, as in a training recipe.
         tasks (`dict`): Names of tasks, and the fields of `TaskArguments` for each.
-        methods (`list` or `dict`): Names of methods, or labels with options: `{wide: {method: adapter, local_size: 1024}}`.
+        methods (`list` or `dict`): Names of methods, or labels with options: `{wide: {method: adapter, local_size: 1024}}`. With
+            `longest` a method is left out at larger lengths, where it would take too long: `{yarn: {longest: 16K}}`.
         lengths (`list`): Lengths of all tasks that have none of their own.
         adapter (`str`, *optional*): Folder or name of the trained adapter. None: untrained twins.
         focus (`dict`): Fields of the adapter's configuration to replace, such as `chunk_size` and `local_size`.
@@ -108,7 +111,10 @@ class Evaluation:
         data = values.get("data") or {}
         _check_names("`data`", data, dict.fromkeys(task.benchmark.name for task in RECORD_TASKS.values()))
         named = values["methods"]
-        methods = {name: {} for name in named} if isinstance(named, list) else {k: v or {} for k, v in named.items()}
+        methods = {n: {} for n in named} if isinstance(named, list) else {n: dict(v or {}) for n, v in named.items()}
+        for entry in methods.values():
+            if LONGEST in entry:
+                entry[LONGEST] = tokens_of(entry[LONGEST])
         _check_names("`methods`", [entry.get("method", label) for label, entry in methods.items()], METHODS)
         lengths = [tokens_of(length) for length in values.get("lengths") or []]
         tasks = {}
@@ -139,12 +145,14 @@ class Evaluation:
     def identity(self) -> dict[str, Any]:
         """What samples depend on, files left out. Without "longppl" and `evaluator` it is what it was before there were any.
 
-        Which of the methods a task is run with is not in it: it changes no sample.
+        Which methods a task is run with, and up to which length, is not in it: that changes no sample.
         """
         settings = asdict(self)
         del settings["output_dir"], settings["data"], settings["keep_chunks_gb"]
         if self.evaluator is None or LONGPPL not in self.tasks:
             del settings["evaluator"]
+        for options in settings["methods"].values():
+            options.pop(LONGEST, None)
         for name, task in settings["tasks"].items():
             del task["methods"]
             if name != LONGPPL:
@@ -174,7 +182,7 @@ def tokens_of(length: Any) -> int:
     text = str(length).upper()
     number = text.removesuffix("K")
     if not number.isdigit() or not int(number):
-        raise ValueError(f"`lengths` must be numbers of tokens such as 4096 or 4K, got {length!r}.")
+        raise ValueError(f"`lengths` and `longest` must be numbers of tokens such as 4096 or 4K, got {length!r}.")
     return int(number) * (1024 if text.endswith("K") else 1)
 
 

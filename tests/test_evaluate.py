@@ -127,6 +127,17 @@ def test_a_task_with_more_methods_keeps_its_samples(config: Path) -> None:
     assert sorted(sample["method"] for sample in read(folder)) == ["adapter"] * 2 + ["full_attention"] * 2
 
 
+def test_a_method_is_left_out_above_its_longest_length_which_changes_no_folder(config: Path) -> None:
+    words = ("tasks={passkey: {samples: 1}}", "--limit", "1")
+    _, folder = run(config, "methods={adapter: {longest: 400}, local_window: null}", *words)
+    read_by = {(sample["method"], sample["length"]) for sample in read(folder)}
+    assert read_by == {("adapter", 400), ("local_window", 400), ("local_window", 600)}
+    (left_out,) = json.loads((folder / "summary.json").read_text())["not_run"]
+    assert (left_out["method"], left_out["length"]) == ("adapter", 600) and "400 tokens" in left_out["reason"]
+    _, again = run(config, "methods={adapter: null, local_window: null}", *words)
+    assert again == folder and len(read(folder)) == 4
+
+
 def test_kept_chunks_change_no_score_and_no_folder(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = "methods=[adapter,untrained_twins,static_prompt]"
     _, folder = run(config, methods)
@@ -297,6 +308,7 @@ def test_a_prompt_that_cannot_be_made_is_noted_and_the_others_are_run(config: Pa
         ("tasks.passkey.samples=0", ("`tasks.passkey`", "samples=0")),
         ("tasks.passkey.methods=[other]", ("`other`", "full_attention")),
         ("methods=[adaptor]", ("`adaptor`", "adapter")),
+        ("methods={adapter: {longest: far}}", ("`longest`", "'far'")),
         ("lengths=[4M]", ("`lengths`", "'4M'")),
         ("lengths=[]", ("`lengths`", "`tasks.passkey`")),
         ("methods=null", ("`methods`", "small.yaml")),
