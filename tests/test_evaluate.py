@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from results import SampleFile, key_of, summarise, wilson
 
 from focus_peft.pool import ChunkPool
 from focus_peft.results import load_results
-from focus_peft.tasks import TASKS, Adapter, FullAttention, PerplexityTask, Source
+from focus_peft.tasks import METHODS, TASKS, Adapter, FullAttention, PerplexityTask, Source
+from focus_peft.tasks.samples import spread
 
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +87,19 @@ def test_every_configuration_builds_and_opens_with_its_command(file: Path) -> No
     for word in " ".join(comment).split():
         if word.startswith("recipes/"):
             assert (ROOT / word).is_file(), word
+
+
+def test_the_papers_evidence_is_asked_for_in_full() -> None:
+    evaluation = recipe.Evaluation.load(str(ROOT / "recipes" / "evaluations" / "llama2_7b_paper.yaml"))
+    assert set(METHODS) == set(evaluation.methods)
+    lengths = [4096, 16384, 32768, 100_000, 131_072, 400_000]
+    assert evaluation.tasks["perplexity"].lengths == evaluation.tasks["passkey"].lengths == lengths
+    assert {name for name in TASKS if name.startswith(("niah", "vt", "cwe", "fwe", "passkey", "babilong"))} <= set(
+        evaluation.tasks
+    )
+    samples = evaluation.tasks["passkey"].samples
+    trials = Counter(min(9, int(10 * spread(number, samples) + 1e-9)) for number in range(samples))
+    assert len(trials) == 10 and min(trials.values()) >= 50, "trials in each cell of length and depth"
 
 
 def test_every_sample_is_written_with_what_it_was_and_what_came_out(config: Path) -> None:

@@ -53,10 +53,11 @@ def test_both_kinds_of_requests_are_answered_as_the_model_answers_single_rows(tm
         # JSON is YAML
         (tmp_path / "tasks" / f"{name}.yaml").write_text(json.dumps(whole))
 
+    # what recipes/harness has, but for what would come from the Hub
     arguments = f"pretrained={tmp_path / 'base'},peft={tmp_path / 'adapter'},max_length=2048,dtype=float64"
-    words = ["--model", "hf", "--model_args", arguments, "--tasks", ",".join(TASKS), "--batch_size", "8"]
+    words = ["--config", "recipes/harness/smollm2.yaml", "--model_args", arguments, "--tasks", ",".join(TASKS)]
     words += ["--include_path", str(tmp_path / "tasks"), "--device", "cpu"]
-    words += ["--log_samples", "--output_path", str(tmp_path / "out")]
+    words += ["--output_path", str(tmp_path / "out")]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(
         [sys.executable, "-m", "focus_peft.harness", *words],
