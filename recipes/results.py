@@ -149,6 +149,7 @@ def _above_adapter(having: Sequence[Mapping[str, Any]], adapter: Sequence[Mappin
     weights = [sample.get("labels", 1) for sample in both]
     return {
         "samples": len(both),
+        "same_texts": len(both) == len(having) == len(its),
         **mean_and_error([sample["score"] - its[sample["number"]] for sample in both], weights),
     }
 
@@ -159,7 +160,6 @@ def publishable(results: Sequence[Mapping[str, Any]], command: str, evaluation: 
     Perplexities of other texts than the adapter's are no baseline, and are left out; the difference on the texts that both have read is there
     for every method.
     """
-    by_adapter = {(r["task"], r["length"]): r["samples"] for r in results if r["method"] == ADAPTER}
     found, where = [], environment()
     for result in results:
         perplexity, records = "perplexity" in result, RECORD_TASKS.get(result["task"])
@@ -174,10 +174,7 @@ def publishable(results: Sequence[Mapping[str, Any]], command: str, evaluation: 
         subject = ADAPTER if result["method"] == ADAPTER else result["method"].replace("_", " ")
         common = {"task": result["task"], "dataset": dataset, "command": command, "subject": subject, **where}
         difference = result.get("above_adapter")
-        alike = difference is None or (
-            difference["samples"] == result["samples"] == by_adapter[result["task"], result["length"]]
-        )
-        if alike:
+        if difference is None or difference["same_texts"]:
             metric = "perplexity" if perplexity else result["metric"]
             value = round(result["perplexity"] if perplexity else result["mean"], 4)
             found.append(Result(metric=metric, value=value, settings=settings, **common))

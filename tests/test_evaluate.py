@@ -20,7 +20,7 @@ from refusal import assert_sentence, refusal
 pytest.importorskip("datasets")
 
 from result_tables import table
-from results import SampleFile, key_of, summarise, wilson
+from results import SampleFile, key_of, publishable, summarise, wilson
 
 from focus_peft.pool import ChunkPool
 from focus_peft.results import load_results
@@ -422,6 +422,17 @@ def test_perplexities_of_other_texts_than_the_adapters_are_not_published(config:
     assert found == {("perplexity", "adapter"): 2, (metric, "full attention"): 1}
 
 
+def test_a_text_that_nobody_is_scored_on_does_not_hide_a_baseline() -> None:
+    rows = [("adapter", 1.0, 2), ("adapter", None, 0), ("bm25", 2.0, 2), ("bm25", None, 0)]
+    common = {"task": "longppl", "length": 64, "metric": "cross_entropy", "seconds": 1.0}
+    samples = [{**common, "method": m, "number": n % 2, "score": s, "labels": k} for n, (m, s, k) in enumerate(rows)]
+    results = summarise(samples, {("longppl", method, 64): 2 for method in ("adapter", "bm25")})
+    evaluation = recipe.Evaluation.load(str(ROOT / "recipes" / "evaluations" / "smollm2.yaml"))
+    published = publishable(results, "a command", evaluation)
+    found = [(r.metric, r.subject, r.value) for r in published if r.metric == "perplexity"]
+    assert found == [("perplexity", "adapter", round(math.e, 4)), ("perplexity", "bm25", round(math.e**2, 4))]
+
+
 def test_a_cross_entropy_is_held_against_the_adapters_on_the_same_texts() -> None:
     def sample(method: str, number: int, score: float | None, **more: Any) -> dict[str, Any]:
         common = {"task": "longppl", "length": 64, "metric": "cross_entropy", "seconds": 1.0}
@@ -440,8 +451,11 @@ def test_a_cross_entropy_is_held_against_the_adapters_on_the_same_texts() -> Non
     assert "above_adapter" not in results["adapter"] and "above_adapter" not in results["dynamic_ntk"]
     mean = (0.5 * 1 + 0.25 * 2) / 3
     error = math.sqrt(2 * ((0.5 - mean) ** 2 + (2 * (0.25 - mean)) ** 2)) / 3
-    assert results["bm25"]["above_adapter"] == pytest.approx({"samples": 2, "mean": mean, "standard_error": error})
-    assert results["yarn"]["above_adapter"] == {"samples": 1, "mean": -1.0} and results["yarn"]["samples"] == 2
+    assert results["bm25"]["above_adapter"] == pytest.approx(
+        {"samples": 2, "same_texts": False, "mean": mean, "standard_error": error}
+    )
+    one = {"samples": 1, "same_texts": False, "mean": -1.0}
+    assert results["yarn"]["above_adapter"] == one and results["yarn"]["samples"] == 2
     assert table(list(results.values()), []).split("\n\n", 2)[2] == (
         "### longppl: cross-entropy above the adapter's on the same texts, in nats a token ± standard error\n\n"
         f"| tokens | 64 |\n|---|---|\n| bm25 | +0.333 ± {error:.3f} (2) |\n| yarn | -1.000 (1) |\n"
