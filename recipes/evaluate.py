@@ -33,7 +33,7 @@ from jobs import Job, jobs_of, prompts, record_facts, scored, spread_order
 from key_tokens import KeyTokenFinder
 from peft import PeftConfig, PeftModel, get_peft_model
 from record_tables import averages
-from result_tables import table
+from result_tables import ruler_averages, table
 from results import SampleFile, circumstances, git_commit, origins, publishable, summarise, versions, write_text
 from tqdm import tqdm
 
@@ -198,7 +198,7 @@ class Evaluator:
             **circumstances(self.model.device),
             "seconds": round(sum(sample["seconds"] for sample in samples.samples.values()), 1),
         }
-        if means := averages(results):
+        if means := [*averages(results), *ruler_averages(results)]:
             summary["averages"] = means
         write_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         write_text(self.folder / "table.md", f"`{self.command}`\n\n" + table(results, skipped))

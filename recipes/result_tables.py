@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from record_tables import record_tables
 
 from focus_peft.tasks import RECORD_TASKS
+from focus_peft.tasks.niah import NIAH_TASKS
+from focus_peft.tasks.ruler import RULER_TASKS
+
+
+# RULER's tasks that are made from a seed
+RULER = tuple(task.name for task in (*NIAH_TASKS, *RULER_TASKS))
 
 
 def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]]) -> str:
@@ -30,7 +37,30 @@ def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, A
         parts.append("\n".join([*lines, *(["", "Not run:", "", *notes] if notes else [])]))
         if paired := [result for result in own if "above_adapter" in result]:
             parts.append(_differences(task, paired))
+    if means := ruler_averages(results):
+        cells = {(entry["method"], entry["length"]): f"{entry['mean']:.2f}" for entry in means}
+        rows = _grid(cells, sorted({entry["length"] for entry in means}), dict.fromkeys(m["method"] for m in means))
+        parts.append("\n".join([f"## RULER: mean of its {len(RULER)} tasks above", "", *rows]))
     return "\n\n".join([*parts, *record_tables(results, skipped)]) + "\n"
+
+
+def ruler_averages(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The mean over RULER's tasks of each method at each length, where all have been run; tasks count the same, whatever their samples."""
+    means: dict[tuple[str, int], list[float]] = {}
+    for result in results:
+        if result["task"] in RULER:
+            means.setdefault((result["method"], result["length"]), []).append(result["mean"])
+    return [
+        {
+            "benchmark": "ruler",
+            "over": f"{len(RULER)} tasks",
+            "method": method,
+            "length": length,
+            "mean": math.fsum(own) / len(RULER),
+        }
+        for (method, length), own in means.items()
+        if len(own) == len(RULER)
+    ]
 
 
 def _differences(task: str, results: Sequence[Mapping[str, Any]]) -> str:

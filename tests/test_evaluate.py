@@ -19,7 +19,7 @@ from refusal import assert_sentence, refusal
 
 pytest.importorskip("datasets")
 
-from result_tables import table
+from result_tables import ruler_averages, table
 from results import SampleFile, key_of, publishable, summarise, wilson
 
 from focus_peft.pool import ChunkPool
@@ -410,6 +410,17 @@ def test_means_and_cells() -> None:
         "| c | – | – |\n\nNot run:\n\n- c, 128 tokens: It is too long.\n\n"
         "## perplexity: perplexity\n\n| tokens | 64 |\n|---|---|\n| b | 7.00 (1) |\n"
     )
+
+
+def test_rulers_mean_is_over_all_of_its_tasks_or_is_not_there() -> None:
+    ruler = [*(name for name in TASKS if name.startswith("niah")), "vt", "cwe", "fwe"]
+    assert len(ruler) == 11
+    common = {"length": 64, "number": 0, "metric": "score", "seconds": 1.0}
+    samples = [{**common, "task": t, "method": m, "score": n / 10} for n, t in enumerate(ruler) for m in ("a", "b")]
+    results = summarise(samples[:-1], {(task, method, 64): 1 for task in ruler for method in ("a", "b")})
+    (mean,) = ruler_averages(results)
+    assert (mean["method"], mean["length"]) == ("a", 64) and mean["mean"] == pytest.approx(sum(range(11)) / 110)
+    assert "## RULER: mean of its 11 tasks above\n\n| tokens | 64 |\n|---|---|\n| a | 0.50 |\n" in table(results, [])
 
 
 def test_perplexities_of_other_texts_than_the_adapters_are_not_published(config: Path) -> None:
