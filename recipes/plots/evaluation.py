@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def passkey(args: argparse.Namespace) -> None:
             if not math.isnan(value):
                 colour = "white" if value < 0.45 else "black"
                 panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    panel.set_xticks(range(len(lengths)), [short(length) for length in lengths])
+    counts = Counter(sample["length"] for sample in found)  # a cell of a single sample must not look like one of many
+    panel.set_xticks(range(len(lengths)), [f"{short(length)}\nn = {counts[length]}" for length in lengths])
     panel.set_yticks(range(args.bands), [f"{band / args.bands:.0%}" for band in range(args.bands)])
     panel.set(xlabel="tokens (hatched: not run)", ylabel="depth, from", title=f"{args.task}: {args.method}")
     save(figure, args.output)
