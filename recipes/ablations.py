@@ -4,7 +4,7 @@
     python recipes/ablations.py --config recipes/ablations/smollm2.yaml --dry-run
     python recipes/ablations.py --config recipes/ablations/smollm2_reading.yaml
     python recipes/ablations.py --config recipes/ablations/smollm2.yaml --studies "losses,chunk size" --limit 5
-    python recipes/ablations.py --config recipes/ablations/llama.yaml --launcher "accelerate launch"
+    python recipes/ablations.py --config recipes/ablations/llama2_7b_paper.yaml --launcher "accelerate launch"
 
 A configuration is a YAML file with the fields of `Ablations` (recipes/ablation.py); `key=value` overrides it. Every variant is a run of
 `train.py` and a run of `evaluate.py`; variants with the same `train` share one adapter. With `adapter` in place of `recipe` nothing is

@@ -32,8 +32,8 @@ from evaluation import KEY_TOKENS, LONGEST, LONGPPL, TEXT_TASKS, Evaluation, cho
 from jobs import Job, jobs_of, prompts, record_facts, scored, spread_order
 from key_tokens import KeyTokenFinder
 from peft import PeftConfig, PeftModel, get_peft_model
-from record_tables import averages
-from result_tables import ruler_averages, table
+from record_tables import averages, ruler_averages
+from result_tables import table
 from results import SampleFile, circumstances, git_commit, origins, publishable, summarise, versions, write_text
 from tqdm import tqdm
 

@@ -9,10 +9,14 @@ from typing import Any
 from evaluation import length_name
 
 from focus_peft.tasks import RECORD_TASKS, Benchmark
+from focus_peft.tasks.niah import NIAH_TASKS
+from focus_peft.tasks.ruler import RULER_TASKS
 
 
 # Languages by what the rows of their averages are called
 LANGUAGES = {"en": "English", "zh": "Chinese"}
+# RULER's tasks that are made from a seed
+RULER = tuple(task.name for task in (*NIAH_TASKS, *RULER_TASKS))
 
 
 def averages(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -33,6 +37,25 @@ def averages(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 entry = {"benchmark": benchmark.name, "over": over, "method": method, "length": length, "mean": mean}
                 found.append(entry)
     return found
+
+
+def ruler_averages(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The mean over RULER's tasks of each method at each length, where all have been run; tasks count the same, whatever their samples."""
+    means: dict[tuple[str, int], list[float]] = {}
+    for result in results:
+        if result["task"] in RULER:
+            means.setdefault((result["method"], result["length"]), []).append(result["mean"])
+    return [
+        {
+            "benchmark": "ruler",
+            "over": f"{len(RULER)} tasks",
+            "method": method,
+            "length": length,
+            "mean": _mean(own),
+        }
+        for (method, length), own in means.items()
+        if len(own) == len(RULER)
+    ]
 
 
 def _groups(benchmark: Benchmark) -> dict[str, list[list[str]]]:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from record_tables import record_tables
+from record_tables import RULER, record_tables, ruler_averages
 
 from focus_peft.tasks import RECORD_TASKS
-from focus_peft.tasks.niah import NIAH_TASKS
-from focus_peft.tasks.ruler import RULER_TASKS
-
-
-# RULER's tasks that are made from a seed
-RULER = tuple(task.name for task in (*NIAH_TASKS, *RULER_TASKS))
 
 
 def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]]) -> str:
@@ -42,25 +35,6 @@ def table(results: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, A
         rows = _grid(cells, sorted({entry["length"] for entry in means}), dict.fromkeys(m["method"] for m in means))
         parts.append("\n".join([f"## RULER: mean of its {len(RULER)} tasks above", "", *rows]))
     return "\n\n".join([*parts, *record_tables(results, skipped)]) + "\n"
-
-
-def ruler_averages(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The mean over RULER's tasks of each method at each length, where all have been run; tasks count the same, whatever their samples."""
-    means: dict[tuple[str, int], list[float]] = {}
-    for result in results:
-        if result["task"] in RULER:
-            means.setdefault((result["method"], result["length"]), []).append(result["mean"])
-    return [
-        {
-            "benchmark": "ruler",
-            "over": f"{len(RULER)} tasks",
-            "method": method,
-            "length": length,
-            "mean": math.fsum(own) / len(RULER),
-        }
-        for (method, length), own in means.items()
-        if len(own) == len(RULER)
-    ]
 
 
 def _differences(task: str, results: Sequence[Mapping[str, Any]]) -> str:

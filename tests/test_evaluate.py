@@ -19,7 +19,8 @@ from refusal import assert_sentence, refusal
 
 pytest.importorskip("datasets")
 
-from result_tables import ruler_averages, table
+from record_tables import ruler_averages
+from result_tables import table
 from results import SampleFile, key_of, publishable, summarise, wilson
 
 from focus_peft.pool import ChunkPool
