@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from conftest import random_ids
+from tiny import random_ids
 from torch import nn
 
 
