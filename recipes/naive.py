@@ -28,7 +28,9 @@ def naive_loss(tuner: Any, ids: list[int], sample: Sample) -> torch.Tensor:
     """
     chunks = cut(ids[: sample.memory], sample.chunk_size)
     spans = [span for span in (sample.continuation, sample.repetition) if span is not None]
-    return sum((_span_loss(tuner, chunks, ids, span) for span in spans), start=torch.zeros(()))
+    return sum(
+        (_span_loss(tuner, chunks, ids, span) for span in spans), start=torch.zeros((), device=tuner.reader.device)
+    )
 
 
 def _span_loss(tuner: Any, chunks: list[list[int]], ids: list[int], span: Span) -> torch.Tensor:
@@ -59,12 +61,12 @@ def _span_loss(tuner: Any, chunks: list[list[int]], ids: list[int], span: Span) 
     start = settings.frames.local_start(len(chunks), len(prompt) - newest + 1)
     local = local_pass_input([with_bos(window.ids, settings.bos)], [0], [start], [len(chunks)], newest, exact, 0, 0)
     logits = reader.run(local, GraphCache(prefix), logits=span.labels)[0]
-    return F.cross_entropy(logits, torch.tensor(ids[span.first_label : span.end]))
+    return F.cross_entropy(logits, torch.tensor(ids[span.first_label : span.end], device=logits.device))
 
 
 def _nothing(model: Any, rows: int) -> list[LayerStates]:
     """Keys and values of no tokens."""
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    empty = torch.zeros(rows, config.num_key_value_heads, 0, size, dtype=model.dtype)
+    empty = torch.zeros(rows, config.num_key_value_heads, 0, size, dtype=model.dtype, device=model.device)
     return [(empty, empty)] * config.num_hidden_layers

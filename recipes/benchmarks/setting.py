@@ -80,17 +80,17 @@ class Pieces:
 
     def read(self, base: Any) -> None:
         """The products and attention that reading takes: all chunks, the prompt behind each, and the window."""
-        prompt = torch.tensor(self.local[-self.nominal :])
+        prompt = torch.tensor(self.local[-self.nominal :], device=base.device)
         for begin in range(0, len(self.chunks), self.rows):
             batch = [chunk for chunk in self.chunks[begin : begin + self.rows] if len(chunk) == self.sizes.chunk]
             if batch:
-                cache = base.base_model(torch.tensor(batch), use_cache=True)[CACHE]
+                cache = base.base_model(torch.tensor(batch, device=base.device), use_cache=True)[CACHE]
                 base.base_model(prompt.expand(len(batch), -1), use_cache=True, **{CACHE: cache})
         self.forward_local(base, 0)
 
     def forward_local(self, base: Any, more: int) -> None:
         """One pass over the window and `more` tokens, with logits of the last one."""
-        ids = torch.tensor([(self.local * 2)[: len(self.local) + more]])
+        ids = torch.tensor([(self.local * 2)[: len(self.local) + more]], device=base.device)
         base(ids, use_cache=False, logits_to_keep=1)
 
     def step_caches(self, base: Any) -> list[StaticCache]:

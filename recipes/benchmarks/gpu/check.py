@@ -1,0 +1,49 @@
+"""The checks of `tests/device_checks.py` on the device; pytest is not needed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+import unittest
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .report import OK, SKIPPED, Options, Report
+
+
+TESTS = Path(__file__).parents[3] / "tests"
+
+
+def run(options: Options) -> Report:
+    report = Report("check", options)
+    if find_spec("pytest") is None:
+        report.note("pytest is not installed; the checks ran without it, as they do anyway.")
+    if str(TESTS) not in sys.path:
+        sys.path.insert(0, str(TESTS))
+    checks: Any = importlib.import_module("device_checks")
+    for name in checks.FEW if options.small else checks.CHECKS:
+        report.cell(lambda name=name: _run(checks.CHECKS[name], options.device), check=name)
+    counts = {status: sum(cell["status"] == status for cell in report.cells) for status in (OK, SKIPPED)}
+    report.values["passed"], report.values["skipped"] = counts[OK], counts[SKIPPED]
+    report.values["failed"] = len(report.cells) - sum(counts.values())
+    report.write()
+    return report
+
+
+def _run(check: Callable[[torch.device], None], device: torch.device) -> dict[str, Any]:
+    begin = time.perf_counter()
+    try:
+        check(device)
+    except unittest.SkipTest as reason:
+        return {"status": SKIPPED, "reason": str(reason)}
+    return {"seconds": round(time.perf_counter() - begin, 2)}
+
+
+def is_failed(report: Report) -> bool:
+    """Whether a check failed, ran out of memory, or none was run."""
+    return report.values["failed"] > 0 or report.values["passed"] == 0

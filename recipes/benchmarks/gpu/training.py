@@ -1,0 +1,145 @@
+"""A step of the paper's recipe: Llama-2-7B's shape, documents of 8K tokens, full and low-rank twins, beside the naive graph."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from naive import naive_loss
+
+from focus_peft.objectives import focus_loss
+from focus_peft.sampling import Sample, Span
+
+from .measuring import forget_peak, peak_gb, seconds_of
+from .models import Sizes, random_document, random_model
+from .report import Options, Report, free
+
+
+MODEL = "Llama-2-7B"
+# The paper's: steps, and documents of a step
+STEPS, BATCH = 10_000, 8
+# Label schemes, and how many labels a span of each has in the recipes
+SCHEMES = {"exact": 256, "streaming": 32}
+
+
+def run(options: Options) -> Report:
+    report = Report("training", options)
+    report.values["sizes"] = vars(Sizes.of(options))
+    report.note(
+        f"Hours are an estimate for {STEPS:,} steps of {BATCH} documents, all as long as these, on this one device; the paper's have "
+        "3K to 8K tokens."
+    )
+    ranks: list[int | None] = [None, 4 if options.small else 64]
+    for r in ranks:
+        model = random_model(MODEL, options, r=r).train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-5)
+        for decoding in SCHEMES:
+            _Training(report, model, optimizer, decoding, "full" if r is None else f"r={r}").measure()
+        del model, optimizer
+        free(options.device)
+    return report
+
+
+class _Training:
+    """The cells of one kind of twins and one label scheme."""
+
+    def __init__(self, report: Report, model: Any, optimizer: Any, decoding: str, twins: str) -> None:
+        self.report, self.model, self.optimizer, self.options = report, model, optimizer, report.options
+        self.device = self.options.device
+        self.tokens = 256 if self.options.small else 8192
+        self.labels = 4 if self.options.small else SCHEMES[decoding]
+        config = model.peft_config["default"]
+        config.decoding, config.label_size = decoding, self.labels
+        config.train_min_chunk_size = 8 if self.options.small else None
+        self.names = {"model": MODEL, "twins": twins, "decoding": decoding, "tokens": self.tokens}
+
+    def measure(self) -> None:
+        self.report.cell(self._drawn(1, 4), **self.names, way="drawn spans", documents=1)
+        self.report.cell(self._drawn(BATCH, 2), **self.names, way="drawn spans", documents=BATCH)
+        for way, loss in (("focus_peft", self._our_loss), ("naive graph", self._naive_loss)):
+            self.report.cell(self._fixed(loss), **self.names, way=f"largest chunks, {way}", documents=1)
+        self.model.zero_grad(set_to_none=True)
+
+    def _drawn(self, documents: int, steps: int) -> Callable[[], dict[str, Any]]:
+        """Spans and chunk sizes as training draws them, with a step of AdamW."""
+
+        def step(number: int) -> tuple[float, float, int]:
+            ids = random_document(self.model, self.tokens, self.options, rows=documents, seed=number)
+            counted: list[int] = []
+
+            def passes() -> None:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=not self.options.small):
+                    output = self.model(ids, labels=ids, sample_seeds=torch.arange(documents) + documents * number)
+                output.loss.backward()
+                counted.append(int(output.num_continuation) + int(output.num_repetition))
+
+            seconds = seconds_of(passes, self.device)
+            update = seconds_of(self.optimizer.step, self.device)
+            self.optimizer.zero_grad(set_to_none=True)
+            return seconds, update, counted[0]
+
+        def measure() -> dict[str, Any]:
+            step(0)
+            forget_peak(self.device)
+            found = [step(number) for number in range(1, steps + 1)]
+            seconds, update = (statistics.mean(values) for values in list(zip(*found))[:2])
+            labels = statistics.mean(labels for *_, labels in found)
+            one = seconds / documents
+            return {
+                "seconds": round(seconds, 5),
+                "all_seconds": [round(values[0], 5) for values in found],
+                "optimizer_seconds": round(update, 5),
+                "tokens_per_second": round(documents * self.tokens / seconds, 1),
+                "labels": labels,
+                "labels_per_second": round(labels / seconds, 1),
+                "peak_memory_gb": peak_gb(self.device),
+                "hours_of_the_paper": round(STEPS * (BATCH * one + update) / 3600, 3),
+            }
+
+        return measure
+
+    def _fixed(self, loss: Callable[[list[int], Sample], torch.Tensor]) -> Callable[[], dict[str, Any]]:
+        """Three chunks of a quarter of the document, the largest there are, and windows of a quarter: both ways compute the same."""
+        quarter = self.tokens // 4
+        spans = [Span(start, quarter - self.labels, self.labels) for start in (3 * quarter, quarter)]
+        sample = Sample(3 * quarter, quarter, *spans)
+        ids = random_document(self.model, self.tokens, self.options)[0].tolist()
+        value: list[float] = []
+
+        def passes() -> None:
+            self.model.zero_grad(set_to_none=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=not self.options.small):
+                found = loss(ids, sample)
+            found.backward()
+            value.append(float(found.detach()))
+
+        def measure() -> dict[str, Any]:
+            try:
+                passes()
+                forget_peak(self.device)
+                seconds = seconds_of(passes, self.device)
+                gradients = [p.grad.float().norm() for p in self.model.parameters() if p.grad is not None]
+                norm = float(torch.stack(gradients).norm())
+            finally:
+                self.model.zero_grad(set_to_none=True)
+            return {
+                "seconds": round(seconds, 5),
+                "tokens_per_second": round(self.tokens / seconds, 1),
+                "labels": 2 * self.labels,
+                "labels_per_second": round(2 * self.labels / seconds, 1),
+                "peak_memory_gb": peak_gb(self.device),
+                "loss": round(value[-1], 5),
+                "gradient_norm": float(f"{norm:.5g}"),
+            }
+
+        return measure
+
+    def _our_loss(self, ids: list[int], sample: Sample) -> torch.Tensor:
+        tuner = self.model.base_model
+        loss: Any = focus_loss(tuner.reader, tuner.settings(), tuner.active_config, [ids], [ids], [sample]).loss
+        return loss
+
+    def _naive_loss(self, ids: list[int], sample: Sample) -> torch.Tensor:
+        return naive_loss(self.model.base_model, ids, sample)
