@@ -6,6 +6,7 @@ DEMO_ARGS ?=
 VERIFY_ARGS ?= texts=[] --tasks passkey --methods adapter,local_window --lengths 4K,8K,16K,32K --limit 10
 CONFIG ?= recipes/configs/tiny_debug.yaml
 TRAIN_ARGS ?=
+ARGS ?=
 
 VENV := .venv
 LOWEST := .venv-lowest
@@ -14,7 +15,7 @@ PYTEST := pytest -n logical --maxprocesses 8
 TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-page verify-adapter train train-smoke test test-long test-distributed test-lowest models-table lint format clean
+.PHONY: help demo demo-page verify-adapter train train-smoke test test-long test-distributed test-lowest models-table gpu lint format clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -48,6 +49,9 @@ test-lowest: $(LOWEST)/.dev ## run the tests with the lowest transformers and pe
 
 models-table: $(VENV)/.dev ## run the matrix of model families and write its table into docs/models.md
 	$(TESTS) tests/test_families.py --write-table docs/models.md
+
+gpu: $(VENV)/.demo ## check and measure everything on one GPU, in ten minutes (ARGS=--small: tiny sizes on the CPU; see docs/gpu.md)
+	$(VENV)/bin/python recipes/gpu.py $(ARGS)
 
 lint: $(VENV)/.dev ## check style, formatting and types
 	$(RUN) ruff check .

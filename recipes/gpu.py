@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import transformers
-from benchmarks.gpu.report import Options
+from benchmarks.gpu.report import Options, Report, free
 
 
 PARTS = ("check", "reading", "decoding", "training", "adapter")
@@ -59,13 +59,17 @@ def main(args: argparse.Namespace) -> int:
     for part in args.parts:
         print(f"{part} on {options.device}", flush=True)
         begin = time.perf_counter()
-        module: Any = importlib.import_module(f"benchmarks.gpu.{part}")
         of_part = options
         if part == "adapter":
             of_part = replace(options, seconds=max(options.seconds, PASSKEY_SECONDS + options.training_seconds))
-        report = module.run(of_part)
-        if part == "check":
-            failed = module.is_failed(report)
+        report = Report(part, of_part)
+        try:
+            module: Any = importlib.import_module(f"benchmarks.gpu.{part}")
+            module.run(report)
+        except Exception as error:  # the other parts go on
+            report.note_failure(error)
+        free(options.device)
+        failed |= part == "check" and not report.values.get("passed_all", False)
         print(f"{part}: {time.perf_counter() - begin:.0f} s\n", flush=True)
     for part in args.parts:
         print(table(json.loads((options.output / f"{part}.json").read_text(encoding="utf-8"))))
@@ -106,7 +110,10 @@ def table(result: dict[str, Any]) -> str:
     cells = [cell for cell in result["cells"] if cell.get("way") != "warm-up"]
     lines = [f"**{result['part']}**, {result['device']}, {result['dtype']}, {result['seconds']:.0f} s", ""]
     if result["part"] == "check":
-        lines += [f"{result['passed']} passed, {result['skipped']} skipped, {result['failed']} failed", ""]
+        lines += [
+            f"{result.get('passed', 0)} passed, {result.get('skipped', 0)} skipped, {result.get('failed', 'an unknown number')} failed",
+            "",
+        ]
         cells = [cell for cell in cells if cell["status"] != "ok"]
     names = [name for name in NAMES if any(name in cell for cell in cells)]
     columns = [name for name in COLUMNS if any(cell.get(name) is not None for cell in cells)]

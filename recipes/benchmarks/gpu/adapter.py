@@ -30,7 +30,7 @@ from focus_peft.tasks.samples import spread
 from .adapter_training import train
 from .measuring import forget_peak, peak_gb
 from .models import TINY
-from .report import OK, Options, Report, free
+from .report import FAILED, LEAST_SECONDS, OK, OUT_OF_MEMORY, Options, Report, free, out_of_memory
 
 
 ADAPTER = Path(__file__).parents[3] / "hub" / "smollm2-135m-instruct-focus"
@@ -43,21 +43,23 @@ TOKENS_AT_ONCE = 2**19
 SAVING_SECONDS = 10
 
 
-def run(options: Options) -> Report:
-    report = Report("adapter", options)
+def run(report: Report) -> None:
+    options = report.options
     with tempfile.TemporaryDirectory() as folder:
         found = _small_model(Path(folder)) if options.small else _find(options)
         if isinstance(found, str):
             report.note(found)
             report.skip(found, way="passkeys and training")
-            return report
+            return
         base, adapter = found
         report.values["base"], report.values["adapter"] = base.name, adapter.name
         _ask(report, base, adapter)
         free(options.device)
         seconds = min(options.training_seconds, report.seconds_left - SAVING_SECONDS)
-        report.cell(lambda: train(options, base, adapter, seconds), way="training", expected_seconds=seconds)
-    return report
+        if seconds < LEAST_SECONDS:
+            report.skip("no time was left of the part's", way="training")
+        else:
+            report.cell(lambda: train(options, base, adapter, seconds), way="training", expected_seconds=seconds)
 
 
 def _find(options: Options) -> tuple[Path, Path] | str:
@@ -146,7 +148,8 @@ def _ask_batch(report: Report, model: Any, passkeys: _Passkeys, cell: dict[str, 
                 progress=False,
             )
     except Exception as error:  # the other lengths go on
-        cell |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:600]}
+        status = OUT_OF_MEMORY if out_of_memory(error) else FAILED
+        cell |= {"status": status, "reason": f"{type(error).__name__}: {error}"[:600]}
         free(device)
         return
     answers = passkeys.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)

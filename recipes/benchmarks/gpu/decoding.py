@@ -16,7 +16,7 @@ from .floors import Counts
 from .measuring import Rates, forget_peak, measure_rates, peak_gb, wait
 from .models import SHAPES, Sizes, random_document, random_model
 from .reading import INT8_SIZE, storage_for
-from .report import OK, Options, Report, free
+from .report import OK, Report, free
 
 
 # Our ways to decode: what `generate` is given, and how many tokens are timed
@@ -26,11 +26,11 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "streaming, one chunk at a time": ({"decoding": "streaming", "chunk_batch_size": 1}, 2),
 }
 # Tokens before those that are timed
-WARM_UP = 2
+WARM_UP = 1
 
 
-def run(options: Options) -> Report:
-    report = Report("decoding", options)
+def run(report: Report) -> None:
+    options = report.options
     rates = measure_rates(options)
     report.values["rates"] = rates.to_dict()
     report.values["sizes"] = vars(Sizes.of(options))
@@ -40,7 +40,6 @@ def run(options: Options) -> Report:
             _measure(report, rates, name, model, tokens)
         del model
         free(options.device)
-    return report
 
 
 def _measure(report: Report, rates: Rates, name: str, model: Any, tokens: int) -> None:
@@ -64,7 +63,7 @@ def _measure(report: Report, rates: Rates, name: str, model: Any, tokens: int) -
 
             def measure(given: dict[str, Any] = given, count: int = count) -> dict[str, Any]:
                 forget_peak(device)
-                steps = _steps(model, question, held[0], count, given)
+                steps = _steps(model, question, held[0], min(count, 3) if options.small else count, given)
                 floor = counts.token(tokens, given["decoding"], INT8_SIZE if storage == "int8" else 1.0)
                 return {**_figures(steps, device), **floor.figures(rates, statistics.median(steps))}
 
@@ -75,7 +74,7 @@ def _measure(report: Report, rates: Rates, name: str, model: Any, tokens: int) -
     def full() -> dict[str, Any]:
         forget_peak(device)
         with model.disable_adapter():
-            steps = _full_attention(model.get_base_model(), tokens, WAYS["streaming"][1])
+            steps = _full_attention(model.get_base_model(), tokens, 3 if options.small else WAYS["streaming"][1])
         return {**_figures(steps, device), **counts.full_token(tokens).figures(rates, statistics.median(steps))}
 
     report.cell(full, **names, way="full attention", attention=model.get_base_model().config._attn_implementation)

@@ -73,7 +73,7 @@ class Sizes:
     @classmethod
     def of(cls, options: Options) -> Sizes:
         if options.small:
-            return cls(32, 32, 8, (128, 256))
+            return cls(32, 32, 8, (96, 160))
         return cls(2048, 2048, 512, (8192, 32768, 131072, 400000))
 
 

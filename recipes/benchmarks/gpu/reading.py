@@ -11,7 +11,7 @@ from ..setting import Pieces
 from .floors import Counts, Floor
 from .measuring import Rates, forget_peak, measure_rates, peak_gb, repeated
 from .models import SHAPES, Sizes, random_document, random_model
-from .report import OK, Options, Report, free
+from .report import OK, Report, free
 
 
 # Our ways to read, and what `generate` is given for each
@@ -26,8 +26,8 @@ STATES_SHARE = 0.85
 INT8_SIZE = 0.54
 
 
-def run(options: Options) -> Report:
-    report = Report("reading", options)
+def run(report: Report) -> None:
+    options = report.options
     rates = measure_rates(options)
     report.values["rates"] = rates.to_dict()
     report.values["sizes"] = vars(Sizes.of(options))
@@ -36,7 +36,6 @@ def run(options: Options) -> Report:
         _Reading(report, rates, name, model).measure()
         del model
         free(options.device)
-    return report
 
 
 class _Reading:
@@ -144,6 +143,7 @@ def storage_for(counts: Counts, tokens: int, device: torch.device) -> str | None
     """Where chunks of an input are kept: on the device as they are, in 8 bits if they do not fit, else nowhere."""
     if device.type != "cuda":
         return "device"
+    free(device)
     row = counts.sizes.chunk + counts.sizes.prompt * 3 // 2 + 64
     needed = counts.states * row * counts.chunks(tokens)
     room = STATES_SHARE * torch.cuda.mem_get_info(device)[0]

@@ -131,6 +131,11 @@ class Report:
         print(f"  {words}"[:400], flush=True)
         return cell
 
+    def note_failure(self, error: Exception) -> None:
+        """Write that the rest of the part could not run, and why."""
+        self.values["traceback"] = traceback.format_exc()[-3000:]
+        self.note(f"The rest of the part failed: {type(error).__name__}: {error}"[:600])
+
     def write(self) -> None:
         """Write the file; one that is there is replaced when the new one is whole."""
         self.values["seconds"] = round(time.perf_counter() - self.begin, 1)

@@ -14,7 +14,7 @@ from focus_peft.sampling import Sample, Span
 
 from .measuring import forget_peak, peak_gb, seconds_of
 from .models import Sizes, random_document, random_model
-from .report import Options, Report, free
+from .report import OK, OUT_OF_MEMORY, Report, free
 
 
 MODEL = "Llama-2-7B"
@@ -24,8 +24,8 @@ STEPS, BATCH = 10_000, 8
 SCHEMES = {"exact": 256, "streaming": 32}
 
 
-def run(options: Options) -> Report:
-    report = Report("training", options)
+def run(report: Report) -> None:
+    options = report.options
     report.values["sizes"] = vars(Sizes.of(options))
     report.note(
         f"Hours are an estimate for {STEPS:,} steps of {BATCH} documents, all as long as these, on this one device; the paper's have "
@@ -39,7 +39,6 @@ def run(options: Options) -> Report:
             _Training(report, model, optimizer, decoding, "full" if r is None else f"r={r}").measure()
         del model, optimizer
         free(options.device)
-    return report
 
 
 class _Training:
@@ -53,14 +52,26 @@ class _Training:
         config = model.peft_config["default"]
         config.decoding, config.label_size = decoding, self.labels
         config.train_min_chunk_size = 8 if self.options.small else None
-        self.names = {"model": MODEL, "twins": twins, "decoding": decoding, "tokens": self.tokens}
+        self.names = {"model": MODEL, "twins": twins, "decoding": decoding}
 
     def measure(self) -> None:
-        self.report.cell(self._drawn(1, 4), **self.names, way="drawn spans", documents=1)
-        self.report.cell(self._drawn(BATCH, 2), **self.names, way="drawn spans", documents=BATCH)
-        for way, loss in (("focus_peft", self._our_loss), ("naive graph", self._naive_loss)):
-            self.report.cell(self._fixed(loss), **self.names, way=f"largest chunks, {way}", documents=1)
-        self.model.zero_grad(set_to_none=True)
+        """Drawn spans of one document and of as many as fit; and the largest chunks, as long as the naive graph fits."""
+        self._measure("drawn spans", self.tokens, self._drawn(1, 2 if self.options.small else 4), documents=1)
+        documents = 2 if self.options.small else BATCH
+        while documents > 1:
+            cell = self._measure("drawn spans", self.tokens, self._drawn(documents, 2), documents=documents)
+            documents = documents // 2 if cell["status"] == OUT_OF_MEMORY else 1
+        for tokens in (self.tokens, self.tokens // 2, self.tokens // 4):
+            self._measure("largest chunks, focus_peft", tokens, self._fixed(self._our_loss, tokens), documents=1)
+            naive = self._fixed(self._naive_loss, tokens)
+            if self._measure("largest chunks, naive graph", tokens, naive, documents=1)["status"] == OK:
+                break
+
+    def _measure(self, way: str, tokens: int, measure: Callable[[], dict[str, Any]], documents: int) -> dict[str, Any]:
+        cell = self.report.cell(measure, **self.names, tokens=tokens, way=way, documents=documents)
+        self.optimizer.zero_grad(set_to_none=True)
+        free(self.device)
+        return cell
 
     def _drawn(self, documents: int, steps: int) -> Callable[[], dict[str, Any]]:
         """Spans and chunk sizes as training draws them, with a step of AdamW."""
@@ -100,12 +111,12 @@ class _Training:
 
         return measure
 
-    def _fixed(self, loss: Callable[[list[int], Sample], torch.Tensor]) -> Callable[[], dict[str, Any]]:
+    def _fixed(self, loss: Callable[[list[int], Sample], torch.Tensor], tokens: int) -> Callable[[], dict[str, Any]]:
         """Three chunks of a quarter of the document, the largest there are, and windows of a quarter: both ways compute the same."""
-        quarter = self.tokens // 4
+        quarter = tokens // 4
         spans = [Span(start, quarter - self.labels, self.labels) for start in (3 * quarter, quarter)]
         sample = Sample(3 * quarter, quarter, *spans)
-        ids = random_document(self.model, self.tokens, self.options)[0].tolist()
+        ids = random_document(self.model, tokens, self.options)[0].tolist()
         value: list[float] = []
 
         def passes() -> None:
@@ -116,17 +127,14 @@ class _Training:
             value.append(float(found.detach()))
 
         def measure() -> dict[str, Any]:
-            try:
-                passes()
-                forget_peak(self.device)
-                seconds = seconds_of(passes, self.device)
-                gradients = [p.grad.float().norm() for p in self.model.parameters() if p.grad is not None]
-                norm = float(torch.stack(gradients).norm())
-            finally:
-                self.model.zero_grad(set_to_none=True)
+            passes()
+            forget_peak(self.device)
+            seconds = seconds_of(passes, self.device)
+            gradients = [p.grad.float().norm() for p in self.model.parameters() if p.grad is not None]
+            norm = float(torch.stack(gradients).norm())
             return {
                 "seconds": round(seconds, 5),
-                "tokens_per_second": round(self.tokens / seconds, 1),
+                "tokens_per_second": round(tokens / seconds, 1),
                 "labels": 2 * self.labels,
                 "labels_per_second": round(2 * self.labels / seconds, 1),
                 "peak_memory_gb": peak_gb(self.device),
