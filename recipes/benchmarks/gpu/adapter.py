@@ -79,14 +79,20 @@ def _find(options: Options) -> tuple[Path, Path] | str:
 def _small_model(folder: Path) -> tuple[Path, Path]:
     """A tiny model that reads bytes, and an adapter of it: both know nothing, which suffices to run every line."""
     torch.manual_seed(0)
-    fields = {**TINY, "vocab_size": 259, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2}
-    base = AutoModelForCausalLM.from_config(LlamaConfig(**fields))
+    fields: dict[str, Any] = {
+        **TINY,
+        "vocab_size": 259,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    base: Any = AutoModelForCausalLM.from_config(LlamaConfig(**fields))
     base.save_pretrained(folder / "base")
     byte_tokenizer().save_pretrained(folder / "base")
-    sizes = {"chunk_size": 64, "local_size": 64, "prompt_size": 32, "train_min_chunk_size": 64}
+    sizes: dict[str, Any] = {"chunk_size": 64, "local_size": 64, "prompt_size": 32, "train_min_chunk_size": 64}
     config = FocusConfig(r=4, alpha=8, label_size=4, **sizes)
     config.base_model_name_or_path = "tiny"
-    get_peft_model(base, config).save_pretrained(folder / "adapter")
+    get_peft_model(base, config).save_pretrained(str(folder / "adapter"))
     return folder / "base", folder / "adapter"
 
 
@@ -94,8 +100,8 @@ def _ask(report: Report, base: Path, adapter: Path) -> None:
     """Ask for passkeys, some of each length in turn, so that what is cut off has some of all."""
     options, device = report.options, report.options.device
     # the adapter's weights stay in float32, as PEFT leaves them
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=options.dtype).to(device)
-    model = PeftModel.from_pretrained(model, str(adapter)).eval().to(device)
+    plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=options.dtype)
+    model: Any = PeftModel.from_pretrained(plain.to(device), str(adapter)).eval().to(device)
     asked = SMALL_PASSKEYS if options.small else PASSKEYS
     passkeys = _Passkeys(AutoTokenizer.from_pretrained(base))
     reserved = options.training_seconds + SAVING_SECONDS

@@ -7,6 +7,7 @@ import sys
 import time
 import unittest
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def run(report: Report) -> None:
         sys.path.insert(0, str(TESTS))
     checks: Any = importlib.import_module("device_checks")
     for name in checks.FEW if options.small else checks.CHECKS:
-        report.cell(lambda name=name: _run(checks.CHECKS[name], options.device), check=name)
+        report.cell(partial(_run, checks.CHECKS[name], options.device), check=name)
     counts = {status: sum(cell["status"] == status for cell in report.cells) for status in (OK, SKIPPED)}
     report.values["passed"], report.values["skipped"] = counts[OK], counts[SKIPPED]
     report.values["failed"] = len(report.cells) - sum(counts.values())

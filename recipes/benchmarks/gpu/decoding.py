@@ -48,7 +48,7 @@ def _measure(report: Report, rates: Rates, name: str, model: Any, tokens: int) -
     device, counts = options.device, Counts(model, sizes)
     ids = random_document(model, tokens, options)
     document, question = ids[:, : -sizes.local], ids[:, -sizes.local :]
-    names = {"model": name, "tokens": tokens}
+    names: dict[str, Any] = {"model": name, "tokens": tokens}
     storage = storage_for(counts, tokens, device)
     held: list[Any] = []
 
@@ -97,7 +97,8 @@ def _full_attention(base: Any, tokens: int, count: int) -> list[float]:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shape = (1, config.num_key_value_heads, tokens, size)
     for layer in range(config.num_hidden_layers):
-        cache.update(*(torch.zeros(shape, dtype=base.dtype, device=base.device) for _ in range(2)), layer)
+        keys, values = (torch.zeros(shape, dtype=base.dtype, device=base.device) for _ in range(2))
+        cache.update(keys, values, layer)
     token, steps = torch.full((1, 1), 9, device=base.device), []
     for number in range(count + WARM_UP):
         place = torch.full((1, 1), tokens + number, device=base.device)

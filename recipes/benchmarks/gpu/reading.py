@@ -92,7 +92,7 @@ class _Reading:
         return read
 
     def _full_attention(self, tokens: int, ids: torch.Tensor) -> None:
-        names = {"model": self.name, "tokens": tokens, "way": "full attention"}
+        names: dict[str, Any] = {"model": self.name, "tokens": tokens, "way": "full attention"}
         if self.device.type == "cuda":
             available = torch.cuda.mem_get_info(self.device)[0]
             if self.counts.states * tokens > available:
@@ -118,7 +118,7 @@ class _Reading:
                 **floor.figures(self.rates, took),
             }
 
-        names = {"model": self.name, "tokens": tokens, "way": way, **more}
+        names: dict[str, Any] = {"model": self.name, "tokens": tokens, "way": way, **more}
         if way == "full attention":
             names["attention"] = self.model.get_base_model().config._attn_implementation
         cell = self.report.cell(measure, expected_seconds=seconds * growth, **names)

@@ -52,7 +52,7 @@ class _Training:
         config = model.peft_config["default"]
         config.decoding, config.label_size = decoding, self.labels
         config.train_min_chunk_size = 8 if self.options.small else None
-        self.names = {"model": MODEL, "twins": twins, "decoding": decoding}
+        self.names: dict[str, Any] = {"model": MODEL, "twins": twins, "decoding": decoding}
 
     def measure(self) -> None:
         """Drawn spans of one document and of as many as fit; and the largest chunks, as long as the naive graph fits."""
