@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from .layer import CandidateState
 from .layout import ChunkRow, PassInput
 from .looking import AttentionRecord
 from .pool import ChunkPool
-from .slab import GraphCache, PassCache, Slab
+from .slab import GraphCache, PassCache, Slab, sent
 from .walk import every_module
 from .weights import differentiable_weights, execution_device
 
@@ -105,19 +106,22 @@ class Reader:
         Returns:
             `torch.Tensor`: Hidden states (rows, tokens, hidden) or logits (rows, `logits`, vocabulary).
         """
+        device = self.device
         arguments: dict[str, Any] = {
-            "input_ids": inputs.tokens.to(self.device),
-            "position_ids": inputs.positions.to(self.device),
+            "input_ids": sent(inputs.tokens, device),
+            "position_ids": sent(inputs.positions, device),
             CACHE: cache,
             "use_cache": True,
         }
-        masks: Any = self._masks(inputs)
+        there = self._sent_layouts(inputs, device)
+        masks: Any = self._masks(there)
         biases: Callable[[], AbstractContextManager] = contextlib.nullcontext
         if self.alibi is None:
             arguments["attention_mask"] = masks
         else:  # its attention modules take the mask; the model itself wants one that it can count keys with
-            arguments["attention_mask"] = torch.ones(len(inputs.tokens), inputs.visible.shape[-1], device=self.device)
-            biases = functools.partial(self.alibi.given, inputs.key_index, masks)
+            arguments["attention_mask"] = torch.ones(len(inputs.tokens), inputs.visible.shape[-1], device=device)
+            keys = there.key_index if there.layout is None else there.key_index[there.layout]
+            biases = functools.partial(self.alibi.given, keys, masks)
         if not self.takes_positions:
             del arguments["position_ids"]
         is_whole_mask = self.alibi is None and self.layer_types == {"full_attention"}
@@ -170,6 +174,7 @@ class Reader:
     ) -> None:
         longest = max(map(len, chunks))
         batch_size = batch_size or max(1, TOKEN_BUDGET // longest)
+        device = self.device
         with tqdm(
             total=sum(map(len, chunks)), unit=" tokens", desc="reading", disable=not progress, leave=False
         ) as bar:
@@ -177,17 +182,17 @@ class Reader:
                 batch = chunks[begin : begin + batch_size]
                 tokens = pad_right(batch)  # padding comes last, so causality alone hides it
                 place = torch.arange(tokens.shape[1])[None].expand_as(tokens)
-                positions = (place + torch.tensor(starts[begin : begin + len(batch)])[:, None]).to(self.device)
+                positions = place + torch.tensor(starts[begin : begin + len(batch)])[:, None]
                 rows = slice(first_row + begin, first_row + begin + len(batch))
                 cache = PassCache(slab, rows, place, slice(0, tokens.shape[1]), chunks=list(map(len, batch)))
                 with torch.no_grad(), self._frozen():
                     self.model.base_model(
-                        input_ids=tokens.to(self.device),
+                        input_ids=sent(tokens, device),
                         # an explicit mask: without one, unusual positions are taken for packed sequences
-                        attention_mask=torch.ones_like(tokens).to(self.device),
+                        attention_mask=torch.ones_like(tokens, device=device),
                         use_cache=True,
                         **{CACHE: cache},
-                        **({"position_ids": positions} if self.takes_positions else {}),
+                        **({"position_ids": sent(positions, device)} if self.takes_positions else {}),
                     )
                 slab.close()
                 bar.update(sum(map(len, batch)))
@@ -214,16 +219,26 @@ class Reader:
             yield slice(begin, end)
             begin = end
 
+    def _sent_layouts(self, inputs: PassInput, device: torch.device) -> PassInput:
+        """What rows see on the device, and the order of their keys where it matters: each layout once, not each row."""
+        there = replace(inputs, visible=sent(inputs.visible, device))
+        if inputs.layout is not None:
+            there.layout = sent(inputs.layout, device)
+        if self.alibi is not None or "sliding_attention" in self.layer_types:
+            there.query_index, there.key_index = sent(inputs.query_index, device), sent(inputs.key_index, device)
+        return there
+
     def _masks(self, inputs: PassInput) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Additive masks (rows or 1, 1, tokens, columns): one, or one for each type of layer."""
+        """Additive masks (rows, 1, tokens, columns): one, or one for each type of layer."""
         masks = {}
+        rows, dtype = len(inputs.tokens), self.model.dtype
         for kind in self.layer_types:
             visible = inputs.visible
             if kind == "sliding_attention" and self.sliding_window is not None:
                 visible = inputs.within(self.sliding_window)
-            mask = torch.zeros(visible.shape, dtype=self.model.dtype)
-            mask.masked_fill_(~visible, torch.finfo(self.model.dtype).min)
-            masks[kind] = mask[:, None].expand(len(inputs.tokens), -1, -1, -1).to(self.device)
+            mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+            mask = mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+            masks[kind] = mask.expand(rows, -1, -1, -1) if inputs.layout is None else mask[inputs.layout]
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     @contextlib.contextmanager
