@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -28,7 +27,7 @@ from .layout import ChunkRow, PassInput
 from .looking import AttentionRecord
 from .pool import ChunkPool
 from .slab import GraphCache, PassCache, Slab, sent
-from .walk import every_module
+from .walk import Modules
 from .weights import differentiable_weights, execution_device
 
 
@@ -71,11 +70,19 @@ class Reader:
         self.alibi = Alibi.of(model)
         self.groups = is_grouped(model)
         self.pool: ChunkPool | None = None
+        self._modules = Modules.of(model)
 
     @property
     def device(self) -> torch.device:
         """Where ids go: the device of the embeddings."""
         return execution_device(self.model.get_input_embeddings())
+
+    @property
+    def modules(self) -> Modules:
+        """The modules of the model, which were found once, and are again when some have been exchanged."""
+        if not self._modules.are_those_of(self.model):
+            self._modules = Modules.of(self.model)
+        return self._modules
 
     @property
     def sharded(self) -> bool:
@@ -107,6 +114,8 @@ class Reader:
             `torch.Tensor`: Hidden states (rows, tokens, hidden) or logits (rows, `logits`, vocabulary).
         """
         device = self.device
+        if isinstance(cache, PassCache):
+            cache.place.send(device)
         arguments: dict[str, Any] = {
             "input_ids": sent(inputs.tokens, device),
             "position_ids": sent(inputs.positions, device),
@@ -136,7 +145,7 @@ class Reader:
 
     def _gather_for_backward(self, cache: GraphCache) -> None:
         """FSDP gathers a layer's weights when a gradient comes to its result; ours come to its keys and values, too."""
-        layers = [module for module in every_module(self.model) if isinstance(module, GradientCheckpointingLayer)]
+        layers = [module for module in self.modules.every if isinstance(module, GradientCheckpointingLayer)]
         for layer, states in cache.new.items():
             gather = getattr(layers[layer], "unshard", None)
             for state in states:
@@ -249,23 +258,23 @@ class Reader:
         record: AttentionRecord | None = None,
     ) -> Iterator[None]:
         """Everything that a pass with a mask of its own needs, in the forward pass and whenever a layer runs again."""
-        modules = every_module(self.model)
+        modules = self.modules
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._frozen(modules))
-            stack.enter_context(taking_masks(self.model, self.groups, record, modules))
+            stack.enter_context(taking_masks(self.model, self.groups, record, modules.configured))
             stack.enter_context(self.state.candidates(candidates))
             stack.enter_context(biases())
             yield
 
     @contextlib.contextmanager
-    def _frozen(self, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
+    def _frozen(self, modules: Modules | None = None) -> Iterator[None]:
         """Evaluation mode: the base is frozen, its dropout off; nor may its layers checkpoint, which would drop our cache."""
-        modules = every_module(self.model) if modules is None else modules
-        training = [module for module in modules if module.training]
+        modules = modules or self.modules
+        training = [module for module in modules.every if module.training]
         for module in training:
             module.training = False
         try:
-            with differentiable_weights(self.model, modules), _uncompiled():
+            with differentiable_weights(self.model, modules.four_bit), _uncompiled():
                 yield
         finally:
             for module in training:
@@ -279,7 +288,7 @@ class Reader:
         """
         layers = []
         if torch.is_grad_enabled():
-            every = (module for module in every_module(self.model) if isinstance(module, GradientCheckpointingLayer))
+            every = (module for module in self.modules.every if isinstance(module, GradientCheckpointingLayer))
             layers = [layer for layer in every if layer.gradient_checkpointing]
         patched = [(layer, layer.__dict__.get("forward")) for layer in layers]
         for layer in layers:

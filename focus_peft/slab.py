@@ -41,14 +41,15 @@ class Place:
         if self.span is not None:
             store[:, :, self.span] = new
         else:
-            rows, columns = self._on(store.device)
+            self.send(store.device)
+            rows, columns = self._indices[store.device]
             store[rows, :, columns] = new.transpose(1, 2).to(store)
 
-    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        if device not in self._indices:
+    def send(self, device: torch.device) -> None:
+        """Have what `put` needs on a device, before the layers run there."""
+        if self.span is None and device not in self._indices:
             rows = torch.arange(len(self.columns), device=device)[:, None]
             self._indices[device] = rows, sent(self.columns, device)
-        return self._indices[device]
 
 
 class Slab:
