@@ -72,7 +72,8 @@ class Alibi:
         """
         # columns that nobody sees may have any index; where all rows share biases, only differences matter
         index = key_index.clamp_min(0) if self.per_row else key_index[:1] - key_index[:1].min()
-        bias = self._biases(int(index.max()) + 1)[:, index].to(mask.device)  # (heads, rows or 1, columns)
+        # no index reaches the number of columns, which is known without asking the device
+        bias = self._biases(index.shape[-1])[:, index].to(mask.device)  # (heads, rows or 1, columns)
         if self.per_row:
             hidden = mask == torch.finfo(mask.dtype).min
             biased = (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from .frames import Frames
 from .layout import ChunkRow, PassInput, Placement, chunk_pass_input
 from .reader import Reader
-from .slab import GraphCache, LayerStates, PassCache, Slab, columns_for
+from .slab import GraphCache, LayerStates, PassCache, Slab, columns_for, sent
 
 
 def read_candidates(
@@ -99,19 +100,23 @@ def select_candidates(
     block = max(map(len, rows))
     row_index = torch.tensor([[0] * (block - len(seen)) + list(seen) for seen in rows])[:, None]
     number = torch.tensor([[member * newest + k for k in range(newest)] for member in members])[:, :, None]
+    stays = {} if old is None else {stream: torch.tensor(chunks) for stream, chunks in kept.items() if len(chunks)}
+    old = old or pool
+    indices: dict[torch.device, Any] = {}  # sent to each device once, not in every layer
     selected: list[LayerStates] = []
     for layer, states in enumerate(pool):
+        device = states[0].device
+        if device not in indices:
+            # from the right end
+            at = {stream: sent(chunks - len(rows[stream]), device) for stream, chunks in stays.items()}
+            indices[device] = sent(row_index, device), sent(number, device), at
+        its_row, its_number, its_stays = indices[device]
         sides = []
         for side, state in enumerate(states):
-            taken = state[
-                row_index.to(state.device), :, number.to(state.device)
-            ]  # (streams, newest, block, heads, dim)
+            taken = state[its_row, :, its_number]  # (streams, newest, block, heads, dim)
             taken = taken.flatten(1, 2).transpose(1, 2)
-            if old is not None:
-                for stream, chunks in kept.items():
-                    if len(chunks):
-                        at = torch.tensor(chunks, device=taken.device) - len(rows[stream])  # from the right end
-                        taken[stream, :, at] = old[layer][side][stream, :, at]
+            for stream, at in its_stays.items():
+                taken[stream, :, at] = old[layer][side][stream, :, at]
             sides.append(taken)
         selected.append((sides[0], sides[1]))
     return selected
@@ -150,6 +155,8 @@ def read_candidates_with_graph(
 
 def _join(batches: Sequence[Sequence[LayerStates]]) -> list[LayerStates]:
     """The states of all batches of rows, layer by layer."""
+    if len(batches) == 1:
+        return list(batches[0])
     return [(torch.cat([s[0] for s in layer]), torch.cat([s[1] for s in layer])) for layer in zip(*batches)]
 
 
@@ -168,7 +175,8 @@ def _tokens(inputs: PassInput, tokens: slice) -> PassInput:
 def _behind(inputs: PassInput) -> PassInput:
     """Keys of new tokens stand behind the columns that are read, instead of in them: `GraphCache` concatenates."""
     rows, tokens = inputs.tokens.shape
-    visible = inputs.visible.expand(rows, -1, -1).clone()
+    inputs = inputs.by_row()
+    visible = inputs.visible.clone()
     visible.scatter_(2, inputs.columns[:, :, None], False)  # each sees itself in the new place
     itself = torch.eye(tokens, dtype=torch.bool)[None].expand(rows, -1, -1)
     return replace(

@@ -78,7 +78,7 @@ def unpad(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, name: st
             f"`attention_mask` has the shape {tuple(attention_mask.shape)}, but `{name}` has {tuple(input_ids.shape)}; "
             "they must be the same."
         )
-    mask = attention_mask.to(device=input_ids.device).bool()
+    input_ids, mask = input_ids.cpu(), attention_mask.cpu().bool()  # each at once, not row by row
     # a row without holes turns from padding to tokens, or back, once at each end
     starts = (mask[:, 1:] & ~mask[:, :-1]).sum(1) + mask[:, 0]
     for row in range(len(mask)):
@@ -152,7 +152,7 @@ def real_tokens(values: torch.Tensor, attention_mask: torch.Tensor | None) -> li
     """What stands at the real tokens of every row of (rows, tokens)."""
     if attention_mask is None:
         return values.tolist()
-    return [row[mask.bool().to(row.device)].tolist() for row, mask in zip(values, attention_mask)]
+    return [row[mask].tolist() for row, mask in zip(values.cpu(), attention_mask.cpu().bool())]
 
 
 def check_vocabulary(rows: Sequence[Sequence[int]], vocab_size: int, name: str = "input_ids") -> None:

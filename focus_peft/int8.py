@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,11 @@ class Int8Slab(Slab):
     def __init__(self, rows: int = 0, columns: int = 0) -> None:
         super().__init__(rows, columns)
         self.codes: list[tuple[Codes, Codes]] = []
-        self.lengths = torch.zeros(rows, dtype=torch.long)  # of the rows' chunks
+        self.lengths = [0] * rows  # of the rows' chunks
+        self._runs: dict[tuple[int, int], list[tuple[slice, int]]] = {}  # of rows whose chunks have one length
+        self._behind: tuple[Place, Place] | None = (
+            None  # of the pass that is running: its place, and the one in `layers`
+        )
 
     def layer(self, index: int, like: LayerStates) -> LayerStates:
         while len(self.layers) <= index:
@@ -40,7 +45,7 @@ class Int8Slab(Slab):
         if rows > self.rows:
             self.layers = [(_grow(k, rows, 0), _grow(v, rows, 0)) for k, v in self.layers]
             self.codes = [_grow_codes(sides, rows, 0) for sides in self.codes]
-            self.lengths = torch.cat([self.lengths, self.lengths.new_zeros(rows - self.rows)])
+            self.lengths += [0] * (rows - self.rows)
         self.rows, self.columns = max(rows, self.rows), max(columns, self.columns)
 
     def store_chunks(self, index: int, rows: slice, new: LayerStates, lengths: Sequence[int]) -> None:
@@ -49,29 +54,45 @@ class Int8Slab(Slab):
         self.codes[index] = _grow_codes(self.codes[index], 0, tokens)
         for (codes, scales), states in zip(self.codes[index], new):
             codes[rows, :, :tokens], scales[rows, :, :tokens] = quantize(states)
-        self.lengths[rows] = torch.tensor(lengths)
+        self.lengths[rows] = lengths
+        self._runs.clear()
 
     def open(self, index: int, rows: slice, stop: int, like: LayerStates) -> LayerStates:
         tails = self.layer(index, like)
-        lengths = self.lengths[rows]
         opened = []
         for (codes, scales), tail in zip(self.codes[index], tails):
             states = _dequantized(codes[rows], scales[rows], stop + 1, tail.dtype)
-            for length in lengths.unique().tolist():
-                members = (lengths == length).nonzero()[:, 0].to(tail.device)
+            for run, length in self._runs_of(rows):
                 behind = min(tail.shape[2], stop + 1 - length)
-                states[members, :, length : length + behind] = tail[rows][members, :, :behind]
+                states[run, :, length : length + behind] = tail[rows][run, :, :behind]
             opened.append(states)
         return opened[0], opened[1]
 
     def keep(self, index: int, rows: slice, place: Place, new: LayerStates) -> None:
-        row, token = (place.columns < place.end).nonzero(as_tuple=True)  # padding is not kept
-        column = place.columns[row, token] - self.lengths[rows][row]
-        width = round_up(int(column.max()) + 1)
+        if self._behind is None or self._behind[0] is not place:
+            columns = place.columns - torch.tensor(self.lengths[rows])[:, None]
+            real = place.columns < place.end
+            end = int(columns[real].max()) + 1  # where padding goes
+            self._behind = place, Place(columns.where(real, end), end)
+        behind = self._behind[1]
+        width = round_up(behind.end + 1)
         tails = self.layers[index] = _grow(self.layers[index][0], 0, width), _grow(self.layers[index][1], 0, width)
         for tail, states in zip(tails, new):
-            r, t, c = (at.to(tail.device) for at in (row, token, column))
-            tail[rows][r, :, c] = states[r, :, t].to(tail)
+            behind.put(tail[rows], states)
+
+    def close(self) -> None:
+        self._behind = None
+
+    def _runs_of(self, rows: slice) -> list[tuple[slice, int]]:
+        """(rows, counted from the first of `rows`; the length of their chunks) for each run of chunks of one length."""
+        if (rows.start, rows.stop) not in self._runs:
+            found, begin = [], 0
+            for length, members in itertools.groupby(self.lengths[rows]):
+                end = begin + len(list(members))
+                found.append((slice(begin, end), length))
+                begin = end
+            self._runs[rows.start, rows.stop] = found
+        return self._runs[rows.start, rows.stop]
 
     def read(self, index: int, rows: slice, columns: int) -> LayerStates:
         """The first columns of some rows, back in the model's type."""

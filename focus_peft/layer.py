@@ -78,8 +78,8 @@ class TwinLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Project `x` of shape (rows, tokens, in_features): the twin's result at candidate positions, else the frozen's."""
-        count = 0 if self.disable_adapters else self.state.count
-        if count == 0 or not self.active_adapters:
+        count = self.state.count
+        if count == 0 or self.disable_adapters or not self.active_adapters:
             return self.base_layer(x, *args, **kwargs)
         adapter = self.active_adapters[0]
         candidates = x[..., -count:, :].contiguous()  # `Conv1D` views its input

@@ -7,8 +7,9 @@ stream.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -34,17 +35,18 @@ class ChunkRow:
 
 @dataclass
 class PassInput:
-    """The tensors of one pass.
+    """The tensors of one pass, made on the CPU. Rows that see alike share a layout.
 
     Attributes:
         tokens (`torch.LongTensor` of shape (rows, tokens)): Left-padded ids.
         positions (`torch.LongTensor` of shape (rows, tokens)): Their positions.
         columns (`torch.LongTensor` of shape (rows, tokens)): Where their keys and values go; padding goes to the last column.
-        visible (`torch.BoolTensor` of shape (rows or 1, tokens, read columns)): What each token sees.
-        query_index (`torch.LongTensor` of shape (rows or 1, tokens)): Each token's place in the order of its row.
-        key_index (`torch.LongTensor` of shape (rows or 1, read columns)): The place of the key in each column.
+        visible (`torch.BoolTensor` of shape (layouts, tokens, read columns)): What each token sees.
+        query_index (`torch.LongTensor` of shape (layouts, tokens)): Each token's place in the order of its row.
+        key_index (`torch.LongTensor` of shape (layouts, read columns)): The place of the key in each column.
         prefix (`int`): The first so many columns hold candidates that stand before all else, outside of sliding windows.
         read_start (`int`): The first column that is read.
+        layout (`torch.LongTensor` of shape (rows,), *optional*): The layout of each row. None: there is one for all, or one for each.
     """
 
     tokens: torch.Tensor
@@ -55,6 +57,17 @@ class PassInput:
     key_index: torch.Tensor
     prefix: int = 0
     read_start: int = 0
+    layout: torch.Tensor | None = None
+
+    def by_row(self) -> PassInput:
+        """The same with a layout for each row."""
+        if self.layout is None:
+            rows = len(self.tokens)
+            parts = (part.expand(rows, *part.shape[1:]) for part in (self.visible, self.query_index, self.key_index))
+        else:
+            parts = (part[self.layout] for part in (self.visible, self.query_index, self.key_index))
+        visible, query_index, key_index = parts
+        return replace(self, visible=visible, query_index=query_index, key_index=key_index, layout=None)
 
     def within(self, window: int) -> torch.Tensor:
         """`visible`, with each token seeing `window` tokens at most, itself included, and all candidates of the prefix."""
@@ -150,6 +163,10 @@ class Placement:
 
     def visible(self) -> torch.Tensor:
         """(new tokens, old + new columns): a token sees itself, and the ordinary tokens before it in all of its streams."""
+        return self._visible
+
+    @functools.cached_property
+    def _visible(self) -> torch.Tensor:  # the same in every batch of chunk rows
         old, new = len(self.old_depth), len(self.depth)
         owners = torch.cat([self.old_owners, self.owners], dim=1)
         # a token of several streams may only see what all of them have
@@ -170,33 +187,30 @@ def chunk_pass_input(
         placements (`dict[int, Placement]`): What is new in each document.
         trash (`int`): A column that nothing reads, for padding.
     """
-    width = max(len(placements[row.document].ids) for row in rows)
-    read = max(row.length + len(placements[row.document].all_depths) for row in rows)
-    layouts: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-    columns = torch.full((len(rows), width), trash)
-    positions = torch.zeros(len(rows), width, dtype=torch.long)
-    for number, (row, start) in enumerate(zip(rows, starts)):
-        placement = placements[row.document]
+    layouts: dict[tuple[int, int], int] = {}  # what is the same in all rows of a document with chunks of one length
+    layout = torch.tensor([layouts.setdefault((row.document, row.length), len(layouts)) for row in rows])
+    used = [placements[document] for document, _ in layouts]
+    width = max(len(placement.ids) for placement in used)
+    read = max(length + len(placement.all_depths) for (_, length), placement in zip(layouts, used))
+    columns = torch.full((len(layouts), width), trash)
+    visible = torch.zeros(len(layouts), width, read, dtype=torch.bool)
+    query_index = torch.zeros(len(layouts), width, dtype=torch.long)
+    key_index = torch.zeros(len(layouts), read, dtype=torch.long)
+    real = torch.zeros(len(layouts), width, dtype=torch.bool)
+    for number, ((_, length), placement) in enumerate(zip(layouts, used)):
         new, old = len(placement.ids), len(placement.old_depth)
-        columns[number, width - new :] = row.length + old + torch.arange(new)
-        positions[number, width - new :] = start + row.length + placement.depth
-        key = (row.document, row.length)
-        if key not in layouts:
-            visible = torch.zeros(width, read, dtype=torch.bool)
-            query_index = torch.zeros(width, dtype=torch.long)
-            key_index = torch.zeros(read, dtype=torch.long)
-            visible[: width - new, 0] = True  # padding sees something, so that no softmax is empty
-            visible[width - new :, : row.length] = True
-            visible[width - new :, row.length : row.length + old + new] = placement.visible()
-            query_index[width - new :] = row.length + placement.depth
-            key_index[: row.length] = torch.arange(row.length)
-            key_index[row.length : row.length + old + new] = row.length + placement.all_depths
-            layouts[key] = visible, query_index, key_index
-    # one layout serves every row
-    picked = list(layouts.values()) if len(layouts) == 1 else [layouts[row.document, row.length] for row in rows]
-    visible, query_index, key_index = (torch.stack(part) for part in zip(*picked))
-    tokens = pad_left([placements[row.document].ids for row in rows])
-    return PassInput(tokens, positions, columns, visible, query_index, key_index)
+        real[number, width - new :] = True
+        columns[number, width - new :] = length + old + torch.arange(new)
+        visible[number, : width - new, 0] = True  # padding sees something, so that no softmax is empty
+        visible[number, width - new :, :length] = True
+        visible[number, width - new :, length : length + old + new] = placement.visible()
+        query_index[number, width - new :] = length + placement.depth
+        key_index[number, :length] = torch.arange(length)
+        key_index[number, length : length + old + new] = length + placement.all_depths
+    positions = (torch.tensor(starts)[:, None] + query_index[layout]).where(real[layout], 0)
+    tokens = pad_left([placement.ids for placement in used])[layout]
+    several = layout if len(layouts) > 1 else None
+    return PassInput(tokens, positions, columns[layout], visible, query_index, key_index, layout=several)
 
 
 def local_pass_input(

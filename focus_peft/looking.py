@@ -38,7 +38,7 @@ class AttentionRecord:
     def mean(self) -> torch.Tensor:
         """Over heads and layers, on the CPU: (rows, `prefix`), each row's sum below 1."""
         assert self._sum is not None
-        return self._sum / self.layers
+        return (self._sum / self.layers).cpu()
 
     def add(
         self,
@@ -64,8 +64,8 @@ class AttentionRecord:
             if s_aux is not None:  # a sink of each head takes its share
                 sinks = s_aux.to(dtype).view(1, key.shape[1], -1, 1).expand(*scores.shape[:3], 1)
                 scores = torch.cat([scores, sinks], dim=-1)
-            weights = scores.softmax(-1)[..., : self.prefix].mean((1, 2)).cpu()
-        self._sum = weights if self._sum is None else self._sum + weights
+            weights = scores.softmax(-1)[..., : self.prefix].mean((1, 2))
+            self._sum = weights if self._sum is None else self._sum + weights.to(self._sum.device, non_blocking=True)
         self.layers += 1
 
 

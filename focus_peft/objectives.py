@@ -15,6 +15,7 @@ from .distractors import Distractors
 from .reader import Reader, is_distributed
 from .sampling import IGNORE, Sample, Span
 from .settings import Settings
+from .slab import sent
 from .spans import Window, local_logits, span_logits, teacher_logits
 
 
@@ -106,8 +107,10 @@ def focus_loss(
             teachers = dict(zip(read, teacher_logits(reader, memory if fitting else memory[:1], read)))
         found = span_logits(reader, settings, memory, sample.chunk_size, windows, sample.seats, distractors)
         for (name, span), window, logits in zip(spans, windows, found):
-            target = torch.tensor(targets[span.first_label : span.end], device=logits.device)
-            keep = target != IGNORE
+            wanted_ids = torch.tensor(targets[span.first_label : span.end])
+            # which labels count is known on the CPU: asking the device would wait for it
+            keep = sent((wanted_ids != IGNORE).nonzero()[:, 0], logits.device)
+            target = sent(wanted_ids, logits.device)
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             if local_loss:
                 baseline = local_logits(reader, settings, window).to(logits.dtype)

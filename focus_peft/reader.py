@@ -7,10 +7,10 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -26,8 +26,8 @@ from .layer import CandidateState
 from .layout import ChunkRow, PassInput
 from .looking import AttentionRecord
 from .pool import ChunkPool
-from .slab import GraphCache, PassCache, Slab
-from .walk import every_module
+from .slab import GraphCache, PassCache, Slab, sent
+from .walk import Modules
 from .weights import differentiable_weights, execution_device
 
 
@@ -70,11 +70,19 @@ class Reader:
         self.alibi = Alibi.of(model)
         self.groups = is_grouped(model)
         self.pool: ChunkPool | None = None
+        self._modules = Modules.of(model)
 
     @property
     def device(self) -> torch.device:
         """Where ids go: the device of the embeddings."""
         return execution_device(self.model.get_input_embeddings())
+
+    @property
+    def modules(self) -> Modules:
+        """The modules of the model, which were found once, and are again when some have been exchanged."""
+        if not self._modules.are_those_of(self.model):
+            self._modules = Modules.of(self.model)
+        return self._modules
 
     @property
     def sharded(self) -> bool:
@@ -105,19 +113,24 @@ class Reader:
         Returns:
             `torch.Tensor`: Hidden states (rows, tokens, hidden) or logits (rows, `logits`, vocabulary).
         """
+        device = self.device
+        if isinstance(cache, PassCache):
+            cache.place.send(device)
         arguments: dict[str, Any] = {
-            "input_ids": inputs.tokens.to(self.device),
-            "position_ids": inputs.positions.to(self.device),
+            "input_ids": sent(inputs.tokens, device),
+            "position_ids": sent(inputs.positions, device),
             CACHE: cache,
             "use_cache": True,
         }
-        masks: Any = self._masks(inputs)
+        there = self._sent_layouts(inputs, device)
+        masks: Any = self._masks(there)
         biases: Callable[[], AbstractContextManager] = contextlib.nullcontext
         if self.alibi is None:
             arguments["attention_mask"] = masks
         else:  # its attention modules take the mask; the model itself wants one that it can count keys with
-            arguments["attention_mask"] = torch.ones(len(inputs.tokens), inputs.visible.shape[-1], device=self.device)
-            biases = functools.partial(self.alibi.given, inputs.key_index, masks)
+            arguments["attention_mask"] = torch.ones(len(inputs.tokens), inputs.visible.shape[-1], device=device)
+            keys = there.key_index if there.layout is None else there.key_index[there.layout]
+            biases = functools.partial(self.alibi.given, keys, masks)
         if not self.takes_positions:
             del arguments["position_ids"]
         is_whole_mask = self.alibi is None and self.layer_types == {"full_attention"}
@@ -132,7 +145,7 @@ class Reader:
 
     def _gather_for_backward(self, cache: GraphCache) -> None:
         """FSDP gathers a layer's weights when a gradient comes to its result; ours come to its keys and values, too."""
-        layers = [module for module in every_module(self.model) if isinstance(module, GradientCheckpointingLayer)]
+        layers = [module for module in self.modules.every if isinstance(module, GradientCheckpointingLayer)]
         for layer, states in cache.new.items():
             gather = getattr(layers[layer], "unshard", None)
             for state in states:
@@ -170,6 +183,7 @@ class Reader:
     ) -> None:
         longest = max(map(len, chunks))
         batch_size = batch_size or max(1, TOKEN_BUDGET // longest)
+        device = self.device
         with tqdm(
             total=sum(map(len, chunks)), unit=" tokens", desc="reading", disable=not progress, leave=False
         ) as bar:
@@ -177,17 +191,17 @@ class Reader:
                 batch = chunks[begin : begin + batch_size]
                 tokens = pad_right(batch)  # padding comes last, so causality alone hides it
                 place = torch.arange(tokens.shape[1])[None].expand_as(tokens)
-                positions = (place + torch.tensor(starts[begin : begin + len(batch)])[:, None]).to(self.device)
+                positions = place + torch.tensor(starts[begin : begin + len(batch)])[:, None]
                 rows = slice(first_row + begin, first_row + begin + len(batch))
                 cache = PassCache(slab, rows, place, slice(0, tokens.shape[1]), chunks=list(map(len, batch)))
                 with torch.no_grad(), self._frozen():
                     self.model.base_model(
-                        input_ids=tokens.to(self.device),
+                        input_ids=sent(tokens, device),
                         # an explicit mask: without one, unusual positions are taken for packed sequences
-                        attention_mask=torch.ones_like(tokens).to(self.device),
+                        attention_mask=torch.ones_like(tokens, device=device),
                         use_cache=True,
                         **{CACHE: cache},
-                        **({"position_ids": positions} if self.takes_positions else {}),
+                        **({"position_ids": sent(positions, device)} if self.takes_positions else {}),
                     )
                 slab.close()
                 bar.update(sum(map(len, batch)))
@@ -214,16 +228,26 @@ class Reader:
             yield slice(begin, end)
             begin = end
 
+    def _sent_layouts(self, inputs: PassInput, device: torch.device) -> PassInput:
+        """What rows see on the device, and the order of their keys where it matters: each layout once, not each row."""
+        there = replace(inputs, visible=sent(inputs.visible, device))
+        if inputs.layout is not None:
+            there.layout = sent(inputs.layout, device)
+        if self.alibi is not None or "sliding_attention" in self.layer_types:
+            there.query_index, there.key_index = sent(inputs.query_index, device), sent(inputs.key_index, device)
+        return there
+
     def _masks(self, inputs: PassInput) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Additive masks (rows or 1, 1, tokens, columns): one, or one for each type of layer."""
+        """Additive masks (rows, 1, tokens, columns): one, or one for each type of layer."""
         masks = {}
+        rows, dtype = len(inputs.tokens), self.model.dtype
         for kind in self.layer_types:
             visible = inputs.visible
             if kind == "sliding_attention" and self.sliding_window is not None:
                 visible = inputs.within(self.sliding_window)
-            mask = torch.zeros(visible.shape, dtype=self.model.dtype)
-            mask.masked_fill_(~visible, torch.finfo(self.model.dtype).min)
-            masks[kind] = mask[:, None].expand(len(inputs.tokens), -1, -1, -1).to(self.device)
+            mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+            mask = mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+            masks[kind] = mask.expand(rows, -1, -1, -1) if inputs.layout is None else mask[inputs.layout]
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     @contextlib.contextmanager
@@ -234,23 +258,23 @@ class Reader:
         record: AttentionRecord | None = None,
     ) -> Iterator[None]:
         """Everything that a pass with a mask of its own needs, in the forward pass and whenever a layer runs again."""
-        modules = every_module(self.model)
+        modules = self.modules
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._frozen(modules))
-            stack.enter_context(taking_masks(self.model, self.groups, record, modules))
+            stack.enter_context(taking_masks(self.model, self.groups, record, modules.configured))
             stack.enter_context(self.state.candidates(candidates))
             stack.enter_context(biases())
             yield
 
     @contextlib.contextmanager
-    def _frozen(self, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
+    def _frozen(self, modules: Modules | None = None) -> Iterator[None]:
         """Evaluation mode: the base is frozen, its dropout off; nor may its layers checkpoint, which would drop our cache."""
-        modules = every_module(self.model) if modules is None else modules
-        training = [module for module in modules if module.training]
+        modules = modules or self.modules
+        training = [module for module in modules.every if module.training]
         for module in training:
             module.training = False
         try:
-            with differentiable_weights(self.model, modules), _uncompiled():
+            with differentiable_weights(self.model, modules.four_bit), _uncompiled():
                 yield
         finally:
             for module in training:
@@ -264,7 +288,7 @@ class Reader:
         """
         layers = []
         if torch.is_grad_enabled():
-            every = (module for module in every_module(self.model) if isinstance(module, GradientCheckpointingLayer))
+            every = (module for module in self.modules.every if isinstance(module, GradientCheckpointingLayer))
             layers = [layer for layer in every if layer.gradient_checkpointing]
         patched = [(layer, layer.__dict__.get("forward")) for layer in layers]
         for layer in layers:

@@ -34,14 +34,22 @@ class Place:
         # the common case, every row at the same place, needs no scatter
         if bool((self.columns == first).all()) and bool((first.diff() == 1).all()):
             self.span = slice(int(first[0, 0]), int(first[0, -1]) + 1)
-        self._rows = torch.arange(len(self.columns))[:, None]
+        self._indices: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}  # sent once, not in every layer
 
     def put(self, store: torch.Tensor, new: torch.Tensor) -> None:
         """Write `new` (rows, kv_heads, tokens, head_dim) into `store` (rows, kv_heads, columns, head_dim)."""
         if self.span is not None:
             store[:, :, self.span] = new
         else:
-            store[self._rows.to(store.device), :, self.columns.to(store.device)] = new.transpose(1, 2).to(store)
+            self.send(store.device)
+            rows, columns = self._indices[store.device]
+            store[rows, :, columns] = new.transpose(1, 2).to(store)
+
+    def send(self, device: torch.device) -> None:
+        """Have what `put` needs on a device, before the layers run there."""
+        if self.span is None and device not in self._indices:
+            rows = torch.arange(len(self.columns), device=device)[:, None]
+            self._indices[device] = rows, sent(self.columns, device)
 
 
 class Slab:
@@ -235,6 +243,13 @@ class GraphCache(Cache):
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
         return self.get_seq_length() + int(query_length), 0
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device. A GPU fetches it from pinned memory in its own time, and nobody waits for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def round_up(size: int, multiple: int = 64) -> int:

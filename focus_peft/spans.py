@@ -18,7 +18,7 @@ from .layout import ChunkRow, PassInput, PromptRegion, local_pass_input
 from .reader import Reader
 from .sampling import Seats
 from .settings import Settings
-from .slab import GraphCache, LayerStates, PassCache, Slab
+from .slab import GraphCache, LayerStates, PassCache, Slab, sent
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,9 @@ def span_logits(
         reader, slab, rows, settings.frames, placement, len(windows) * newest, batch_size
     )
     if len(rows) > len(chunks):
-        order = seats.order
-        candidates = [(keys[order], values[order]) for keys, values in candidates]
+        order = torch.tensor(seats.order)
+        orders = {device: sent(order, device) for device in {keys.device for keys, _ in candidates}}
+        candidates = [(keys[orders[keys.device]], values[orders[keys.device]]) for keys, values in candidates]
 
     local_starts = [settings.frames.local_start(seats.end, len(prompt) - newest + 1) for prompt in prompts]
     logits = []

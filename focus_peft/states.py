@@ -94,12 +94,27 @@ def read_states(
 
 def copy_states(source: Slab, target: Slab, pairs: Sequence[tuple[int, int]], lengths: Sequence[int]) -> None:
     """Copy chunks of one slab to rows of another: pairs of (row of `target`, row of `source`), and the tokens of each chunk."""
+    runs = list(_runs(pairs, lengths))
     for layer in range(source.num_layers):
-        for (new, old), length in zip(pairs, lengths):
-            states = source.read(layer, slice(old, old + 1), length)
-            target.store_chunks(layer, slice(new, new + 1), states, [length])
-            source.close()
-            target.close()
+        for new, old, count, length in runs:
+            row = sum(side[0].numel() for side in source.read(layer, slice(old, old + 1), length))
+            step = max(1, PIECE // (8 * row))
+            for begin in range(0, count, step):
+                rows = min(step, count - begin)
+                there, here = (slice(first + begin, first + begin + rows) for first in (old, new))
+                target.store_chunks(layer, here, source.read(layer, there, length), [length] * rows)
+                source.close()
+                target.close()
+
+
+def _runs(pairs: Sequence[tuple[int, int]], lengths: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
+    """(first row of the target, first row of the source, rows, tokens) of chunks of one length that are neighbours in both."""
+    begin = 0
+    for end in range(1, len(pairs) + 1):
+        following = (pairs[end - 1][0] + 1, pairs[end - 1][1] + 1)
+        if end == len(pairs) or pairs[end] != following or lengths[end] != lengths[begin]:
+            yield *pairs[begin], end - begin, lengths[begin]
+            begin = end
 
 
 def _pieces(shape: Sequence[int]) -> Iterator[slice]:

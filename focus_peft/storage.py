@@ -5,13 +5,14 @@ A pass goes over a batch of chunk rows, layer by layer, so nothing but one layer
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import mmap
 import os
 import tempfile
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from .slab import LayerStates, Place, Slab, round_up
 
 # Bytes that are copied at once from one file to another
 COPIED = 2**24
+# Bytes of new states that may be on their way from a GPU before the CPU waits for the first of them
+ON_THE_WAY = 2**28
 
 
 def make_slab(storage: str, rows: int = 0, columns: int = 0, directory: str | os.PathLike | None = None) -> Slab:
@@ -44,6 +47,21 @@ def make_slab(storage: str, rows: int = 0, columns: int = 0, directory: str | os
     return kinds[storage](rows, columns)
 
 
+@dataclass
+class _Coming:
+    """New states of some rows in one layer, on their way from a GPU: new tokens for a place, or (None) the rows' chunks."""
+
+    index: int
+    rows: slice
+    place: Place | None
+    states: LayerStates
+    arrived: Any  # the CUDA event after the copy
+
+    @property
+    def nbytes(self) -> int:
+        return sum(side.nbytes for side in self.states)
+
+
 class HostSlab(Slab):
     """States in CPU memory. A model on the CPU reads them there; for another device, each piece is copied to it, the next one ahead."""
 
@@ -55,6 +73,7 @@ class HostSlab(Slab):
         self._passes: list[slice] = []
         self._ahead: dict[tuple[int, int], LayerStates] = {}  # pieces on their way, by layer and first row
         self._streams: dict[torch.device, Any] = {}  # of CUDA, where pieces are copied aside
+        self._coming: deque[_Coming] = deque()  # new states on their way from the device
 
     def layer(self, index: int, like: LayerStates) -> LayerStates:
         """The storage of a layer, which stays in CPU memory."""
@@ -75,6 +94,7 @@ class HostSlab(Slab):
     def plan(self, passes: Sequence[slice]) -> None:
         self._passes = list(passes)
         self._ahead.clear()
+        self._coming.clear()  # of a pass that failed
 
     def open(self, index: int, rows: slice, stop: int, like: LayerStates) -> LayerStates:
         keys, values = self.layer(index, like)
@@ -84,11 +104,47 @@ class HostSlab(Slab):
 
     def keep(self, index: int, rows: slice, place: Place, new: LayerStates) -> None:
         if not self._is_here(new[0].device):
-            for store, states in zip(self.layers[index], new):
-                place.put(store[rows], states)
+            self._fetch(index, rows, place, new)
+
+    def store_chunks(self, index: int, rows: slice, new: LayerStates, lengths: Sequence[int]) -> None:
+        if self._is_here(new[0].device):
+            super().store_chunks(index, rows, new, lengths)
+        else:
+            self.layer(index, new)
+            self._fetch(index, rows, None, new)
+
+    def close(self) -> None:
+        self._write(0)
 
     def to(self, device: torch.device | str) -> None:
         """Nothing moves: states are copied to the model's device as they are read."""
+
+    def _fetch(self, index: int, rows: slice, place: Place | None, new: LayerStates) -> None:
+        """Copy new states to the CPU while the model goes on; they are written when they are there, at the end of the pass."""
+        device = new[0].device
+        aside, arrived = self._aside(device), None
+        if aside is not None:
+            aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):
+            keys, values = (side.to("cpu", non_blocking=True) for side in new)
+        if aside is not None:
+            for side in new:
+                side.record_stream(aside)
+            arrived = aside.record_event()
+        self._coming.append(_Coming(index, rows, place, (keys, values), arrived))
+        self._write(ON_THE_WAY)
+
+    def _write(self, most: int) -> None:
+        """Write what came from the device, until at most so many bytes are on their way."""
+        while self._coming and sum(coming.nbytes for coming in self._coming) > most:
+            coming = self._coming.popleft()
+            if coming.arrived is not None:
+                coming.arrived.synchronize()
+            for store, states in zip(self.layers[coming.index], coming.states):
+                if coming.place is None:
+                    store[coming.rows, :, : states.shape[2]] = states
+                else:
+                    coming.place.put(store[coming.rows], states)
 
     def _is_here(self, device: torch.device) -> bool:
         return device.type == "cpu"
@@ -127,11 +183,14 @@ class HostSlab(Slab):
         device = self._targets[index]
         if self._is_here(device):
             return
+        with torch.cuda.stream(self._aside(device)):
+            self._ahead[index, rows.start] = self._copied(index, rows)
+
+    def _aside(self, device: torch.device) -> Any:
+        """The stream of a GPU in which copies are made beside computation. None: there is none, copies wait."""
         if device.type == "cuda" and device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)
-        aside = torch.cuda.stream(self._streams[device]) if device in self._streams else contextlib.nullcontext()
-        with aside:
-            self._ahead[index, rows.start] = self._copied(index, rows)
+        return self._streams.get(device)
 
 
 class DiskSlab(HostSlab):
@@ -203,6 +262,7 @@ class DiskSlab(HostSlab):
         return super().read(index, rows, columns)
 
     def close(self) -> None:
+        super().close()
         for index, rows in self._used:
             self._advise("MADV_DONTNEED", self.layers[index], rows)
         self._used.clear()

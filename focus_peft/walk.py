@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
+
 from torch import nn
 
 
@@ -15,3 +20,37 @@ def every_module(model: nn.Module) -> list[nn.Module]:
             found[module] = None
             waiting += [child for child in reversed(module._modules.values()) if child is not None]
     return list(found)
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What passes look for among the modules of a model, as it was at one time.
+
+    Attributes:
+        every (`list[nn.Module]`): As `every_module` finds them.
+        configured (`list[nn.Module]`): Those with a configuration.
+        four_bit (`list[nn.Module]`): Those with a weight of bitsandbytes in 4 bits.
+    """
+
+    every: list[nn.Module]
+    configured: list[nn.Module]
+    four_bit: list[nn.Module]
+    children: tuple[list[nn.Module | None], list[int]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Modules:
+        every = every_module(model)
+        configured = [module for module in every if vars(module).get("config") is not None]
+        weights = ((module, module._parameters.get("weight")) for module in every)
+        four_bit = [module for module, weight in weights if type(weight).__name__ == "Params4bit"]
+        return cls(every, configured, four_bit, _children(every))
+
+    def are_those_of(self, model: nn.Module) -> bool:
+        """Whether no module has got, lost or exchanged a child since: a look at each, without a walk."""
+        return self.every[0] is model and _children(self.every) == self.children
+
+
+def _children(modules: Sequence[nn.Module]) -> tuple[list[nn.Module | None], list[int]]:
+    """The children of all modules, one module after the other, and how many each has."""
+    inside = list(map(attrgetter("_modules"), modules))
+    return list(chain.from_iterable(children.values() for children in inside)), list(map(len, inside))
