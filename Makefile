@@ -33,22 +33,22 @@ train: $(VENV)/.train ## train as CONFIG=recipes/configs/….yaml says (TRAIN_AR
 	$(VENV)/bin/accelerate launch recipes/train.py --config $(CONFIG) $(TRAIN_ARGS)
 
 train-smoke: $(VENV)/.dev $(VENV)/.train ## train a tiny model in two processes with DeepSpeed's ZeRO-2, and again from the middle
-	HF_HUB_OFFLINE=1 $(RUN) pytest tests/test_distributed.py -k go_on_from_the_middle $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 $(RUN) pytest tests/trainer/test_distributed.py -k go_on_from_the_middle $(PYTEST_ARGS)
 
 test: $(VENV)/.dev $(VENV)/.train ## run the tests (PYTEST_ARGS="-m 'not slow'" leaves out the long ones)
-	$(TESTS) --ignore tests/test_distributed.py --ignore tests/test_ranks.py -m 'not long' $(PYTEST_ARGS)
+	$(TESTS) --ignore tests/trainer/test_distributed.py --ignore tests/memory/test_ranks.py -m 'not long' $(PYTEST_ARGS)
 
 test-long: $(VENV)/.dev $(VENV)/.train ## run the tests that take many minutes: whole ablations, interrupted and resumed
 	$(TESTS) -m long $(PYTEST_ARGS)
 
 test-distributed: $(VENV)/.dev $(VENV)/.train ## run the tests of several processes: shared chunks, DDP, ZeRO and FSDP2 (DeepSpeed compiles an operator, once)
-	$(TESTS) tests/test_distributed.py tests/test_ranks.py $(PYTEST_ARGS)
+	$(TESTS) tests/trainer/test_distributed.py tests/memory/test_ranks.py $(PYTEST_ARGS)
 
 test-lowest: $(LOWEST)/.dev ## run the tests with the lowest transformers and peft that are supported
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m $(PYTEST) -m 'not long' $(PYTEST_ARGS)
 
 models-table: $(VENV)/.dev ## run the matrix of model families and write its table into docs/models.md
-	$(TESTS) tests/test_families.py --write-table docs/models.md
+	$(TESTS) tests/decoding/test_families.py --write-table docs/models.md
 
 gpu: $(VENV)/.demo ## check and measure everything on one GPU, in ten minutes (ARGS=--small: tiny sizes on the CPU; see docs/gpu.md)
 	$(VENV)/bin/python recipes/gpu.py $(ARGS)

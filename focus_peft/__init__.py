@@ -4,9 +4,9 @@ Importing it registers the method with PEFT: `get_peft_model(model, FocusConfig(
 """
 
 from .config import FocusConfig
-from .memory import Memory
+from .losses.objectives import FocusOutput
+from .memory.memory import Memory
 from .model import FocusModel
-from .objectives import FocusOutput
 from .registration import register
 
 

@@ -10,8 +10,12 @@ from typing import Any, Literal
 from peft.config import PeftConfig
 from peft.utils import TaskType
 
-from .registration import FOCUS
-from .saving import check_adapter_file
+from .adapter_file import check_adapter_file
+from .peft_type import FOCUS
+
+
+# What is no label
+IGNORE = -100
 
 
 # Fields that only matter at inference: `generate`, `encode` and `forward` take them as keyword arguments too.

@@ -12,20 +12,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .chunking import Ids, check_vocabulary, document_rows
 from .config import INFERENCE_FIELDS
-from .fingerprint import Fingerprint
+from .frozen.attention_record import exchanges_attention
+from .frozen.fingerprint import Fingerprint
+from .frozen.weights import execution_device
+from .kv.kept_chunks import KeptChunks
+from .kv.store import columns_for
 from .layer import TwinLayer
-from .looking import exchanges_attention
-from .memory import Memory
-from .pool import ChunkPool
-from .probe import check_reading
-from .ranks import Ranks
-from .reader import Reader, is_distributed
-from .settings import Settings
-from .slab import columns_for
+from .memory.memory import Memory
+from .memory.ranks import Ranks
+from .passes.distributed import is_distributed
+from .passes.ids import Ids, check_vocabulary, document_rows
+from .passes.probe import check_reading
+from .passes.reader import Reader
+from .passes.settings import Settings
 from .tuner import TwinTuner
-from .weights import execution_device
 
 
 class Encoder(TwinTuner):
@@ -160,7 +161,7 @@ class Encoder(TwinTuner):
         return extended
 
     @contextlib.contextmanager
-    def keeping_chunks(self, gigabytes: float = 4.0) -> Iterator[ChunkPool]:
+    def keeping_chunks(self, gigabytes: float = 4.0) -> Iterator[KeptChunks]:
         """Within the context, a chunk that was read is not read again where an input has the same tokens at the same place.
 
         For inputs that have much in common and are not known beforehand: prompts that begin with the same documents, several adapters
@@ -171,12 +172,12 @@ class Encoder(TwinTuner):
             gigabytes (`float`): Room for keys and values of chunks, in GiB, where the model computes. Default: 4.
 
         Yields:
-            `ChunkPool`: counts in `hits` and `misses` what was taken from it and what was read.
+            `KeptChunks`: counts in `hits` and `misses` what was taken from it and what was read.
 
         Raises:
             ValueError: if `gigabytes` is no number above 0.
         """
-        before, self._reader.pool = self._reader.pool, ChunkPool(gigabytes)
+        before, self._reader.pool = self._reader.pool, KeptChunks(gigabytes)
         try:
             yield self._reader.pool
         finally:

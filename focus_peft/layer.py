@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import FocusConfig
-from .weights import computing_type, execution_device, plain_weight, real_weights
+from .frozen.weights import computing_type, execution_device, plain_weight, real_weights
 
 
 class CandidateState:

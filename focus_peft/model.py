@@ -6,20 +6,21 @@ from typing import Any
 
 import torch
 
-from .cache_name import CACHE, rename
-from .chunking import check_ids, check_vocabulary, real_tokens, unpad
-from .config import INFERENCE_FIELDS
-from .distractors import Distractors
+from .config import IGNORE, INFERENCE_FIELDS
+from .decoding.generate import generate
+from .decoding.options import check_room
+from .decoding.scoring import read_attention, read_logits
 from .encoder import Encoder, shows_progress
-from .generation import check_room, generate
+from .frozen.compat import CACHE, rename
+from .frozen.weights import is_plain
 from .layer import TwinLayer
-from .memory import Memory
-from .objectives import FocusOutput, focus_loss
-from .reader import is_distributed
-from .sampling import IGNORE, draw_sample, least_chunk_size, row_generators
-from .scoring import read_attention, read_logits
-from .settings import Settings
-from .weights import is_plain
+from .losses.distractors import Distractors
+from .losses.objectives import FocusOutput, focus_loss
+from .losses.sampling import draw_sample, least_chunk_size, row_generators
+from .memory.memory import Memory
+from .passes.distributed import is_distributed
+from .passes.ids import check_ids, check_vocabulary, real_tokens, unpad
+from .passes.settings import Settings
 
 
 # Arguments of a base model's forward that change nothing of what is computed here

@@ -8,11 +8,12 @@ from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import nn
 
+from .adapter_file import check_adapter_weights
 from .config import FocusConfig
+from .frozen.facts import ModelFacts
+from .frozen.projections import find_projections, is_projection
 from .layer import MERGE_REFUSAL, CandidateState, TwinLayer
-from .saving import check_adapter_weights
-from .settings import Settings
-from .support import ModelFacts, find_projections, is_projection
+from .passes.settings import Settings
 
 
 class TwinTuner(BaseTuner):

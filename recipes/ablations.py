@@ -28,14 +28,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation import Ablations, Variant
-from ablation_table import table
-from evaluation import Evaluation, read_texts
-from jobs import jobs_of, record_facts
-from results import lock, write_text
+from ablating.configuration import Ablations, Variant
+from ablating.table import table
+from evaluating.configuration import Evaluation, read_texts
+from evaluating.jobs import jobs_of, record_facts
+from evaluating.results import lock, write_text
 from safetensors import safe_open
 
-from focus_peft.provenance import Provenance
+from focus_peft.hub.provenance import Provenance
 
 
 HERE = Path(__file__).parent

@@ -214,7 +214,7 @@ def profile(args: argparse.Namespace) -> None:
     """Print where the time goes: of `decode` the phases of a streaming step, else the operations of the first way."""
     from benchmarks.profiling import step_profile
 
-    from focus_peft.results import environment
+    from focus_peft.hub.results import environment
 
     _, what, options = next(jobs(args))
     if args.measurement != "decode":
@@ -240,7 +240,7 @@ def run(what: str, options: dict[str, Any]) -> dict[str, Any]:
     """One way in this process, and in which environment it ran."""
     module, name = RUNS[what].split(".")
     result = getattr(importlib.import_module(f"benchmarks.{module}"), name)(options)
-    from focus_peft.results import environment
+    from focus_peft.hub.results import environment
 
     return {"result": result, "environment": environment()}
 

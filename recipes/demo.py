@@ -16,10 +16,11 @@ import time
 from collections.abc import Iterator
 
 import torch
-from asking import NEEDLE, QUESTION, Answer, add_options, answers, haystack, load, question_ids, shades
+from demos.asking import NEEDLE, QUESTION, Answer, add_options, answers, haystack, load, question_ids, shades
 
-from focus_peft.cli import CommandError, read_document
-from focus_peft.metrics import peak_memory
+from focus_peft.cli.console import CommandError
+from focus_peft.cli.generate import read_document
+from focus_peft.trainer.metrics import peak_memory
 
 
 # The strip of chunks has at most so many characters

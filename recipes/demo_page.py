@@ -22,8 +22,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
-from asking import QUESTION, add_options, load
-from desk import Desk, DeskError, strip
+from demos.asking import QUESTION, add_options, load
+from demos.desk import Desk, DeskError, strip
 
 
 ADDRESS = "127.0.0.1"

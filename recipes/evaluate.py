@@ -27,19 +27,28 @@ from typing import Any
 
 import torch
 import transformers
-from common import load_model
-from evaluation import KEY_TOKENS, LONGEST, LONGPPL, TEXT_TASKS, Evaluation, chosen, read_texts
-from jobs import Job, jobs_of, prompts, record_facts, scored, spread_order
-from key_tokens import KeyTokenFinder
+from evaluating.configuration import KEY_TOKENS, LONGEST, LONGPPL, TEXT_TASKS, Evaluation, chosen, read_texts
+from evaluating.jobs import Job, jobs_of, prompts, record_facts, scored, spread_order
+from evaluating.key_tokens import KeyTokenFinder
+from evaluating.record_tables import averages, ruler_averages
+from evaluating.result_tables import table
+from evaluating.results import (
+    SampleFile,
+    circumstances,
+    git_commit,
+    origins,
+    publishable,
+    summarise,
+    versions,
+    write_text,
+)
+from lib.recipe import load_model
 from peft import PeftConfig, PeftModel, get_peft_model
-from record_tables import averages, ruler_averages
-from result_tables import table
-from results import SampleFile, circumstances, git_commit, origins, publishable, summarise, versions, write_text
 from tqdm import tqdm
 
 from focus_peft import FocusConfig
-from focus_peft.fingerprint import digest
-from focus_peft.results import save_results
+from focus_peft.frozen.fingerprint import digest
+from focus_peft.hub.results import save_results
 from focus_peft.tasks import METHODS, LongPerplexityTask, Method, Source
 
 

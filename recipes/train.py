@@ -23,20 +23,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import Recipe, load_model, load_recipe, save_recipe
+from lib.recipe import Recipe, load_model, load_recipe, save_recipe
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback
 
 from focus_peft import FocusConfig
-from focus_peft.cost import training_cost
 from focus_peft.data import DocumentCollator, prepare
-from focus_peft.metrics import peak_memory
-from focus_peft.provenance import RECIPE_FILE
+from focus_peft.hub.provenance import RECIPE_FILE
 from focus_peft.tasks import PasskeyTask
-from focus_peft.trainer import FocusTrainer
-from focus_peft.training_args import join_processes
-from focus_peft.watch import TrainingDiverged
+from focus_peft.trainer.arguments import join_processes
+from focus_peft.trainer.cost import training_cost
+from focus_peft.trainer.metrics import peak_memory
+from focus_peft.trainer.stopping import TrainingDiverged
+from focus_peft.trainer.trainer import FocusTrainer
 
 
 # Documents of each source that a dry run reads, and batches that it measures after a first one

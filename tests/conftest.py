@@ -11,10 +11,13 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may look for a file on a server
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+sys.path.extend(
+    str(room) for room in Path(__file__).parent.iterdir() if room.is_dir()
+)  # some share what others define
 
 import pytest
 import torch
-from byte_tokenizer import byte_tokenizer
+from lib.byte_tokenizer import byte_tokenizer
 from models_table import TableWriter
 from peft import PeftModel
 from tiny import (

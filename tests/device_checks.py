@@ -128,10 +128,10 @@ def storage_equals_the_reference(device: torch.device, storage: str) -> None:
     at_most(error(logits, follows(exact, questions, tokens, document)), bound, f"error with storage {storage!r}")
     assert memory.storage == storage
     if device.type == "cuda" and storage == "cpu":
-        assert all(side.is_pinned() for layer in memory.slab.layers for side in layer), (
+        assert all(side.is_pinned() for layer in memory.store.layers for side in layer), (
             "states are not in pinned memory"
         )
-        assert memory.slab._streams, "no piece was copied beside computation"  # type: ignore[attr-defined]
+        assert memory.store._streams, "no piece was copied beside computation"  # type: ignore[attr-defined]
 
 
 def offloaded_layers_equal_the_reference(device: torch.device) -> None:

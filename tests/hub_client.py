@@ -58,7 +58,7 @@ class Client:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")  # what libraries print goes elsewhere
     os.dup2(2, 1)
-    from focus_peft.cli import main as command
+    from focus_peft.cli.main import main as command
 
     for line in sys.stdin:
         request = json.loads(line)

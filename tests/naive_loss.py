@@ -17,7 +17,7 @@ from families import positions_of
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from focus_peft.cache_name import CACHE
+from focus_peft.frozen.compat import CACHE
 
 
 States = list[tuple[torch.Tensor, torch.Tensor]]  # key and value of every layer, (1, heads, tokens, head_dim)

@@ -13,7 +13,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from focus_peft import FocusConfig
-from focus_peft.results import Result, save_results
+from focus_peft.hub.results import Result, save_results
 
 
 BASE = "user/tiny-base"

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from conftest import make_focus_model, pad_rows, random_ids
 from peft import PeftModel
 
-from focus_peft.cache_name import CACHE
+from focus_peft.frozen.compat import CACHE
 
 
 DOCUMENTS = [random_ids(61, seed=1), random_ids(13, seed=2)]  # 8 and 2 chunks, the last of each ragged
@@ -239,7 +239,7 @@ def main(directory: Path, names: Sequence[str]) -> None:
     results: dict[str, Any] = {"scenarios": scenarios.run(names), "errors": errors(rank, directory)}
     model = scenarios.model
     memory, whole = model.encode(DOCUMENTS[0], spread_chunks=True), model.encode(DOCUMENTS[0])
-    results["chunks held"] = [memory.slab.rows, memory.num_chunks, whole.slab.rows]
+    results["chunks held"] = [memory.store.rows, memory.num_chunks, whole.store.rows]
     dist.destroy_process_group()
     results["errors"]["alone"] = error_of(lambda: model.generate(QUESTIONS[:1], memory=memory, max_new_tokens=2))
     torch.save(results, directory / f"{rank}.pt")

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from focus_peft.cache_name import CACHE
+from focus_peft.frozen.compat import CACHE
 
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # a key and a value of (1, heads, tokens, head_dim) for each layer

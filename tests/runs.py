@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 import focus_peft
 from focus_peft import FocusConfig
-from focus_peft.trainer import FocusTrainer
-from focus_peft.training_args import FocusTrainingArguments, join_processes
+from focus_peft.trainer.arguments import FocusTrainingArguments, join_processes
+from focus_peft.trainer.trainer import FocusTrainer
 
 
 IGNORED = -100

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from focus_peft import FocusConfig
-from focus_peft.cache_name import CACHE
+from focus_peft.frozen.compat import CACHE
 
 
 SHORT, LONG = random_ids(4)[None], random_ids(30)[None]  # the local window has 8 tokens

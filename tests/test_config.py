@@ -22,8 +22,8 @@ from torch import nn
 
 from focus_peft import FocusConfig
 from focus_peft.config import INFERENCE_FIELDS
-from focus_peft.settings import WindowSizes
-from focus_peft.support import ModelFacts
+from focus_peft.frozen.facts import ModelFacts
+from focus_peft.passes.settings import WindowSizes
 
 
 NAN, INFINITY = float("nan"), float("inf")

@@ -13,8 +13,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from focus_peft import FocusConfig
+from focus_peft.frozen.projections import find_projections
 from focus_peft.layer import CandidateState, TwinLayer
-from focus_peft.support import find_projections
 
 
 WIDTH, OUT, ROWS, TOKENS = 12, 20, 3, 7

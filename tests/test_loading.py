@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from focus_peft import FocusConfig
+from focus_peft.kv.store import KeyValueStore
 from focus_peft.layer import TwinLayer
-from focus_peft.slab import Slab
 
 
 IDS = random_ids(40)[None]
@@ -309,7 +309,7 @@ def test_what_torch_compile_returns_is_refused_with_the_remedy() -> None:
 
 def test_states_follow_their_layer_to_its_device() -> None:
     here, there = (torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4)), (torch.zeros(1, 1, 1, 4, device="meta"),) * 2
-    slab = Slab(2, 3)
-    assert slab.layer(0, here)[0].device.type == "cpu"
-    assert {states.device.type for states in slab.layer(0, there)} == {"meta"}
-    assert {states.device.type for states in slab.layers[0]} == {"meta"}
+    store = KeyValueStore(2, 3)
+    assert store.layer(0, here)[0].device.type == "cpu"
+    assert {states.device.type for states in store.layer(0, there)} == {"meta"}
+    assert {states.device.type for states in store.layers[0]} == {"meta"}

@@ -33,7 +33,8 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 
 import focus_peft
 from focus_peft import FocusConfig, FocusModel
-from focus_peft.registration import FOCUS, register
+from focus_peft.peft_type import FOCUS
+from focus_peft.registration import register
 
 
 # A real member of PeftType

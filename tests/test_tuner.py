@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from focus_peft import FocusConfig
-from focus_peft.cache_name import CACHE
+from focus_peft.frozen.compat import CACHE
 from focus_peft.layer import TwinLayer
 
 

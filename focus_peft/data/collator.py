@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..sampling import IGNORE
+from ..config import IGNORE
 from .mixture import Item
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ..sampling import IGNORE
+from ..config import IGNORE
 from .mixture import Item, TablePart
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..sampling import IGNORE
+from ..config import IGNORE
 from .cache import TokenTable
 
 

@@ -16,7 +16,7 @@ from accelerate.state import PartialState
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..reader import is_distributed
+from ..passes.distributed import is_distributed
 from .cache import TokenTable, cache_key, default_cache_dir, load_table, write_table
 from .config import DataConfig, SourceConfig
 from .facts import FactsPart

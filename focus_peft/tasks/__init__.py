@@ -3,25 +3,25 @@
 from collections.abc import Callable
 from functools import partial
 
-from .babilong import BABILONG_TASKS
-from .baselines import (
-    BM25,
-    FullAttention,
-    LocalWindow,
-    ScaledRope,
-    UntrainedTwins,
-)
-from .cached import ParallelWindows, StreamingLLM
-from .infinitebench import INFINITEBENCH_TASKS
-from .infinitebench_records import INFINITEBENCH_RECORD_TASKS
-from .longbench import LONGBENCH_TASKS
+from .babilong.task import BABILONG_TASKS
+from .infinitebench.made import INFINITEBENCH_TASKS
+from .infinitebench.published import INFINITEBENCH_RECORD_TASKS
+from .longbench.published import LONGBENCH_TASKS
 from .longppl import KeyTokens, LongPerplexityTask
-from .methods import Adapter, Method
-from .niah import NIAH_TASKS
+from .methods.adapter import Adapter
+from .methods.base import Method
+from .methods.bm25 import BM25
+from .methods.full_attention import FullAttention
+from .methods.local_window import LocalWindow
+from .methods.parallel_windows import ParallelWindows
+from .methods.scaled_rope import ScaledRope
+from .methods.streaming_llm import StreamingLLM
+from .methods.untrained_twins import UntrainedTwins
 from .passkey import LandmarkPasskey, Passkey, PasskeyTask
 from .perplexity import PerplexityTask
 from .records import Benchmark, RecordTask
-from .ruler import RULER_TASKS
+from .ruler.needles import NIAH_TASKS
+from .ruler.words_and_variables import RULER_TASKS
 from .samples import Sample, Source, Task
 
 

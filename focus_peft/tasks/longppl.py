@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from .methods import Method, token_losses
+from .methods.base import Method, token_losses
 from .perplexity import PerplexityTask
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .methods import Method
+from .methods.base import Method
 
 
 # Tokens at the end of a text that are scored

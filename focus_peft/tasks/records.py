@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub import hf_hub_download
 
-from ..hub import hub_reason
+from ..hub.errors import hub_reason
 from .samples import Draft, Sample, Source, Task
 
 

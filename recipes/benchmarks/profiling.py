@@ -11,26 +11,26 @@ from unittest.mock import patch
 
 import torch
 
-import focus_peft.candidates
-import focus_peft.decoding
+import focus_peft.decoding.cache
+import focus_peft.passes.chunk_pass
+from focus_peft.kv.pass_caches import PassCache
 from focus_peft.layer import TwinLayer
-from focus_peft.reader import Reader
-from focus_peft.slab import PassCache
+from focus_peft.passes.reader import Reader
 
 from .setting import Pieces, document, load, sizes_of, timed
 
 
 # What is timed by itself: (phase, where its function is, the function's name). Time in a phase within another counts for the inner one
 PHASES: list[tuple[str, Any, str]] = [
-    ("chunk pass: where tokens go, and masks", focus_peft.candidates, "chunk_pass_input"),
-    ("local pass: where tokens go, and masks", focus_peft.decoding, "local_pass_input"),
+    ("chunk pass: where tokens go, and masks", focus_peft.passes.chunk_pass, "chunk_pass_input"),
+    ("local pass: where tokens go, and masks", focus_peft.decoding.cache, "local_pass_input"),
     ("both: masks as numbers", Reader, "_masks"),
     ("both: attention, evaluation mode and twins switched on and off", Reader, "_masked_pass"),
     ("both: keys and values put in their places", PassCache, "update"),
     ("both: projections q, k, v and o, frozen and twins", TwinLayer, "forward"),
-    ("candidates gathered", focus_peft.decoding, "select_candidates"),
+    ("candidates gathered", focus_peft.decoding.cache, "select_candidates"),
     ("both: the rest of the model", Reader, "run"),
-    ("bookkeeping of streams and prompts", focus_peft.decoding.FocusCache, "read"),
+    ("bookkeeping of streams and prompts", focus_peft.decoding.cache.FocusCache, "read"),
 ]
 REST = "`generate`: everything else"
 

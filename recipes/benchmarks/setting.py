@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 import transformers
-from common import ModelArguments, load_model
-from packaged_model import PACKAGED
+from lib.packaged_model import PACKAGED
+from lib.recipe import ModelArguments, load_model
 from peft import get_peft_model
 from transformers import StaticCache
 
 from focus_peft import FocusConfig
-from focus_peft.cache_name import CACHE
-from focus_peft.chunking import cut
-from focus_peft.metrics import peak_memory
-from focus_peft.reader import TOKEN_BUDGET
+from focus_peft.frozen.compat import CACHE
+from focus_peft.passes.chunking import cut
+from focus_peft.passes.reader import TOKEN_BUDGET
+from focus_peft.trainer.metrics import peak_memory
 
 
 # So many characters of text are tokenised for each token that is wanted, more than a token has on average

@@ -6,11 +6,11 @@ import time
 from typing import Any
 
 import torch
-from naive import naive_loss
 
-from focus_peft.metrics import peak_memory
-from focus_peft.objectives import focus_loss
-from focus_peft.sampling import Sample, Span
+from benchmarks.naive import naive_loss
+from focus_peft.losses.objectives import focus_loss
+from focus_peft.losses.sampling import Sample, Span
+from focus_peft.trainer.metrics import peak_memory
 
 from .setting import document, load, with_peak
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from asking import question_text
-from evaluation import Evaluation, tokens_of
+from demos.asking import question_text
+from evaluating.configuration import Evaluation, tokens_of
 from matplotlib.patches import Patch
 
-from focus_peft.decoding import FocusCache
+from focus_peft.decoding.cache import FocusCache
 from focus_peft.tasks.passkey import INFORMATION, passkey_prompt
 
 from .drawing import plt, save

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from byte_tokenizer import byte_tokenizer
-from packaged_model import saved_model
+from lib.byte_tokenizer import byte_tokenizer
+from lib.packaged_model import saved_model
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import load_recipe
+from lib.recipe import load_recipe
 from safetensors.torch import load_file, save_file
 from train import make_trainer
 from transformers import TrainerCallback

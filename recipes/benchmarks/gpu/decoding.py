@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from focus_peft.cache_name import CACHE
+from focus_peft.frozen.compat import CACHE
 
 from ..reading import Clock
 from .floors import Counts

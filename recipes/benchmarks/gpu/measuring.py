@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from focus_peft.metrics import peak_memory
+from focus_peft.trainer.metrics import peak_memory
 
 from .report import Options
 

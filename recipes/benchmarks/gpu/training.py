@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from naive import naive_loss
 
-from focus_peft.objectives import focus_loss
-from focus_peft.sampling import Sample, Span
+from benchmarks.naive import naive_loss
+from focus_peft.losses.objectives import focus_loss
+from focus_peft.losses.sampling import Sample, Span
 
 from .measuring import forget_peak, peak_gb, seconds_of
 from .models import Sizes, random_document, random_model

@@ -1,0 +1,6 @@
+"""The command `focus-peft`."""
+
+from .main import main
+
+
+__all__ = ["main"]

@@ -1,0 +1,160 @@
+"""The command line: `focus-peft generate` answers questions about a text file, `focus-peft publish` uploads an adapter."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from .console import (
+    DOCUMENT,
+    LOADING,
+    SAVING,
+    USAGE,
+    CommandError,
+    _failing_as,
+    _say,
+)
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """`focus-peft generate`: document → memory, then every question → answer."""
+    if args.document is None and args.memory is None:
+        raise CommandError("nothing to read; give --document FILE, or --memory DIR with a saved memory.", USAGE)
+    text = None if args.document is None else read_document(args.document)
+    if args.memory is not None:
+        check_memory(Path(args.memory), to_save=text is not None)
+    model, tokenizer = load(args)
+    if text is None:
+        with _failing_as(LOADING, f"the memory {args.memory} cannot be loaded"):
+            memory = model.load_memory(args.memory, tokenizer=tokenizer)
+        _say(f"loaded {memory.num_tokens:,} tokens in {memory.num_chunks:,} chunks from {args.memory}.")
+    else:
+        start = time.perf_counter()
+        memory = model.encode(tokenizer(text, return_tensors="pt", verbose=False).input_ids)
+        _say(f"read {_rate(memory.num_tokens, start)}, in {memory.num_chunks:,} chunks.")
+        if args.memory is not None:
+            with _failing_as(SAVING, f"the memory cannot be saved in {args.memory}"):
+                memory.save(args.memory, tokenizer=tokenizer)
+            _say(f"saved the memory in {args.memory}.")
+    for question in args.question:
+        answer(model, tokenizer, memory, question, args)
+
+
+def read_document(name: str) -> str:
+    """The text of a file, or of stdin for `-`."""
+    where = "stdin" if name == "-" else name
+    with _failing_as(DOCUMENT, f"{where} cannot be read", OSError):
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    return decode_document(data, where)
+
+
+def decode_document(data: bytes, where: str) -> str:
+    """The text in the bytes of a file; `where` they are from is for the errors.
+
+    Raises:
+        CommandError: if they are no text, or an empty one.
+    """
+    with _failing_as(DOCUMENT, f"{where} is not UTF-8 text", UnicodeDecodeError):
+        text = data.decode("utf-8-sig")
+    if "\0" in text:
+        raise CommandError(f"{where} is not text; it contains NUL characters.", DOCUMENT)
+    if not text.strip():
+        raise CommandError(f"{where} is empty; give a document with some text in it.", DOCUMENT)
+    return text
+
+
+def check_memory(directory: Path, to_save: bool) -> None:
+    """What would go wrong with a memory's directory only after long work, goes wrong now."""
+    used = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    if to_save and used:
+        raise CommandError(
+            f"the memory cannot be saved in {directory}, which is not empty; name a new directory, or leave out --document "
+            "to ask about the memory that is stored there.",
+            SAVING,
+        )
+    if not to_save and not used:
+        raise CommandError(f"the memory {directory} cannot be loaded; there is nothing.", LOADING)
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """(model with its adapter, tokenizer), ready to generate."""
+    import torch
+    import transformers
+    from peft import PeftConfig, PeftModel, get_peft_model
+
+    from focus_peft import FocusConfig
+
+    from ..hub.errors import hub_reason
+
+    if not args.debug:
+        transformers.logging.set_verbosity_error()
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # between PEFT and transformers; no user can do anything about them
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    files = {} if args.gguf_file is None else {"gguf_file": args.gguf_file}
+    with _failing_as(LOADING, f"the model {args.model} cannot be loaded"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, **files)
+        base: Any = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **files)
+        base.to(device)
+    if args.adapter is None:
+        _say(
+            "warning: no --adapter, so the twins are untrained: they have not learned to read chunks; expect poor answers."
+        )
+        # The same function as full twins, before training, at a small part of their size
+        config: Any = FocusConfig(r=1)
+    else:
+        with _failing_as(LOADING, f"the adapter {args.adapter} cannot be loaded"):
+            try:
+                config = PeftConfig.from_pretrained(args.adapter)
+            except ValueError as error:
+                reason = hub_reason(error, args.adapter)  # which PEFT leaves out
+                if reason is None:
+                    raise
+                raise ValueError(f"{error}. {reason}") from error
+            if not isinstance(config, FocusConfig):
+                raise ValueError(f"it is a {config.peft_type} adapter, not one of focus_peft")
+    with _failing_as(USAGE, "these sizes do not go together", ValueError):
+        overridden = ("chunk_size", "local_size", "prompt_size", "decoding")
+        config = config.with_overrides(**{name: getattr(args, name) for name in overridden})
+    with _failing_as(LOADING, "the adapter cannot be put on the model"):
+        if args.adapter is None:
+            model: Any = get_peft_model(base, config)
+        else:
+            model = PeftModel.from_pretrained(base, args.adapter, config=config)
+    return model.eval(), tokenizer
+
+
+def answer(model: Any, tokenizer: Any, memory: Any, question: str, args: argparse.Namespace) -> None:
+    """Answer one question about the memory, token by token, on stdout."""
+    from transformers import TextStreamer, set_seed
+
+    if args.seed is not None:
+        set_seed(args.seed)
+    if tokenizer.chat_template is None:
+        inputs = tokenizer(f"\n\nQuestion: {question}\nAnswer:", return_tensors="pt")
+    else:
+        messages = [{"role": "user", "content": question}]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    sampling: dict[str, Any] = {"do_sample": args.temperature is not None or args.top_p is not None}
+    sampling |= {name: value for name in ("temperature", "top_p") if (value := getattr(args, name)) is not None}
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    start = time.perf_counter()
+    inputs = inputs.to(model.device)
+    ids = model.generate(**inputs, memory=memory, max_new_tokens=args.max_new_tokens, streamer=streamer, **sampling)
+    new = ids.shape[1] - inputs["input_ids"].shape[1]
+    sys.stdout.flush()
+    _say(f"answered with {_rate(new, start)}.")
+
+
+def _rate(tokens: int, start: float) -> str:
+    seconds = time.perf_counter() - start
+    return f"{tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.1f} tokens/s)"

@@ -1,0 +1,1 @@
+"""One token after another: the cache that transformers' loops hold, and how a call becomes the two passes."""

@@ -1,0 +1,138 @@
+"""How `generate` sees the memory: transformers' own loops run, and each forward call they make becomes the two passes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..frozen.compat import CACHE, rename
+from ..frozen.facts import ModelFacts
+from ..kv.pass_caches import GraphCache, PassCache
+from ..memory.memory import Memory
+from ..passes.chunking import pad_left
+from ..passes.ids import check_ids, check_vocabulary, unpad
+from ..passes.reader import Reader
+from ..passes.settings import Settings
+from .cache import FocusCache
+from .options import _generation_config, _mask_of_padding, _new_tokens, _refused, check_room
+
+
+def generate(
+    reader: Reader,
+    settings: Settings,
+    facts: ModelFacts,
+    inputs: torch.Tensor | None,
+    memory: Memory | None,
+    progress: bool,
+    overridden: list[str],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run transformers' `generate` with a cache that owns the memory. See `FocusModel.generate`."""
+    rename(kwargs)
+    model = reader.model
+    model_generate = cast(Callable[..., Any], model.generate)
+    input_ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+    if input_ids is None:
+        raise ValueError("`input_ids` is missing; `inputs_embeds` alone cannot be split into chunks.")
+    if isinstance(input_ids, (list, tuple, np.ndarray)):
+        input_ids = torch.as_tensor(input_ids)
+    check_ids(input_ids, "input_ids")
+    attention_mask = kwargs.pop("attention_mask", None)
+    config = _generation_config(model, kwargs)
+    if attention_mask is None:
+        attention_mask = _mask_of_padding(input_ids, config)
+    rows = unpad(input_ids, attention_mask)
+    check_vocabulary(rows, facts.vocab_size)
+    longest = max(map(len, rows))
+    new_tokens = _new_tokens(config, input_ids.shape[1])
+
+    cache = kwargs.get(CACHE)
+    spills = longest > settings.sizes.local or longest + new_tokens >= settings.sizes.local + settings.sizes.chunk
+    # whoever gets the cache may go on from it, past the end of the window
+    goes_on = bool(config.return_dict_in_generate) and not _refused(config, kwargs)
+    if cache is None and memory is None and not spills and not goes_on:  # the window holds everything, to the end
+        mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+        return model_generate(input_ids, **mask, **kwargs)
+    refused = _refused(config, kwargs)
+    if refused:
+        raise ValueError(refused)
+    if cache is None:
+        documents = len(rows) if memory is None else memory.num_documents
+        if len(rows) % documents:
+            raise ValueError(
+                f"`input_ids` has {len(rows)} rows, which is no multiple of the {documents} documents in `memory`."
+            )
+        check_room(settings, facts, rows, memory, new_tokens)
+        cache = FocusCache(reader, settings, documents, memory, progress)
+    elif not isinstance(cache, FocusCache):
+        raise ValueError(
+            f"`{CACHE}` is a {type(cache).__name__}, which holds no chunks; leave it out, or give back the `{CACHE}` that `generate` "
+            "returned."
+        )
+    elif memory is not None or overridden:
+        named = ", ".join(f"`{name}`" for name in (["memory"] if memory is not None else []) + overridden)
+        raise ValueError(f"{named} cannot be changed while `{CACHE}` continues what was read; leave it out.")
+    else:
+        cache.check_continued_by(rows)
+
+    padded = attention_mask is not None and not bool(attention_mask[:, -1].all())
+    if padded:  # the loops append on the right, so padding belongs on the left
+        pad = getattr(config, "pad_token_id", None)
+        input_ids = pad_left(rows, 0 if pad is None else pad).to(input_ids.device)
+    if padded or attention_mask is None:
+        attention_mask = pad_left([[1] * len(row) for row in rows]).to(input_ids.device)
+    if kwargs.get("assistant_model") is not None or getattr(config, "prompt_lookup_num_tokens", None):
+        cache.may_crop = True  # drafts are taken back, which older transformers do without announcing it
+    kwargs[CACHE] = cache
+    kwargs["use_cache"] = True  # which some models (MPT) have off
+    with _reads_through_cache(model):
+        return model_generate(input_ids, attention_mask=attention_mask, **kwargs)
+
+
+@contextlib.contextmanager
+def _reads_through_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context, forward calls read through the `FocusCache` that they are given."""
+    previous = model.__dict__.get("forward")
+    original = model.forward
+
+    @torch.compiler.disable  # a compiled model would be traced into our bookkeeping
+    @functools.wraps(original)  # the loops look at the signature
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        cache = kwargs.get(CACHE)
+        if isinstance(cache, (PassCache, GraphCache)):  # one of the passes that our own cache runs
+            return original(*args, **kwargs)
+        if not isinstance(cache, FocusCache):  # a model may drop it in `prepare_inputs_for_generation`
+            raise RuntimeError(
+                f"{type(model).__name__} was called by `generate` without the cache that holds the memory (`{CACHE}` is a "
+                f"{type(cache).__name__}), and would have read the input without it; this way of generating is not supported."
+            )
+        input_ids: torch.Tensor = kwargs["input_ids"]
+        mask = kwargs.get("attention_mask")
+        new = unpad(input_ids, None if mask is None else mask[:, -input_ids.shape[1] :])
+
+        def base_call(base_cache: Cache) -> Any:
+            return original(*args, **{**kwargs, CACHE: base_cache})
+
+        newest = int(kwargs.get("logits_to_keep") or 1)
+        result = cache.read(new, newest, width=input_ids.shape[1], base_call=base_call)
+        if isinstance(result, torch.Tensor):
+            fields: dict[str, Any] = {"logits": result, CACHE: cache}
+            return CausalLMOutputWithPast(**fields)
+        result[CACHE] = cache
+        return result
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+        if previous is not None:  # a hook of somebody else's, such as accelerate's
+            model.forward = previous

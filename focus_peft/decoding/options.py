@@ -1,0 +1,80 @@
+"""The options of `generate`: what they are for this call, and which of them cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..frozen.facts import ModelFacts
+from ..memory.memory import Memory
+from ..passes.settings import Settings
+
+
+def _generation_config(model: PreTrainedModel, kwargs: dict[str, Any]) -> Any:
+    """What transformers will see: the given or the model's generation config, with options on top. Only read, never passed."""
+    given = kwargs.get("generation_config") or model.generation_config
+    options = {key: value for key, value in kwargs.items() if value is not None}
+    return _Layered(options, given, model.generation_config)
+
+
+class _Layered:
+    """Attributes of the first of several sources that has a value."""
+
+    def __init__(self, options: dict[str, Any], *configs: Any) -> None:
+        self._options, self._configs = options, configs
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._options:
+            return self._options[name]
+        return next((v for c in self._configs if (v := getattr(c, name, None)) is not None), None)
+
+
+def _mask_of_padding(input_ids: torch.Tensor, config: Any) -> torch.Tensor | None:
+    """As in transformers: where no mask is given, the pad token marks padding, unless it is an end of sequence too.
+
+    Only at the ends of a row, though; inside, it is text.
+    """
+    pad, eos = config.pad_token_id, config.eos_token_id
+    ends = eos if isinstance(eos, (list, tuple)) else [eos]
+    if pad is None or pad in ends or input_ids.dim() != 2 or not bool((input_ids == pad).any()):
+        return None
+    text = input_ids != pad
+    return (text.cumsum(1).bool() & text.flip(1).cumsum(1).bool().flip(1)).long()
+
+
+def _new_tokens(config: Any, length: int) -> int:
+    """How many tokens may be generated."""
+    if config.max_new_tokens is not None:
+        return int(config.max_new_tokens)
+    if config.max_length is not None:
+        return max(0, int(config.max_length) - length)
+    return 20  # transformers' default
+
+
+def _refused(config: Any, kwargs: dict[str, Any]) -> str | None:
+    """Why the options cannot work with chunks, if they cannot."""
+    if kwargs.get("inputs_embeds") is not None:
+        return "`inputs_embeds` cannot be split into chunks; give `input_ids`."
+    if kwargs.get("position_ids") is not None:
+        return "`position_ids` cannot be given, because every chunk has positions of its own; leave it out."
+    if kwargs.get("use_cache") is False or getattr(kwargs.get("generation_config"), "use_cache", None) is False:
+        return "`use_cache=False` would read the whole memory again for every token; leave it out."
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(config, name):
+            return f"`{name}=True` is not possible: chunk pass and local pass have different shapes; leave it out."
+    for name in ("cache_implementation", "prefill_chunk_size"):
+        if getattr(config, name) is not None:
+            return f"`{name}` is {getattr(config, name)!r}, but focus_peft brings a cache of its own; leave it out."
+    return None
+
+
+def check_room(
+    settings: Settings, facts: ModelFacts, rows: list[list[int]], memory: Memory | None, new_tokens: int
+) -> None:
+    """Raise a ValueError if what is read, and is still to be written, leaves the positions of the model."""
+    held = 0 if memory is None else max(memory.chunks_of(document) for document in range(memory.num_documents))
+    beyond = max(0, max(map(len, rows)) + new_tokens - settings.sizes.local)
+    chunks = held + -(-beyond // settings.sizes.chunk)
+    settings.check_room(facts, chunks, new_tokens)

@@ -1,0 +1,74 @@
+"""Logits of every token of a given text, as decoding token by token would compute them (for evaluation harnesses)."""
+
+from __future__ import annotations
+
+import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..memory.memory import Memory
+from ..passes.reader import Reader
+from ..passes.settings import Settings
+from .cache import FocusCache
+
+
+def read_logits(
+    reader: Reader,
+    settings: Settings,
+    rows: list[list[int]],
+    width: int,
+    attention_mask: torch.Tensor | None,
+    memory: Memory | None,
+    logits_to_keep: int,
+) -> CausalLMOutputWithPast:
+    """Logits of shape (rows, `width`, vocabulary), or of the last `logits_to_keep` tokens; 0 at padding.
+
+    Args:
+        reader, settings: What it is read with.
+        rows (`list[list[int]]`): The real tokens of every row.
+        width (`int`): Tokens of a padded row.
+        attention_mask (`torch.Tensor` of shape (rows, width), *optional*): Where the real tokens stand.
+        memory (`Memory`, *optional*): What stands before the rows.
+        logits_to_keep (`int`): 0: all.
+
+    Raises:
+        ValueError: if rows and documents of `memory` do not fit together.
+    """
+    kept = min(logits_to_keep, width) or width
+    logits: torch.Tensor | None = None
+    for row, (ids, document) in enumerate(zip(rows, _documents(rows, memory))):  # each at its own length
+        newest = min(kept, len(ids))
+        values = FocusCache(reader, settings, 1, memory, document=document).read([ids], newest)[0]
+        if logits is None:
+            logits = values.new_zeros(len(rows), kept, values.shape[-1])
+        if logits_to_keep or attention_mask is None:
+            logits[row, -newest:] = values
+        else:
+            logits[row, attention_mask[row].bool().to(logits.device)] = values
+    return CausalLMOutputWithPast(logits=logits)
+
+
+def read_attention(
+    reader: Reader, settings: Settings, rows: list[list[int]], memory: Memory | None
+) -> list[torch.Tensor]:
+    """What the last token of each row looks at: the mean share of its attention that each chunk's candidate has, (chunks,) each.
+
+    Args and raises as in `read_logits`.
+    """
+    found = []
+    for ids, document in zip(rows, _documents(rows, memory)):
+        cache = FocusCache(reader, settings, 1, memory, document=document)
+        cache.records_attention = True
+        cache.read([ids], 1)
+        found.append(cache.chunk_attention[0] if cache.chunk_attention else torch.zeros(0))
+    return found
+
+
+def _documents(rows: list[list[int]], memory: Memory | None) -> list[int | None]:
+    """The document of the memory that each row is about."""
+    if memory is None:
+        return [None] * len(rows)
+    if len(rows) % memory.num_documents:
+        raise ValueError(
+            f"`input_ids` has {len(rows)} rows, which is no multiple of the {memory.num_documents} documents in `memory`."
+        )
+    return [row * memory.num_documents // len(rows) for row in range(len(rows))]

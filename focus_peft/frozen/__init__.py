@@ -1,0 +1,1 @@
+"""The base model as it is: its facts, projections, weights and attention."""

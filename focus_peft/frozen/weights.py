@@ -1,0 +1,124 @@
+"""The weights of frozen layers as plain numbers, however they are kept: quantized, packed, or offloaded by accelerate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from accelerate.utils import align_module_device, has_offloaded_params
+from peft.utils.integrations import dequantize_module_weight
+from torch import nn
+
+from .modules import every_module
+
+
+# float8 is floating point too, but means nothing without its scales
+PLAIN_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a projection's weight is an ordinary tensor of floating-point numbers, so not quantized."""
+    return _is_plain(getattr(layer, "weight", None))
+
+
+def _is_plain(weight: object) -> bool:
+    # by exact type: a quantized tensor subclass may say that it is floating point
+    return type(weight) in (torch.Tensor, nn.Parameter) and cast(torch.Tensor, weight).dtype in PLAIN_TYPES
+
+
+def plain_weight(layer: nn.Module, in_features: int, out_features: int) -> torch.Tensor:
+    """The weight of a projection, dequantized if it is quantized: (out_features, in_features), or as `Conv1D` keeps it.
+
+    Raises:
+        ValueError: if the layer keeps it in a form that cannot be turned into numbers.
+    """
+    _unpack(layer)
+    if is_plain(layer):
+        return cast(torch.Tensor, layer.weight)
+    with torch.no_grad():
+        weight: Any = None
+        if hasattr(layer, "weight") or hasattr(layer, "W_q"):  # what PEFT knows to ask: bitsandbytes, torchao, HQQ
+            weight = dequantize_module_weight(layer)
+            if not _is_plain(weight) and hasattr(weight, "dequantize"):  # optimum-quanto
+                weight = weight.dequantize()
+        if not _is_plain(weight) or weight.shape != (out_features, in_features):
+            weight = _probed_weight(layer, in_features)
+    return weight
+
+
+def _probed_weight(layer: nn.Module, in_features: int) -> torch.Tensor:
+    """The weight of a linear layer by what it does to the unit vectors, whoever quantized it (GPTQ, AWQ, ...)."""
+    unit = torch.eye(in_features, device=execution_device(layer), dtype=computing_type(layer))
+    try:
+        return (layer(unit) - layer(torch.zeros_like(unit[:1]))).T.contiguous()
+    except (RuntimeError, TypeError, ValueError, ImportError, NotImplementedError) as error:
+        raise ValueError(
+            f"The weight of a {type(layer).__name__} cannot be dequantized ({type(error).__name__}: {error}), so no full "
+            "twin can be made of it; choose a low-rank twin, such as `r=16`."
+        ) from error
+
+
+def computing_type(layer: nn.Module) -> torch.dtype:
+    """The type that a projection computes in, as far as it says so."""
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    said = [getattr(layer, "compute_dtype", None)]
+    said += [tensor.dtype for tensor in (weight, bias) if isinstance(tensor, torch.Tensor)]
+    said += [buffer.dtype for buffer in layer.buffers()]  # GPTQ's scales
+    return next((dtype for dtype in said if dtype in PLAIN_TYPES), torch.float32)
+
+
+def execution_device(layer: nn.Module) -> torch.device:
+    """Where a layer computes: where its weights are, or where accelerate brings them for the time that it runs."""
+    if has_offloaded_params(layer):
+        return torch.device(cast(Any, layer._hf_hook).execution_device)
+    tensors = (*layer.parameters(), *layer.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def real_weights(layer: nn.Module) -> Iterator[None]:
+    """Within the context, weights of the layer that accelerate keeps elsewhere (another device, the disk) are there."""
+    with align_module_device(layer):
+        yield
+
+
+@contextlib.contextmanager
+def differentiable_weights(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
+    """Within the context, bitsandbytes does not repack 4-bit weights for the CPU.
+
+    In evaluation mode it does, for good, and into a form that passes no gradient on (a warning is all that it says).
+    `modules` are all of the model's, where they are known.
+    """
+    # not by attribute: asking every module for what it lacks would take longer than the rest of a short pass
+    weights = [
+        (module, module._parameters.get("weight")) for module in (every_module(model) if modules is None else modules)
+    ]
+    layers = [
+        layer for layer, w in weights if w is not None and type(w).__name__ == "Params4bit" and w.device.type == "cpu"
+    ]
+    modes = [layer.training for layer in layers]
+    for layer in layers:
+        _unpack(layer)
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, modes):
+            layer.training = mode
+
+
+def _unpack(layer: nn.Module) -> None:
+    """Undo bitsandbytes' repacking."""
+    if getattr(getattr(getattr(layer, "weight", None), "quant_state", None), "packing_format_for_cpu", False):
+        layer.state_dict()  # what is saved is never packed, so this unpacks in place
+
+
+def stored_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The ordinary tensors that a weight consists of: itself, or the parts of a quantized one."""
+    if type(tensor) in (torch.Tensor, nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    parts = [getattr(tensor, name) for name in names]
+    return [inner for part in parts if isinstance(part, torch.Tensor) for inner in stored_tensors(part)]

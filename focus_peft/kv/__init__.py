@@ -1,0 +1,1 @@
+"""Keys and values: stores that hold them, and the caches that fill the stores."""

@@ -1,0 +1,167 @@
+"""The logits that a training loss compares with its labels: the adapter's, the base model's own full reading, and the local window's.
+
+Only candidates go through trainable weights, so ordinary tokens run without autograd, once for all spans of a document; candidates and
+whatever sees them run with it. The gradient is exactly that of the naive computation (method: what needs a gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..kv.pass_caches import GraphCache, PassCache
+from ..kv.store import KeyValueStore, LayerStates, sent
+from ..passes.chunk_pass import read_candidates_with_graph
+from ..passes.chunking import cut, with_bos
+from ..passes.inputs import ChunkRow, PassInput
+from ..passes.local_pass import local_pass_input
+from ..passes.prompt_region import PromptRegion
+from ..passes.reader import Reader
+from ..passes.settings import Settings
+from .distractors import Distractors
+from .sampling import Seats
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A local window in training: `ids` up to the last token that predicts a label; the last `labels` of them do."""
+
+    ids: list[int]
+    labels: int
+
+    @property
+    def before(self) -> int:
+        """Tokens up to and including the one that predicts the first label: the local window of the paper."""
+        return len(self.ids) - self.labels + 1
+
+    def prompt(self, settings: Settings, chunk_size: int, newest: int) -> list[int]:
+        """The dynamic prompt: the last min(P, c, L) tokens before the first label, and the candidates' tokens after."""
+        size = min(settings.sizes.prompt, chunk_size, self.before)
+        prompt = with_bos(self.ids[self.before - size : self.before], settings.bos)
+        following = self.ids[self.before : self.before + newest - 1]
+        # a window with fewer labels than another's repeats its last token; nobody looks at what that candidate becomes
+        return prompt + following + self.ids[-1:] * (newest - 1 - len(following))
+
+
+def span_logits(
+    reader: Reader,
+    settings: Settings,
+    memory: Sequence[int],
+    chunk_size: int,
+    windows: Sequence[Window],
+    seats: Seats | None = None,
+    distractors: Distractors | None = None,
+) -> list[torch.Tensor]:
+    """The logits that predict the labels of some local windows, all given the same memory, with a graph to the twins.
+
+    Args:
+        reader (`Reader`): Runs the passes.
+        settings (`Settings`): `decoding` chooses the label scheme: "streaming" gives every label its own candidates; "exact"
+            computes one set with the prompt before the first label, and all local tokens see it (the paper's).
+        memory (`Sequence[int]`): Ids, cut into chunks of `chunk_size`.
+        windows (`Sequence[Window]`): The local windows.
+        seats (`Seats`, *optional*): Where the chunks stand among `distractors`. None: there are none.
+        distractors (`Distractors`, *optional*): Chunks that take the other places.
+
+    Returns:
+        For each window, logits of shape (labels, vocabulary).
+    """
+    chunks = cut(memory, chunk_size)
+    seats = seats or Seats.alone(len(chunks))
+    rows = [ChunkRow(0, place, len(chunk)) for place, chunk in zip(seats.own, chunks)]
+    starts = [settings.frames.chunk_start(row.index, row.length) for row in rows]
+    if distractors is not None:
+        rows += [ChunkRow(0, place, distractors.tokens) for place in seats.others]
+    exact = settings.decoding == "exact"
+    newest = 1 if exact else max(window.labels for window in windows)
+    prompts = [window.prompt(settings, chunk_size, newest) for window in windows]
+    placement = PromptRegion(len(windows)).place(prompts, [0] * len(windows), newest)
+    store = KeyValueStore(len(rows), max(row.length for row in rows) + len(placement.ids) + 1)
+    batch_size = len(rows) if reader.sharded else settings.chunk_batch_size  # as many passes as everybody makes
+    reader.read_chunks(store, 0, chunks, starts, batch_size)
+    if distractors is not None:
+        distractors.copy(store, len(chunks), seats.others)
+    candidates = read_candidates_with_graph(
+        reader, store, rows, settings.frames, placement, len(windows) * newest, batch_size
+    )
+    if len(rows) > len(chunks):
+        order = torch.tensor(seats.order)
+        orders = {device: sent(order, device) for device in {keys.device for keys, _ in candidates}}
+        candidates = [(keys[orders[keys.device]], values[orders[keys.device]]) for keys, values in candidates]
+
+    local_starts = [settings.frames.local_start(seats.end, len(prompt) - newest + 1) for prompt in prompts]
+    logits = []
+    for number, window in enumerate(windows):
+        mine = slice(number * newest, (number + 1) * newest)
+        prefix = [(_side_by_side(keys[:, :, mine]), _side_by_side(values[:, :, mine])) for keys, values in candidates]
+        logits.append(_local_logits(reader, settings, window, newest, len(rows), local_starts[number], prefix))
+    return logits
+
+
+def _side_by_side(states: torch.Tensor) -> torch.Tensor:
+    """(chunks, heads, newest, dim) -> (1, heads, newest * chunks, dim): the candidates of one token side by side."""
+    return states.permute(1, 2, 0, 3).flatten(1, 2)[None]
+
+
+def _local_logits(
+    reader: Reader,
+    settings: Settings,
+    window: Window,
+    newest: int,
+    chunks: int,
+    start: int,
+    prefix: Sequence[LayerStates],
+) -> torch.Tensor:
+    """Logits (labels, vocabulary) of one window behind its candidates."""
+    exact = settings.decoding == "exact"
+    ids = with_bos(window.ids, settings.bos)
+    # streaming: tokens before the first that predicts see no candidates, so no gradient reaches them
+    plain = 0 if exact else len(ids) - window.labels
+    past = list(prefix)
+    if plain or (reader.sharded and not exact):
+        read = max(plain, 1)
+        plain_input = local_pass_input([ids[:read]], [0], [start], [0], 0, False, 0, read)
+        store = KeyValueStore(1, read + 1)
+        with torch.no_grad():
+            reader.run(plain_input, PassCache(store, slice(0, 1), plain_input.columns, slice(0, read)))
+        past = [
+            (torch.cat([a[0], b[0][:, :, :plain]], dim=2), torch.cat([a[1], b[1][:, :, :plain]], dim=2))
+            for a, b in zip(prefix, store.layers)
+        ]
+    width = newest * chunks
+    used = 1 if exact else window.labels
+    inputs = local_pass_input([ids], [plain], [start], [chunks], used, exact, 0, 0)
+    # candidates that stand in for missing labels are seen by nobody
+    hidden = inputs.visible.new_zeros(1, inputs.visible.shape[1], width - used * chunks)
+    at = used * chunks
+    inputs.visible = torch.cat([inputs.visible[..., :at], hidden, inputs.visible[..., at:]], dim=2)
+    nowhere = inputs.key_index.new_zeros(1, hidden.shape[-1])
+    inputs.key_index = torch.cat([inputs.key_index[:, :at], nowhere, inputs.key_index[:, at:]], dim=1)
+    inputs.prefix = width
+    return reader.run(inputs, GraphCache(past), logits=window.labels)[0]
+
+
+def local_logits(reader: Reader, settings: Settings, window: Window) -> torch.Tensor:
+    """The baseline: the base model's logits (labels, vocabulary) when it reads the local window alone, without a gradient."""
+    ids = torch.tensor([with_bos(window.ids, settings.bos)], device=reader.device)
+    with torch.no_grad():
+        return reader.plain_logits(ids, window.labels)[0]
+
+
+def teacher_logits(reader: Reader, memory: Sequence[int], windows: Sequence[Window]) -> list[torch.Tensor]:
+    """The base model's logits (labels, vocabulary) when it reads memory and window in full; the memory is read once for all."""
+    held = len(memory)
+    store = KeyValueStore(1, held + max(len(window.ids) for window in windows))
+    logits = []
+    with torch.no_grad():
+        reader.read_chunks(store, 0, [memory], [0])  # not `frames.offset`: a table has no room for more
+        for window in windows:
+            place = torch.arange(held + len(window.ids))[None]
+            new = place[:, held:]
+            visible = new[:, :, None] >= place[:, None]
+            inputs = PassInput(torch.tensor([window.ids]), new, new, visible, new, place)
+            cache = PassCache(store, slice(0, 1), new, slice(0, place.shape[1]))
+            logits.append(reader.run(inputs, cache, logits=window.labels)[0])
+    return logits

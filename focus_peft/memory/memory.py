@@ -1,0 +1,284 @@
+"""`Memory`: the encoded chunks of some documents, read once and asked many times."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import uuid
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from ..kv.files import copy_states, describe_states, read_states, write_states
+from ..kv.storage import make_store
+from ..kv.store import runs
+from ..passes.chunking import cut
+from ..passes.frames import Frames
+from ..passes.ids import document_rows
+from ..passes.inputs import ChunkRow
+from ..passes.reader import Reader
+from .ranks import Ranks
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ..frozen.fingerprint import Fingerprint
+
+MEMORY_FILE = "memory.json"
+STATES_FILE = "memory.safetensors"
+FORMAT = 1
+
+
+class Memory:
+    """The encoded chunks of one or more documents: what `model.encode` returns.
+
+    The chunks hold what the frozen model computed and no trainable weight, so one memory serves every adapter with the same
+    `chunk_size`. Behind each chunk its rows have room for dynamic prompts: what is asked is written there and never
+    outlives its question.
+
+    Attributes:
+        documents (`list[list[int]]`): The token ids of each document.
+        chunk_size (`int`): Tokens in a chunk; the last of a document may be shorter.
+        fingerprint (`Fingerprint`): Of the model that read the documents.
+        storage (`str`): Where the states are kept: "device", "cpu", "int8" or "disk" (docs/memory.md).
+        storage_dir (`str`, *optional*): Where "disk" has its files. None: the system's directory for temporary files.
+        ranks (`Ranks`): The processes that hold the chunks (docs/memory.md).
+    """
+
+    def __init__(
+        self,
+        documents: list[list[int]],
+        chunk_size: int,
+        frames: Frames,
+        fingerprint: Fingerprint,
+        room: int = 0,
+        storage: str = "device",
+        storage_dir: str | None = None,
+        ranks: Ranks | None = None,
+        old: Memory | None = None,
+    ) -> None:
+        self.documents = documents
+        self.chunk_size = chunk_size
+        self.frames = frames
+        self.fingerprint = fingerprint
+        self.rows = [
+            ChunkRow(number, index, len(chunk))
+            for number, ids in enumerate(documents)
+            for index, chunk in enumerate(cut(ids, chunk_size))
+        ]
+        columns = max((row.length for row in self.rows), default=0) + room
+        self.ranks = ranks or Ranks()
+        self._share(old)
+        self.storage_dir = storage_dir
+        self.store = make_store(storage, len(self._held), columns, storage_dir)
+        self.lock = threading.RLock()
+        self._tenant: weakref.ref[Any] | None = None
+
+    def _share(self, old: Memory | None) -> None:
+        """Give the chunks to the ranks; those that `old` has spread already stay where they are."""
+        kept = {} if old is None or old.ranks.size == 1 else {_key(row): row.rank for row in old.rows}
+        there, new = (
+            [row for row in self.rows if _key(row) in kept],
+            [row for row in self.rows if _key(row) not in kept],
+        )
+        for row in there:
+            row.rank = kept[_key(row)]
+        self.ranks.share(new, there)
+        self._held = self.ranks.own(self.rows)  # the rows of the store
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.documents)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of all documents."""
+        return len(self.rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents."""
+        return sum(map(len, self.documents))
+
+    @property
+    def storage(self) -> str:
+        return self.store.storage
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of storage in this process, on disk too, the room for prompts included."""
+        return self.store.nbytes
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the states are (of the first layer, if the model is spread over devices). None: no chunks.
+
+        With the storages "cpu" and "disk" that is the CPU, wherever the model is.
+        """
+        return self.store.device
+
+    def chunks_of(self, document: int) -> int:
+        """The number of chunks of a document."""
+        return sum(row.document == document for row in self.rows)
+
+    def starts(self) -> list[int]:
+        """The position of the first token of each chunk that this process holds."""
+        return [self.frames.chunk_start(row.index, row.length) for row in self._held]
+
+    def read(self, reader: Reader, batch_size: int | None, progress: bool, old: Memory | None = None) -> None:
+        """Encode all chunks of this process, but for those that `old`, a memory of the documents' beginnings, already holds."""
+        self.ranks.check_alike("the documents are", (self.documents, old is not None and old.documents))
+        every = [chunk for ids in self.documents for chunk in cut(ids, self.chunk_size)]
+        chunks = [chunk for row, chunk in zip(self.rows, every) if self.ranks.holds(row)]
+        todo = list(range(len(chunks)))
+        if old is not None and old.rows:
+            held = {_key(row): number for number, row in enumerate(old._held)}
+            copied = [(n, held[key]) for n in todo if (key := _key(self._held[n])) in held]
+            with old.lock:
+                copy_states(old.store, self.store, copied, [self._lengths[new] for new, _ in copied])
+            todo = sorted(set(todo) - {new for new, _ in copied})
+        starts = self.starts()
+        for first, last in runs(todo):
+            reader.read_chunks(self.store, first, chunks[first:last], starts[first:last], batch_size, progress)
+
+    @property
+    def _lengths(self) -> list[int]:
+        return [row.length for row in self._held]
+
+    def lease(self, tenant: Any) -> bool:
+        """Give the room for prompts to `tenant`. Returns False if somebody else has written there since it last had it."""
+        kept = self._tenant is not None and self._tenant() is tenant
+        self._tenant = weakref.ref(tenant)
+        return kept
+
+    def to(self, device: torch.device | str) -> Memory:
+        """Move the states to a device, in place, and return self. With the storages "cpu" and "disk" they stay where they are."""
+        self.store.to(device)
+        self._tenant = None
+        return self
+
+    def save(self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Save to a directory: `memory.safetensors` in the model's type, and `memory.json` with sizes, ids and fingerprints.
+
+        States of 8 bits are saved as what they stand for, so that any storage can load them; loaded into 8 bits again, they are
+        the same.
+
+        Args:
+            directory (`str` or `os.PathLike`): Must not hold a memory yet.
+            tokenizer (*optional*): Its fingerprint is saved too, and compared by `load_memory`.
+
+        Raises:
+            FileExistsError: if `directory` exists and is not empty.
+            ValueError: if the chunks are spread over several processes.
+            OSError: if writing fails, for example on a full disk; nothing half-written is left behind.
+        """
+        if self.ranks.size > 1:
+            raise ValueError(
+                f"The memory is spread over {self.ranks.size} processes (`spread_chunks`), so none of them can save all of it; encode "
+                "with `spread_chunks=False` in one process, save that, and load it with `spread_chunks=True`."
+            )
+        target = Path(directory).absolute()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise FileExistsError(
+                f"`directory` {str(target)!r} exists and is not empty; choose a new one, or remove it."
+            )
+        description = {
+            "format": FORMAT,
+            "documents": self.documents,
+            "chunk_size": self.chunk_size,
+            "nominal": self.frames.nominal,
+            "learned": self.frames.learned,
+            "offset": self.frames.offset,
+            "model": self.fingerprint.to_dict(),
+            "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+            "states": describe_states(self.store, max(self._lengths, default=0)),
+        }
+        new = not target.exists()
+        # an empty folder that is there may be where a disk is mounted, so the files are made inside
+        scratch = (target.parent if new else target) / f".{target.name}.{uuid.uuid4().hex[:8]}"
+        try:
+            scratch.mkdir(parents=True)
+            with self.lock:
+                write_states(scratch / STATES_FILE, self.store, self._lengths)
+            (scratch / MEMORY_FILE).write_text(json.dumps(description))
+            if new:
+                os.replace(scratch, target)
+            else:
+                for name in (STATES_FILE, MEMORY_FILE):
+                    os.replace(scratch / name, target / name)
+                scratch.rmdir()
+        except BaseException as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise OSError(f"`directory` {str(target)!r} could not be written: {error}.") from error
+            raise
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike,
+        fingerprint: Fingerprint,
+        device: torch.device | str = "cpu",
+        room: int = 0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        storage: str = "device",
+        storage_dir: str | None = None,
+        ranks: Ranks | None = None,
+    ) -> Memory:
+        """Load what `save` wrote. `model.load_memory` calls this with the model's own fingerprint and device.
+
+        Raises:
+            FileNotFoundError: if `directory` holds no memory.
+            ValueError: if it was made with another model or tokenizer, or its files are damaged.
+        """
+        source = Path(directory)
+        if not (source / MEMORY_FILE).is_file() or not (source / STATES_FILE).is_file():
+            raise FileNotFoundError(
+                f"`directory` {str(source)!r} holds no memory ({MEMORY_FILE} and {STATES_FILE}); make one with "
+                "`model.encode(...).save(directory)`."
+            )
+        try:
+            description = json.loads((source / MEMORY_FILE).read_text())
+            if description["format"] != FORMAT:
+                raise ValueError(f"format {description['format']}, while this version reads format {FORMAT}")
+            fingerprint.check(description["model"])
+            saved = description["tokenizer"]
+            if tokenizer is not None and saved is not None and saved != tokenizer_fingerprint(tokenizer):
+                raise ValueError("it was made with another tokenizer; encode the documents again")
+            frames = Frames(description["nominal"], description["learned"], description["offset"])
+            documents = document_rows(description["documents"], None)
+            memory = cls(documents, description["chunk_size"], frames, fingerprint, room, storage, storage_dir, ranks)
+            memory.ranks.check_alike("the documents are", documents)
+            lengths = [row.length for row in memory.rows]
+            first = memory.rows.index(memory._held[0]) if memory._held else 0  # what one process holds are neighbours
+            read_states(source / STATES_FILE, memory.store, lengths, description["states"], device, first)
+        except KeyError as error:
+            raise ValueError(
+                f"The memory in {str(source)!r} cannot be used: {error} is missing in {MEMORY_FILE}."
+            ) from error
+        except (ValueError, TypeError, AttributeError, SafetensorError) as error:
+            raise ValueError(f"The memory in {str(source)!r} cannot be used: {str(error).rstrip('.')}.") from error
+        return memory
+
+    def __repr__(self) -> str:
+        return (
+            f"Memory({self.num_documents} documents, {self.num_tokens} tokens, {self.num_chunks} chunks of "
+            f"{self.chunk_size}, {self.nbytes / 2**20:.1f} MiB, storage {self.storage!r})"
+        )
+
+
+def _key(row: ChunkRow) -> tuple[int, int, int]:
+    return row.document, row.index, row.length
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of the vocabulary."""
+    from ..frozen.fingerprint import digest
+
+    return digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())

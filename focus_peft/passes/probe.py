@@ -1,0 +1,85 @@
+"""A check, once and on a few tokens, that a model reads as the method needs: no model is ever silently read wrong."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..frozen.weights import is_plain
+from ..kv.pass_caches import PassCache
+from ..kv.store import KeyValueStore
+from .frames import Frames
+from .inputs import PassInput
+from .reader import Reader
+
+
+# Tokens that stand in the cache, columns that are hidden, and tokens that are read behind them
+HELD, HIDDEN, NEW = 4, 3, 3
+# The largest root mean square difference that counts as rounding, in standard deviations of the logits. (Not the largest
+# difference of any logit: among 50,000 of a deep model in bfloat16, that alone is 0.3.)
+TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
+HALF_TOLERANCE = 0.25
+
+
+def check_reading(reader: Reader, frames: Frames) -> None:
+    """Read a few tokens in two pieces, with shifted positions and hidden garbage between them, and compare with reading at once.
+
+    A model that ignores a mask, counts its keys, or whose positions cannot be shifted computes something else.
+
+    Raises:
+        ValueError: if the logits differ.
+    """
+    problem = _problem(reader, frames)
+    if problem is not None and reader.groups:  # a model that does not take the exchanged attention may take its own
+        reader.groups = False
+        problem = _problem(reader, frames)
+    if problem is not None:
+        raise ValueError(
+            f"{type(reader.model).__name__} cannot be read in chunks: with shifted positions and a mask of its own for each token, "
+            f"{problem}. Only models whose attention follows `position_ids` and a 4D `attention_mask`, or counts its keys (ALiBi), are "
+            "supported."
+        )
+
+
+def _problem(reader: Reader, frames: Frames) -> str | None:
+    """What is wrong, if anything."""
+    model = reader.model
+    vocabulary = cast(int, model.get_input_embeddings().num_embeddings)
+    ids = torch.arange(HELD + NEW)[None] * 7 % vocabulary
+    with torch.no_grad():
+        expected = reader.plain_logits(ids.to(reader.device), NEW)[0].float()
+        try:
+            got = _read_in_pieces(reader, frames, ids)[0].float()
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            return f"it fails ({type(error).__name__}: {error})"
+    difference = float((got - expected).square().mean().sqrt() / expected.std().clamp_min(1e-6))
+    if not difference <= _tolerance(model, reader.device):
+        return f"its logits differ by {difference:.2g} standard deviations"
+    return None
+
+
+def _tolerance(model: PreTrainedModel, device: torch.device) -> float:
+    """Quantized layers may round what they are given, and autocast does; how depends on all tokens of a pass."""
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+    if torch.is_autocast_enabled(device.type) or not all(map(is_plain, linear)):
+        return HALF_TOLERANCE
+    return TOLERANCE.get(model.dtype, HALF_TOLERANCE)
+
+
+def _read_in_pieces(reader: Reader, frames: Frames, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (1, `NEW`, vocabulary) of the last tokens of ids (1, `HELD + NEW`)."""
+    start = Frames(2, frames.learned, frames.offset).chunk_start(0, HELD)  # without an offset, on both sides of 0
+    store = KeyValueStore(1, HELD + HIDDEN + NEW)
+    reader.read_chunks(store, 0, [ids[0, :HELD].tolist()], [start])
+    for keys, values in store.layers:
+        keys[:, :, HELD:] = values[:, :, HELD:] = 1.0  # garbage that must not be seen
+    # keys in an order of their own: only mask and positions may count
+    columns = torch.arange(HELD + HIDDEN, HELD + HIDDEN + NEW).flip(0)
+    place = torch.cat([torch.arange(HELD), torch.full((HIDDEN,), HELD + NEW), HELD + torch.arange(NEW).flip(0)])
+    query = HELD + torch.arange(NEW)
+    visible = query[None, :, None] >= place[None, None]
+    inputs = PassInput(ids[:, HELD:], start + query[None], columns[None], visible, query[None], place[None])
+    return reader.run(inputs, PassCache(store, slice(0, 1), columns[None], slice(0, store.columns)), logits=NEW)

@@ -1,0 +1,1 @@
+"""BABILong's tasks."""

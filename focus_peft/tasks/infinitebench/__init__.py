@@ -1,0 +1,1 @@
+"""InfiniteBench's tasks."""

@@ -1,0 +1,1 @@
+"""Ways to read a long input, one a file."""

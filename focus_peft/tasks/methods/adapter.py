@@ -1,0 +1,48 @@
+"""The adapter itself, as a method to read with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...decoding.cache import FocusCache
+from .base import AT_ONCE, Method, token_losses
+
+
+class Adapter(Method):
+    """The adapter itself, as `model.generate` reads."""
+
+    def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
+        chunks = -(-max(0, tokens - self.settings.sizes.local) // self.settings.sizes.chunk)
+        try:
+            self.settings.check_room(self.facts, chunks, new_tokens)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def generate(self, ids: list[int], new_tokens: int) -> list[int]:
+        self._check(ids)
+        return self._generate(self.model, ids, new_tokens, progress=False, **self.overrides)
+
+    def losses(self, ids: list[int], labels: int) -> torch.Tensor:
+        self._check(ids, labels)
+        if labels > AT_ONCE and len(ids) - 1 > self.settings.sizes.local:
+            return self._losses_in_turn(ids, labels)
+        with torch.no_grad():
+            logits = self.model(self._tensor(ids[:-1]), logits_to_keep=labels, **self.overrides).logits[0]
+        return token_losses(logits, ids[-labels:])
+
+    def _losses_in_turn(self, ids: list[int], labels: int) -> torch.Tensor:
+        """What `forward` computes, with the logits of a few labels at a time. Every chunk is still read once."""
+        reason = self.refusal(len(ids), labels)
+        if reason is not None:
+            raise ValueError(reason)
+        cache = FocusCache(self.model.base_model.reader, self.settings, 1)
+        found, read = [], 0
+        for first in range(len(ids) - labels, len(ids), AT_ONCE):
+            end = min(len(ids), first + AT_ONCE)
+            logits: Any = cache.read([ids[read : end - 1]], end - first)
+            found.append(token_losses(logits[0], ids[first:end]))
+            read = end - 1
+        return torch.cat(found)

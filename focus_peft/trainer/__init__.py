@@ -1,0 +1,6 @@
+"""Training: transformers' `Trainer` with the paper's losses."""
+
+from .trainer import FocusTrainer
+
+
+__all__ = ["FocusTrainer"]

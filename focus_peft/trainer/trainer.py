@@ -1,0 +1,368 @@
+"""`FocusTrainer`: transformers' `Trainer` for focus adapters."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.nn.utils import get_total_norm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+
+from ..hub.card import write_run_card
+from ..hub.run_folder import checkpoints, last_checkpoint, publish, rotate, scratch_of
+from ..losses.distractors import Distractors
+from ..model import FocusModel
+from .documents import check_documents
+from .metrics import SIZE, Clock, is_focus_output, label_count, measured, peak_memory, summary
+from .stopping import Interrupt, LossWatch, TrainingDiverged
+
+
+logger = logging.getLogger(__name__)
+
+
+class FocusCallback(TrainerCallback):
+    """Takes up where a checkpoint was saved, tells the data its epoch, runs evaluation tasks, and ends an interrupted run."""
+
+    def __init__(self, trainer: FocusTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if trainer.is_local_process_zero():
+            shutil.rmtree(scratch_of(args.output_dir), ignore_errors=True)
+        if trainer._resumed_from is None and checkpoints(args.output_dir):
+            logger.warning(
+                "`output_dir` (%r) holds checkpoints of another run; they are counted and replaced as this run's own.",
+                args.output_dir,
+            )
+        trainer._load_interval()
+        trainer._clock.restart()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # accelerate tells the dataset in a single process only
+        set_epoch = getattr(self.trainer.train_dataset, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if hasattr(Trainer, "_get_grad_norm"):
+            return
+        # older transformers hand the norm to nobody; gradients that were clipped to one that is no number are no numbers
+        gradients = [p.grad for p in self.trainer.tuner.parameters() if p.grad is not None]
+        self.trainer._check_grad_norm(float(get_total_norm(gradients)) if gradients else None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        every = getattr(args, "eval_tasks_steps", None)
+        if every and state.global_step % every == 0 and trainer.eval_tasks:
+            will_log = control.should_log
+            trainer.log(trainer.run_eval_tasks())
+            control.should_log = will_log  # a log of any kind would stand in for the step's own
+        if trainer._stops:
+            control.should_save = control.should_training_stop = True
+
+
+# (model, tokenizer) -> metrics
+EvalTask = Callable[[Any, Any], dict[str, float]]
+
+
+class FocusTrainer(Trainer):
+    """
+    Trains a focus adapter with both losses of the paper (section 3.3).
+
+    The loss of a micro-batch is what the model returns (`FocusOutput.loss`): each of the two losses is a mean over its own
+    labels, whatever document they come from. The loss of a step, and its gradient, is the plain mean over the micro-batches of
+    all processes. So a step over N processes with A accumulated micro-batches is that of one process with N·A of them, in the same
+    order. It is that of one large batch where all micro-batches have equally many labels of each loss, which is so where every
+    document has room for `label_size` of them. With one document in a micro-batch (`per_device_train_batch_size=1`, as
+    in the recipes), every document counts the same however the work is divided. The two logged parts are means over
+    labels.
+
+    Batches may have `sample_seeds`, one for each row: spans are then drawn from it and depend on nothing else, so that neither the number of
+    processes, nor accumulation, nor a resumed run changes them.
+
+    Logged with the loss, and with the prefix `eval_` in evaluation: `loss_continuation`, `loss_repetition`; `loss_local`,
+    `loss_local_continuation` and `loss_local_repetition`, those of the base model with the local window alone, on the same
+    labels (in training on those of the logged step only); in training also `tokens_per_second` (of documents),
+    `label_tokens_per_second`, and `peak_memory_gb` (of the process that used most; GPU memory, or else resident memory).
+
+    Checkpoints are written to a scratch folder and renamed, so that one that was being written when the run was killed
+    is never taken for a whole one. Ctrl-C saves one more at the end of the step. A resumed run goes on to the digit.
+
+    Args:
+        eval_tasks (`Mapping[str, Callable]`, *optional*):
+            Functions `(model, tokenizer) -> dict[str, float]` by name, run with each evaluation, or every `eval_tasks_steps`. What
+            they return is logged as `eval_{name}_{key}`. Every process runs them.
+        *args, **kwargs: As for `Trainer`. With [`FocusTrainingArguments`] as `args`, more can be set.
+
+    Raises:
+        ValueError: if `model` has no focus adapter.
+    """
+
+    def __init__(self, *args: Any, eval_tasks: Mapping[str, EvalTask] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.eval_tasks = dict(eval_tasks or {})
+        self.tuner = self._find_tuner()
+        self._interval = self._zeros()
+        self._evaluated = self._zeros()
+        self._clock = Clock()
+        self._distractors: Distractors | None = None
+        self._losses = LossWatch(self.tuner.facts.vocab_size, getattr(self.args, "max_loss", None))
+        self._interrupt = Interrupt()
+        self._stops = False
+        self._scratch: Path | None = None
+        self._resumed_from: Path | None = None
+        self.add_callback(FocusCallback(self))
+
+    def _find_tuner(self) -> FocusModel:
+        model = self.accelerator.unwrap_model(self.model)
+        tuner = getattr(model, "base_model", None)
+        if not isinstance(tuner, FocusModel):
+            raise ValueError(
+                f"`model` must have a focus adapter, got {type(model).__name__}; wrap it with `get_peft_model(model, "
+                "FocusConfig())`."
+            )
+        return tuner
+
+    def _zeros(self) -> torch.Tensor:
+        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+        return torch.zeros(SIZE, dtype=dtype, device=self.args.device)
+
+    # Training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint's folder; True: the last whole one in `output_dir`; "auto": that, or none if there is none.
+
+        Raises:
+            ValueError: before the first step, if there is no such checkpoint, or no spans can be drawn from the data.
+            TrainingDiverged: if a loss or gradient is not finite, or the loss explodes. What was saved before stays.
+            KeyboardInterrupt: after Ctrl-C, when a checkpoint was saved.
+        """
+        directory = cast(str, self.args.output_dir)
+        if resume_from_checkpoint is True or resume_from_checkpoint == "auto":
+            last = last_checkpoint(directory)
+            if last is None and resume_from_checkpoint is True:
+                raise ValueError(
+                    f"`resume_from_checkpoint` is True, but there is no whole checkpoint in {directory!r}; leave it out to "
+                    "start anew."
+                )
+            resume_from_checkpoint = str(last) if last is not None else None
+        self._resumed_from = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
+        if self.train_dataset is not None:
+            check_documents(self.train_dataset, self.tuner.settings(), self.tuner.active_config)
+        with self._interrupt.listening():
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self._stops and self.state.global_step < self.state.max_steps:
+            raise KeyboardInterrupt(
+                f"Training was interrupted after step {self.state.global_step}; a checkpoint was saved."
+            )
+        return output
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss, as `Trainer.compute_loss`; what it consists of is noted for the logs."""
+        inputs = dict(inputs)
+        seeds = inputs.pop("sample_seed", inputs.get("sample_seeds"))
+        if seeds is not None:
+            inputs["sample_seeds"] = seeds
+        if "labels" in inputs and self.tuner.adapters_enabled:
+            inputs["local_loss"] = getattr(self.args, "log_local_loss", True) and self._will_log(model.training)
+            if model.training:
+                inputs["distractors"] = self.distractors()
+        # TRL's trainer, between this class and `Trainer`, has a loss of its own
+        loss, outputs = Trainer.compute_loss(
+            self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        if is_focus_output(outputs):
+            found = measured(outputs, inputs, self.args.device)
+            if model.training:
+                self._check_loss(loss, outputs, seeds)
+                self._interval += found
+            else:
+                # as many equal rows as documents, so that those that fill up the last batch are left out
+                rows = len(inputs["input_ids"])
+                self._evaluated += self.accelerator.gather_for_metrics((found / rows).expand(rows, -1)).sum(0)
+        return (loss, outputs) if return_outputs else loss
+
+    def distractors(self) -> Distractors | None:
+        """The distractors of this run, read at the first call. None: without `distractors` in the arguments.
+
+        Raises:
+            ValueError: if the training data has too few chunks.
+        """
+        count = getattr(self.args, "distractors", None)
+        if count is not None and self._distractors is None:
+            with self._clock.stopped():
+                self._distractors = Distractors.of(self.tuner.reader, self.tuner.settings(), self.train_dataset, count)
+        return self._distractors
+
+    def _will_log(self, training: bool) -> bool:
+        if not training:
+            return True
+        step = self.state.global_step + 1
+        if self.args.logging_strategy != "steps" or not self.state.logging_steps:
+            return False
+        return step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
+
+    def _check_loss(self, loss: torch.Tensor, outputs: Mapping[str, Any], seeds: torch.Tensor | None) -> None:
+        complaint = self._losses.complaint(float(loss.detach()), outputs)
+        # all processes stop together, or none
+        flags = torch.tensor([[complaint is not None, self._interrupt.pressed]], dtype=torch.int32)
+        flags = self.accelerator.gather(flags.to(self.args.device)) if self.args.world_size > 1 else flags
+        bad = flags[:, 0].nonzero().flatten().tolist()
+        if bad:
+            who = "" if self.args.world_size == 1 else f" on process {', '.join(map(str, bad))}"
+            which = "" if seeds is None or complaint is None else f", in samples with the seeds {seeds.tolist()}"
+            raise self._diverged(f"{complaint or 'the loss diverges'}{who}{which}")
+        self._stops = bool(flags[:, 1].any())
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._check_grad_norm(norm)
+        return norm
+
+    def _check_grad_norm(self, norm: Any) -> None:
+        # in float16 such gradients are ordinary: the scaler skips the step
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+            raise self._diverged(f"`grad_norm` is {float(norm)}")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        last = last_checkpoint(cast(str, self.args.output_dir))
+        remedy = f"The last good checkpoint is {str(last)!r}" if last else "No checkpoint was saved before"
+        return TrainingDiverged(
+            f"Training stopped in step {self.state.global_step + 1} (epoch {self.state.epoch or 0:.2f}): {what}. {remedy}; "
+            "try a lower `learning_rate` or more `warmup_steps`, and look at the samples."
+        )
+
+    # Logs and evaluation
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            sums = self.accelerator.reduce(self._interval.clone(), reduction="sum").tolist()
+            logs.update(summary(sums))
+            seconds = self._clock.seconds()
+            logs["tokens_per_second"] = sums[-1] / seconds
+            logs["label_tokens_per_second"] = label_count(sums) / seconds
+            peak = torch.tensor([peak_memory(self.args.device)], dtype=torch.float32, device=self.args.device)
+            logs["peak_memory_gb"] = float(self.accelerator.gather(peak).max()) / 1e9
+            self._interval.zero_()
+            self._clock.restart()
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._clock.stopped():
+            return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        self._evaluated.zero_()
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = cast(dict[str, float], output.metrics)
+        metrics.update({f"{prefix}_{name}": value for name, value in summary(self._evaluated.tolist()).items()})
+        if kwargs.get("description") == "Evaluation" and getattr(self.args, "eval_tasks_steps", None) is None:
+            metrics.update(self.run_eval_tasks(prefix))
+        return output
+
+    def run_eval_tasks(self, prefix: str = "eval") -> dict[str, float]:
+        """What the evaluation tasks measure now, as `{prefix}_{name}_{key}`. Random states stay as they are."""
+        model = cast(torch.nn.Module, self.model)
+        was_training = model.training
+        model.eval()
+        try:
+            with self._clock.stopped(), torch.random.fork_rng(), torch.no_grad():
+                return {
+                    f"{prefix}_{name}_{key}": value
+                    for name, task in self.eval_tasks.items()
+                    for key, value in task(model, self.processing_class).items()
+                }
+        finally:
+            model.train(was_training)
+
+    # Checkpoints
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The adapter's card, as `Trainer.create_model_card`, whose own would take its place in an upload."""
+        if self.is_world_process_zero():
+            folder = cast(str, self.args.output_dir)
+            write_run_card(folder, self.tuner.active_config, self.hub_model_id, kwargs.get("license"))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._scratch is None else str(self._scratch)
+
+    @contextlib.contextmanager
+    def _writing_to(self, scratch: Path) -> Iterator[None]:
+        """Within the context, checkpoints go to a scratch folder and are not uploaded."""
+        uploads = self.args.push_to_hub
+        self._scratch, self.args.push_to_hub = scratch, False
+        try:
+            yield
+        finally:
+            self._scratch, self.args.push_to_hub = None, uploads
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        directory = self._get_output_dir(trial)
+        scratch = scratch_of(directory)
+        final = Path(directory) / f"checkpoint-{self.state.global_step}"
+        with self._clock.stopped():
+            if self.is_local_process_zero():
+                shutil.rmtree(scratch, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            with self._writing_to(scratch):
+                super()._save_checkpoint(model, trial)
+            self._save_interval(scratch / final.name)
+            self.accelerator.wait_for_everyone()
+            if self.state.best_model_checkpoint == str(scratch / final.name):
+                self.state.best_model_checkpoint = str(final)
+            # one process for a shared disk, then one for each node that has a disk of its own
+            for turn in (self.is_world_process_zero(), self.is_local_process_zero()):
+                if turn:
+                    publish(scratch, self.state)
+                self.accelerator.wait_for_everyone()
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(final))
+            if self.args.should_save:
+                rotate(directory, self.args.save_total_limit, self.state.best_model_checkpoint)
+            if self.is_local_process_zero():
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _save_interval(self, folder: Path) -> None:
+        """What has been added up since the last log, so that the next one after resuming is the same."""
+        if not hasattr(self, "_tr_loss"):  # transformers before 5.20 or so keeps it to itself
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "processes": self.args.world_size,
+            "sums": self._interval.tolist(),
+            "loss": float(self._tr_loss),
+            "last_logged": self._globalstep_last_logged,
+        }
+        (folder / f"interval_{self.args.process_index}.json").write_text(json.dumps(state))
+
+    def _load_interval(self) -> None:
+        self._interval.zero_()
+        file = self._resumed_from and self._resumed_from / f"interval_{self.args.process_index}.json"
+        if not file or not file.is_file():
+            return
+        state = json.loads(file.read_text())
+        if state["processes"] == self.args.world_size and hasattr(self, "_tr_loss"):
+            self._interval.copy_(torch.tensor(state["sums"], dtype=self._interval.dtype))
+            self._tr_loss.fill_(state["loss"])
+            self._total_loss_scalar = -state["loss"]  # the mean loss of this call is over its own steps
+            self._globalstep_last_logged = state["last_logged"]

@@ -1,0 +1,1 @@
+"""Ablations: one change at a time, trained and measured alike."""

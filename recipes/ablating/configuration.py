@@ -1,0 +1,151 @@
+"""The configuration of ablations: which variants there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+from evaluating.configuration import Evaluation
+from lib.recipe import load_recipe, read_values
+from peft import PeftConfig
+
+from focus_peft import FocusConfig
+from focus_peft.config import INFERENCE_FIELDS
+from focus_peft.frozen.fingerprint import digest
+
+
+# Fields of an adapter's configuration that a trained one can be evaluated with other values of
+READING_FIELDS = ("chunk_size", *INFERENCE_FIELDS)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table.
+
+    Attributes:
+        study, name (`str`): The table, and the row.
+        train, evaluate (`dict`): What is changed, as overrides of the recipe and of the evaluation.
+        training (`str`, *optional*): A digest of the recipe with all overrides: variants with the same one share an adapter. None: nothing
+            is trained.
+        model (`dict`, *optional*): The recipe's base model, which the adapter is evaluated with. None: the evaluation's.
+    """
+
+    study: str
+    name: str
+    train: dict[str, Any]
+    evaluate: dict[str, Any]
+    training: str | None
+    model: dict[str, Any] | None
+
+
+@dataclass
+class Ablations:
+    """A configuration.
+
+    Attributes:
+        evaluation (`str`): The evaluation. Its adapter is that of each variant, and so is its model if a recipe is given.
+        studies (`dict`): For each study its variants by name, each with `train` or `evaluate` or both, or nothing.
+        recipe (`str`, *optional*): The training recipe.
+        adapter (`str`, *optional*): The folder of a trained adapter, in place of a recipe: all variants read with it.
+        train, evaluate (`dict`): Overrides of all variants, before their own: `{focus.r: 8}`.
+        output_dir (`str`): Where adapters, samples and tables go. Default: "outputs/ablations/" and the name of the file.
+        variants (`list[Variant]`): All of them, checked.
+    """
+
+    evaluation: str
+    studies: dict[str, dict[Any, Any]]
+    recipe: str | None = None
+    adapter: str | None = None
+    train: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    output_dir: str = ""
+    variants: list[Variant] = field(init=False)
+
+    @classmethod
+    def load(cls, file: str, overrides: Sequence[str] = ()) -> Ablations:
+        """Read a configuration, and build every recipe and every evaluation in it, so that none fails after hours.
+
+        Raises:
+            ValueError: for whatever cannot be.
+        """
+        values = read_values(file, overrides, lambda key: key.split("."))
+        known = [entry.name for entry in fields(cls) if entry.init]
+        for name in values:
+            if name not in known:
+                raise ValueError(
+                    f"The configuration {file!r} has the unknown entry `{name}`; there are {', '.join(known)}."
+                )
+        for name in ("evaluation", "studies"):
+            if not values.get(name):
+                raise ValueError(f"`{name}` is missing in {file!r}; see recipes/ablations for complete ones.")
+        given = {name: value for name, value in values.items() if value is not None}
+        return cls(**{"output_dir": f"outputs/ablations/{Path(file).stem}", **given})
+
+    def __post_init__(self) -> None:
+        if (self.recipe is None) == (self.adapter is None):
+            raise ValueError(
+                f"Give either `recipe`, which is trained, or `adapter`, which is read with, got {self.recipe!r} and {self.adapter!r}."
+            )
+        self.variants = []
+        for study, variants in self.studies.items():
+            for name, changes in (variants or {}).items():
+                self.variants.append(self._variant(str(study), str(name), changes or {}))
+        if not self.variants:
+            raise ValueError("`studies` has no variants; name at least one, with what it changes or with nothing.")
+
+    def _variant(self, study: str, name: str, changes: dict[str, Any]) -> Variant:
+        where = f"`studies.{study}.{name}`"
+        for entry in changes:
+            if entry not in ("train", "evaluate"):
+                raise ValueError(f"{where} has the unknown entry `{entry}`; there are train and evaluate.")
+        train, evaluate = changes.get("train") or {}, changes.get("evaluate") or {}
+        try:
+            focus, key, model = self._trained(train) if self.adapter is None else (self._given(train), None, None)
+            variant = Variant(study, name, train, evaluate, key, model)
+            evaluation = Evaluation.load(self.evaluation, self.evaluate_words(variant))
+            for entry in evaluation.focus:
+                if entry not in READING_FIELDS:
+                    there = ", ".join(READING_FIELDS)
+                    raise ValueError(f"`focus.{entry}` cannot be changed after training; {there} can.")
+            focus.with_overrides(**evaluation.focus)
+        except ValueError as error:
+            raise ValueError(f"{where} cannot be: {error}") from error
+        return variant
+
+    def _trained(self, train: dict[str, Any]) -> tuple[FocusConfig, str, dict[str, Any]]:
+        """(the adapter's configuration, a digest, the base model) of the recipe with some changes."""
+        recipe = load_recipe(str(self.recipe), words(self.train, train))
+        said = {**recipe.values, "training": {**(recipe.values.get("training") or {}), "output_dir": None}}
+        return (
+            recipe.focus,
+            digest(json.dumps(said, sort_keys=True, default=str).encode())[:12],
+            recipe.values["model"],
+        )
+
+    def _given(self, train: dict[str, Any]) -> FocusConfig:
+        """The configuration of the adapter that is there."""
+        if self.train or train:
+            raise ValueError(
+                f"`train` changes {words(self.train, train)}, but nothing is trained with `adapter`; give a `recipe`, or change `evaluate`."
+            )
+        folder = Path(str(self.adapter))
+        if not (folder / "adapter_config.json").is_file():
+            raise ValueError(f"`adapter` is {self.adapter!r}, which is no folder of an adapter; download it first.")
+        return cast(FocusConfig, PeftConfig.from_pretrained(str(folder)))
+
+    def train_words(self, variant: Variant, *more: str) -> list[str]:
+        return ["--config", str(self.recipe), *words(self.train, variant.train), *more]
+
+    def evaluate_words(self, variant: Variant, **fixed: Any) -> list[str]:
+        """Overrides of the evaluation."""
+        model = {} if variant.model is None else {"model": variant.model}
+        return words(self.evaluate, variant.evaluate, model, fixed)
+
+
+def words(*overrides: dict[str, Any]) -> list[str]:
+    """Overrides as the recipes take them: `key=value`, later ones instead of earlier ones."""
+    merged = {key: value for each in overrides for key, value in each.items()}
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in merged.items()]

@@ -1,0 +1,272 @@
+"""Behind the page of `demo_page.py`: a document that is read once and asked many times, and how its chunks are shown."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from demos.asking import NEEDLE, Answer, answers, haystack, question_ids, read, shades
+from focus_peft.cli.console import CommandError
+from focus_peft.cli.generate import decode_document
+from focus_peft.memory.memory import Memory
+from focus_peft.trainer.metrics import peak_memory
+
+
+# Tokens of the local window that are kept free for a question; what stands before them is the end of the document
+QUESTION_ROOM = 128
+# Characters of a chunk in the title of its cell
+FIRST_WORDS = 80
+
+
+class DeskError(ValueError):
+    """What the user can do something about, as a sentence for the page."""
+
+
+@dataclass
+class Document:
+    """A document that was read.
+
+    Attributes:
+        name (`str`): Of the file.
+        ids (`torch.LongTensor` of shape (1, tokens)): All of it.
+        memory (`Memory`, *optional*): All but its end. None: the document fits the local window beside a question.
+        seconds (`float`): How long reading took.
+        number (`str`, *optional*): The number that is hidden in it.
+    """
+
+    name: str
+    ids: torch.Tensor
+    memory: Memory | None
+    seconds: float
+    number: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def end(self) -> torch.Tensor:
+        """What the memory does not hold: ids of shape (1, tokens)."""
+        return self.ids[:, 0 if self.memory is None else self.memory.num_tokens :]
+
+
+@dataclass
+class Reply:
+    """Two answers to a question as they grow, and, when both are whole, what the second looked at.
+
+    Attributes:
+        alone, adapter (`Answer`): Of the truncated base model, and of the adapter.
+        shares (`list[float]`, *optional*): The share of attention that the first word of the adapter's answer paid to each chunk.
+    """
+
+    alone: Answer = field(default_factory=lambda: Answer(""))
+    adapter: Answer = field(default_factory=lambda: Answer(""))
+    shares: list[float] | None = None
+
+
+class Desk:
+    """One model, and one document on it at a time: a memory takes gigabytes.
+
+    Args:
+        model (`PeftModel`): With the adapter.
+        tokenizer: The model's.
+        new_tokens (`int`): The longest answer.
+        max_tokens (`int`): The longest document.
+        example_tokens (`int`), seed (`int`): Length of the example, and what chooses the number that is hidden in it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        new_tokens: int = 48,
+        max_tokens: int = 200_000,
+        example_tokens: int = 30_000,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.tokenizer, self.new_tokens, self.max_tokens = model, tokenizer, new_tokens, max_tokens
+        self.example_tokens, self.seed = example_tokens, seed
+        self.local = model.settings().sizes.local
+        self.room = min(QUESTION_ROOM, self.local // 2)
+        self.document: Document | None = None
+        self.number = 0  # of the document, so that a question about an earlier one is noticed
+        self._busy = threading.Lock()  # the adapter is enabled, or disabled, for everybody
+
+    def read_file(self, file: str | Path | None, progress: Callable[[float], Any]) -> int:
+        """Read a text file in place of the document that is there, and return the number that `ask` wants.
+
+        Raises:
+            DeskError: if there is no file, or no text in it, or too much.
+        """
+        if file is None:
+            raise DeskError("Choose a text file first, or take the example.")
+        path = Path(file)
+        try:
+            text = decode_document(path.read_bytes(), f"The file {path.name}")
+        except (CommandError, OSError) as error:
+            raise DeskError(f"{str(error).rstrip('.')}.") from error
+        ids = self.tokenizer(text, verbose=False, return_tensors="pt").input_ids
+        return self._read(path.name, ids, None, progress)
+
+    def read_example(self, progress: Callable[[float], Any]) -> int:
+        """Read the Python reference with a hidden sentence, as `read_file` does a file."""
+        ids, number = haystack(self.tokenizer, self.example_tokens, self.seed)
+        return self._read("The Python reference", ids, number, progress)
+
+    def _read(self, name: str, ids: torch.Tensor, number: str | None, progress: Callable[[float], Any]) -> int:
+        tokens = ids.shape[1]
+        if tokens > self.max_tokens:
+            raise DeskError(
+                f"{name} has {tokens:,} tokens, and this page was started for at most {self.max_tokens:,}; choose a shorter "
+                "text, or start it with a larger --max-tokens, if there is memory for that."
+            )
+        with self._busy:
+            self.document = None  # its memory is let go before the next is made
+            memory, seconds = None, 0.0
+            if tokens + self.room > self.local:
+                end = self.local - self.room
+                memory, seconds = read(self.model, ids[:, : tokens - end], progress)
+            self.document = Document(name, ids, memory, seconds, number)
+            self.number += 1
+            return self.number
+
+    def held(self, number: int | None) -> Document:
+        """The document of that number.
+
+        Raises:
+            DeskError: if none was read, or another one since.
+        """
+        if number is None:
+            raise DeskError("Read a document first: a file of yours, or the example.")
+        if self.document is None or number != self.number:
+            raise DeskError("This document was put away, for another one in another window perhaps; read it again.")
+        return self.document
+
+    def ask(self, number: int | None, question: str) -> Iterator[Reply]:
+        """Ask about a document, first the truncated base model, then the adapter; yields what there is so far.
+
+        Raises:
+            DeskError: if there is no question, or it is too long, or no document of that number.
+        """
+        question = " ".join(question.split())
+        if not question:
+            raise DeskError("Write a question first.")
+        asked = question_ids(self.tokenizer, question)
+        if asked.shape[1] > self.room:
+            raise DeskError(
+                f"The question has {asked.shape[1]} tokens, and there is room for {self.room}; ask a shorter one."
+            )
+        document, reply = self.held(number), Reply()
+        truncated = torch.cat([document.ids, asked], dim=1)[:, -self.local :]
+        for reply.alone in answers(self.model, self.tokenizer, truncated, self.new_tokens, within=self._alone()):
+            yield reply
+        ids, memory = torch.cat([document.end, asked], dim=1), document.memory
+        for reply.adapter in answers(self.model, self.tokenizer, ids, self.new_tokens, memory, within=self._busy):
+            yield reply
+        reply.shares = []
+        if memory is not None:
+            with self._busy:
+                (shares,) = self.model.chunk_attention(ids, memory=memory)
+            reply.shares = shares.tolist()
+        yield reply
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within the context, the model is the base model, and this thread's."""
+        with self._busy, self.model.disable_adapter():
+            yield
+
+    def chunk_texts(self, document: Document) -> list[str]:
+        """The text of each chunk of the memory."""
+        if document.memory is None:
+            return []
+        (ids,), size = document.memory.documents, document.memory.chunk_size
+        texts = [self.tokenizer.decode(ids[begin : begin + size]) for begin in range(0, len(ids), size)]
+        return [text.strip("\ufffd") for text in texts]  # of a character that is cut in two
+
+    def summary(self, document: Document) -> str:
+        """What was read, as HTML."""
+        name = html.escape(document.name)
+        if document.memory is None:
+            return (
+                f"<p><b>{name}</b>: {document.tokens:,} tokens. They fit the local window of {self.local}, so the model can "
+                "see all of them by itself, and the adapter adds nothing.</p>"
+            )
+        memory, seconds = document.memory, max(document.seconds, 1e-9)
+        text = (
+            f"<p><b>{name}</b>: {document.tokens:,} tokens, read in {seconds:,.1f} s "
+            f"({memory.num_tokens / seconds:,.0f} tokens/s) into {memory.num_chunks} chunks of {memory.chunk_size}, which "
+            f"take {_bytes(memory.nbytes)}. The last {document.end.shape[1]} tokens stand beside the question.</p>"
+        )
+        if document.number is not None:
+            text += f"<p>The hidden sentence: <q>{NEEDLE.format(number=document.number).strip()}</q></p>"
+        return text
+
+    def speed(self, document: Document, reply: Reply) -> str:
+        """How fast a whole reply was, whether it is right if that is known, and the memory, as HTML."""
+        text = (
+            f"<p>{reply.alone.rate:.1f} tokens/s alone, {reply.adapter.rate:.1f} tokens/s with the adapter; "
+            f"{_bytes(peak_memory(torch.device('cpu')))} of memory at most, all in all.</p>"
+        )
+        if document.number is not None:
+            found = [
+                f"{who} {'finds' if document.number in answer.text else 'misses'} it"
+                for who, answer in (("the model alone", reply.alone), ("the adapter", reply.adapter))
+            ]
+            text = f"<p>The hidden number is {document.number}: {', '.join(found)}.</p>{text}"
+        return text
+
+
+def strip(shares: Sequence[float] | None, texts: Sequence[str], number: str | None = None) -> str:
+    """A cell for each chunk, the stronger its colour the more it was looked at, as HTML.
+
+    Args:
+        shares (`Sequence[float]`, *optional*): Of attention, one for each chunk. None: nothing was asked yet.
+        texts (`Sequence[str]`): Of the chunks.
+        number (`str`, *optional*): What is hidden; the chunk that holds it gets a frame.
+    """
+    if not texts:
+        return ""
+    cells, hidden = [], [index for index, text in enumerate(texts) if number is not None and number in text]
+    for index, (text, shade) in enumerate(zip(texts, shades(shares or [0.0] * len(texts)))):
+        words = " ".join(text[: 4 * FIRST_WORDS].split())[:FIRST_WORDS]
+        looked = "" if shares is None else f" ({shares[index]:.1%} of the attention)"
+        title = html.escape(f"Chunk {index + 1}{looked}: {words} …", quote=True)
+        kind = "chunk holds" if index in hidden else "chunk"
+        cells.append(
+            f'<span class="{kind}" data-chunk="{index + 1}" title="{title}" style="--shade:{shade:.3f}"></span>'
+        )
+    caption = legend(shares, hidden)
+    return (
+        f'<div class="chunks" role="img" aria-label="{html.escape(caption, quote=True)}">{"".join(cells)}</div>'
+        f'<p class="caption" aria-hidden="true">{html.escape(caption)}</p>'
+    )
+
+
+def legend(shares: Sequence[float] | None, hidden: Sequence[int]) -> str:
+    """The strip in words."""
+    if shares is None:
+        text = (
+            "One cell for each chunk, from the first to the last. Ask something to see which ones the answer looks at."
+        )
+    else:
+        most = sorted(range(len(shares)), key=lambda index: -shares[index])[:3]
+        named = ", ".join(f"{index + 1} ({shares[index]:.1%})" for index in most)
+        text = (
+            f"The stronger the colour, the more the first word of the answer looked at the chunk. Most: {named}; "
+            f"{max(0.0, 1 - sum(shares)):.0%} of the attention went to the local window."
+        )
+    if hidden:
+        text += f" The frame is around chunk {hidden[0] + 1}, where the sentence is hidden."
+    return text
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

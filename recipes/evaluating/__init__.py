@@ -1,0 +1,1 @@
+"""Evaluations: configuration, jobs and tables."""

@@ -1,0 +1,257 @@
+"""The command `focus-peft generate`, from the outside: what it prints where, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_tiny_model, make_tiny_tokenizer, perturb_twins
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from focus_peft import FocusConfig
+from focus_peft.cli.main import main
+
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 4
+SIZES = {"chunk_size": 24, "local_size": 24, "prompt_size": 8}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with its tokenizer, saved."""
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = make_tiny_tokenizer()
+    make_tiny_model(dtype=torch.float32, vocab_size=len(tokenizer), max_position_embeddings=256).save_pretrained(
+        directory
+    )
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter for the tiny model, whose twins differ from the frozen projections."""
+    directory = tmp_path_factory.mktemp("adapter")
+    base = make_tiny_model(dtype=torch.float32, vocab_size=len(make_tiny_tokenizer()), max_position_embeddings=256)
+    adapted = get_peft_model(base, FocusConfig(r=2, **SIZES))
+    perturb_twins(adapted)
+    adapted.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def document(tmp_path: Path) -> Path:
+    path = tmp_path / "document.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def run(model: Path, *arguments: object) -> int:
+    return main(["generate", "--model", str(model), "--max-new-tokens", "8", "--device", "cpu", *map(str, arguments)])
+
+
+def expected(model: Path, adapter: Path, question: str) -> str:
+    """What the library answers, without the command line."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = make_tiny_tokenizer()
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
+    memory = adapted.encode(tokenizer(TEXT, return_tensors="pt").input_ids)
+    messages = [{"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = adapted.generate(**ids, memory=memory, max_new_tokens=8)
+    return tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) + "\n"
+
+
+def test_answer_is_on_stdout_and_equals_the_librarys(
+    model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, "--adapter", adapter, "--document", document, "--question", "Who jumps?") == 0
+    out, err = capfd.readouterr()
+    assert out == expected(model, adapter, "Who jumps?")
+    assert f"read {len(TEXT)} tokens" in err
+    assert "untrained" not in err
+
+
+def test_each_question_is_answered_as_if_asked_alone(
+    model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    questions = ["Who jumps?", "Over what?"]
+    arguments: Sequence[str] = [word for question in questions for word in ("--question", question)]
+    assert run(model, "--adapter", adapter, "--document", document, *arguments) == 0
+    out, err = capfd.readouterr()
+    assert out == "".join(expected(model, adapter, question) for question in questions)
+    assert err.count("read ") == 1
+
+
+def test_document_is_read_from_stdin(
+    model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
+    assert run(model, "--adapter", adapter, "--document", "-", "--question", "Who jumps?") == 0
+    assert capfd.readouterr().out == expected(model, adapter, "Who jumps?")
+
+
+def test_saved_memory_answers_without_the_document(
+    model: Path, adapter: Path, document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--adapter", adapter, "--memory", tmp_path / "memory", "--question", "Who jumps?")
+    assert run(model, *shared, "--document", document) == 0
+    first = capfd.readouterr()
+    document.unlink()
+    assert run(model, *shared) == 0
+    second = capfd.readouterr()
+    assert first.out == second.out == expected(model, adapter, "Who jumps?")
+    assert "saved the memory" in first.err
+    assert f"loaded {len(TEXT)} tokens" in second.err
+
+
+def test_without_an_adapter_it_says_that_the_twins_are_untrained(
+    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, "--document", document, "--question", "Who jumps?") == 0
+    out, err = capfd.readouterr()
+    assert out.endswith("\n")
+    assert "untrained" in err
+
+
+def test_sampling_with_a_seed_is_repeatable(model: Path, document: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for seed in (1, 1, 2):
+        assert run(model, "--document", document, "--question", "Who?", "--temperature", 2, "--seed", seed) == 0
+        answers.append(capfd.readouterr().out)
+    assert answers[0] == answers[1] != answers[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "cannot be read"),
+        (b"", "is empty"),
+        (b" \n\t", "is empty"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
+        (b"PK\x03\x04\x00\x00", "is not text"),
+    ],
+)
+def test_bad_documents_end_with_code_3_before_a_model_is_loaded(
+    content: bytes | None, complaint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "document.txt"
+    if content is not None:
+        document.write_bytes(content)
+    assert run(tmp_path / "no-model", "--document", document, "--question", "?") == 3
+    assert_one_sentence(capfd, complaint)
+
+
+def test_missing_model_ends_with_code_4(document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "no-model", "--document", document, "--question", "?") == 4
+    assert_one_sentence(capfd, "no-model cannot be loaded")
+
+
+def test_missing_adapter_ends_with_code_4_and_says_where_it_was_looked_for(
+    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, "--adapter", "nobody/nothing", "--document", document, "--question", "?") == 4
+    assert_one_sentence(
+        capfd, "Can't find 'adapter_config.json' at 'nobody/nothing'. The Hub cannot be reached, or HF_HUB_OFFLINE"
+    )
+
+
+def test_adapter_of_another_method_ends_with_code_4(
+    model: Path, document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lora = get_peft_model(make_tiny_model(dtype=torch.float32), LoraConfig(task_type="CAUSAL_LM"))
+    lora.save_pretrained(tmp_path / "lora")
+    assert run(model, "--adapter", tmp_path / "lora", "--document", document, "--question", "?") == 4
+    assert_one_sentence(capfd, "LORA")
+
+
+def test_missing_memory_ends_with_code_4(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(model, "--memory", tmp_path / "no-memory", "--question", "?") == 4
+    assert_one_sentence(capfd, "no-memory cannot be loaded")
+
+
+def test_memory_of_other_sizes_ends_with_code_4(
+    model: Path, adapter: Path, document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--adapter", adapter, "--memory", tmp_path / "memory", "--question", "?")
+    assert run(model, *shared, "--document", document) == 0
+    capfd.readouterr()
+    assert run(model, *shared, "--chunk-size", 16) == 4
+    assert_one_sentence(capfd, "memory cannot be loaded")
+
+
+def test_used_memory_directory_ends_with_code_5_before_a_model_is_loaded(
+    document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--memory", document.parent, "--question", "?")
+    assert run(tmp_path / "no-model", *shared, "--document", document) == 5
+    assert_one_sentence(capfd, "not empty")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["generate"],
+        ["generate", "--model", "m", "--document", "d", "--question", "?", "--max-new-tokens", "0"],
+        ["generate", "--model", "m", "--document", "d", "--question", "?", "--decoding", "magic"],
+    ],
+)
+def test_wrong_usage_ends_with_code_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        main(arguments)
+    assert ending.value.code == 2
+    assert "usage: focus-peft" in capfd.readouterr().err
+
+
+def test_nothing_to_read_ends_with_code_2(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(model, "--question", "?") == 2
+    assert_one_sentence(capfd, "--document")
+
+
+def test_sizes_that_do_not_go_together_end_with_code_2(
+    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ("--local-size", 16, "--prompt-size", 32)
+    assert run(model, "--document", document, "--question", "?", *sizes) == 2
+    assert_one_sentence(capfd, "`prompt_size` (32)")
+
+
+def test_ctrl_c_ends_with_code_130(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted()))
+    assert run(model, "--document", "-", "--question", "?") == 130
+    assert capfd.readouterr() == ("", "focus-peft: interrupted.\n")
+
+
+def test_debug_shows_the_error_itself(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="cannot be read"):
+        run(tmp_path, "--document", tmp_path / "none.txt", "--question", "?", "--debug")
+
+
+def test_python_m_runs_the_command_and_help_names_the_exit_codes() -> None:
+    command = [sys.executable, "-m", "focus_peft", "generate", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "usage: focus-peft generate" in result.stdout
+    assert "exit codes:" in result.stdout
+
+
+def assert_one_sentence(capfd: pytest.CaptureFixture[str], complaint: str) -> None:
+    """Nothing on stdout, and on stderr a last line that says what went wrong, without a traceback."""
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("focus-peft: error: ")
+    assert complaint in last

@@ -1,0 +1,208 @@
+"""Attention implementations. FlashAttention's kernel needs a GPU: a function that computes the same stands in for it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_tiny_model, perturb_twins, random_ids
+from peft import PeftModel, get_peft_model
+from refusal import refusal
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import flash_attention_mask
+
+from focus_peft import FocusConfig
+from focus_peft.frozen.attention import is_switched, masked_implementation, taking_masks
+
+
+IDS = random_ids(40)[None]
+FLASH = ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"]
+# rotary and learned positions, grouped heads, sliding windows, soft-capping
+FAMILIES = ["llama", "mistral", "gemma2", "gpt2"]
+
+
+class StandIn:
+    """What a flash kernel computes, with what it cannot do asserted: causal attention, by `is_causal` and never by a mask."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        assert attention_mask is None, "neither padding nor a mask was expected"
+        queries, keys = query.shape[2], key.shape[2]
+        self.tokens.append(queries)
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        distance = torch.arange(queries)[:, None] + keys - queries - torch.arange(keys)
+        seen = (distance >= 0) & (distance < (sliding_window or keys))
+        weights = F.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    """Takes the place of every flash kernel."""
+    kernel = StandIn()
+    functions, masks = dict(AttentionInterface._global_mapping), dict(AttentionMaskInterface._global_mapping)
+    for name in FLASH:
+        AttentionInterface.register(name, kernel)
+        AttentionMaskInterface.register(name, flash_attention_mask)
+    yield kernel
+    for interface, before in ((AttentionInterface, functions), (AttentionMaskInterface, masks)):
+        interface._global_mapping.clear()
+        interface._global_mapping.update(before)
+
+
+def implemented_by(name: str, family: str = "llama", **fields: Any) -> PeftModel:
+    model = make_tiny_model(family)
+    # what `attn_implementation=name` sets where the kernel is installed
+    model.config._attn_implementation = name
+    config = FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
+    torch.manual_seed(0)
+    wrapped = get_peft_model(model, config).eval()
+    perturb_twins(wrapped)
+    return wrapped
+
+
+def reference(family: str = "llama", **fields: Any) -> PeftModel:
+    return implemented_by("eager" if family == "gemma2" else "sdpa", family, **fields)
+
+
+def logits_of(model: PeftModel, **options: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS, **options).logits
+
+
+@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flash_attention_reads_the_chunks_and_masked_passes_go_without(
+    family: str, decoding: str, stand_in: StandIn
+) -> None:
+    model, expected = implemented_by(FLASH[0], family, decoding=decoding), reference(family, decoding=decoding)
+    torch.testing.assert_close(logits_of(model), logits_of(expected), rtol=0, atol=1e-6)
+    options = {"max_new_tokens": 12, "do_sample": False}
+    assert torch.equal(model.generate(IDS, **options), expected.generate(IDS, **options))
+    assert 8 in stand_in.tokens, "chunks of 8 tokens"
+    assert model.get_base_model().config._attn_implementation == FLASH[0]
+
+
+@pytest.mark.parametrize("name", FLASH)
+def test_every_flash_kernel_reads_the_same(name: str, stand_in: StandIn) -> None:
+    torch.testing.assert_close(logits_of(implemented_by(name)), logits_of(reference()), rtol=0, atol=1e-6)
+    assert stand_in.tokens
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "gradient checkpointing"])
+@pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
+def test_gradients_with_flash_attention_are_those_without_it(
+    r: int | None, checkpointing: bool, stand_in: StandIn
+) -> None:
+    found = []
+    for model in (implemented_by(FLASH[0], r=r), reference(r=r)):
+        if checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable()
+        model.train()(IDS, labels=IDS, generator=torch.Generator().manual_seed(0)).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert stand_in.tokens and found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], rtol=1e-6, atol=1e-6)
+
+
+def test_without_a_memory_flash_attention_alone_runs(stand_in: StandIn) -> None:
+    model = implemented_by(FLASH[0])
+    _ = model.base_model.reader
+    stand_in.tokens.clear()
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS[:, :8]).logits, make_tiny_model()(IDS[:, :8]).logits, rtol=0, atol=1e-6)
+    assert stand_in.tokens == [8, 8]
+
+
+@pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning")  # of transformers' own call
+@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+def test_flex_attention_reads_the_chunks(decoding: str) -> None:
+    found = []
+    for name in ("flex_attention", "sdpa"):
+        sizes = {"head_dim": 16, "num_attention_heads": 4}  # the kernel takes no smaller heads
+        base = make_tiny_model(dtype=torch.float32, attn_implementation=name, **sizes)
+        config = FocusConfig(chunk_size=16, local_size=8, prompt_size=4, decoding=decoding)
+        model = get_peft_model(base, config).eval()
+        perturb_twins(model)
+        with torch.compiler.set_stance("force_eager"):  # compiling it for a CPU takes minutes
+            found.append(logits_of(model))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+def test_the_implementation_is_restored_after_an_error() -> None:
+    model = make_tiny_model()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(KeyError), taking_masks(model):
+        assert {m.config._attn_implementation for m in model.modules() if hasattr(m, "config")} == {"sdpa"}
+        raise KeyError
+    assert model.config._attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_an_implementation_that_takes_masks_is_never_switched(name: str) -> None:
+    model = make_tiny_model(attn_implementation=name)
+    with taking_masks(model):
+        assert model.config._attn_implementation == name
+    assert not is_switched(name)
+
+
+def test_soft_capping_is_not_lost_by_switching() -> None:
+    # sdpa would leave it out without a word
+    assert masked_implementation(make_tiny_model("gemma2")) == "eager"
+    assert masked_implementation(make_tiny_model("llama")) == "sdpa"
+
+
+def of_its_own_class() -> PreTrainedModel:
+    model = make_tiny_model()
+    fixed = classmethod(lambda cls: False)
+    model.__class__ = type("FixedForCausalLM", (type(model),), {"_can_set_attn_implementation": fixed})
+    model.config._attn_implementation = "flash_attention_2"
+    return model
+
+
+def by(name: str) -> Callable[[], PreTrainedModel]:
+    def make() -> PreTrainedModel:
+        model = make_tiny_model()
+        model.config._attn_implementation = name
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make, named",
+    [
+        (by("paged|eager"), ("`attn_implementation`", "'paged|eager'", "sdpa")),
+        (by("paged|flash_attention_2"), ("`attn_implementation`", "'paged|flash_attention_2'", "sdpa")),
+        (by("my_own_kernel"), ("`attn_implementation`", "'my_own_kernel'", "sdpa")),
+        (of_its_own_class, ("`attn_implementation`", "FixedForCausalLM", "sdpa")),
+    ],
+    ids=["paged eager", "paged flash", "unknown", "cannot be switched"],
+)
+def test_an_implementation_that_cannot_be_switched_is_refused(
+    make: Callable[[], PreTrainedModel], named: tuple[str, ...]
+) -> None:
+    with refusal(*named):
+        get_peft_model(make(), FocusConfig(chunk_size=8, local_size=8, prompt_size=4))

@@ -1,0 +1,343 @@
+"""Uploads and downloads through the Hub's real client, against a server on this machine that speaks the Hub's API."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hub_client import Client, Outcome
+from hub_server import TOKEN, Hub, running_hub
+from published import BASE, IDS, Trained, load, logits_of, make_trained
+
+from focus_peft.hub.card import MARK
+
+
+FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "curves.svg", "recipe.yaml", "results.json"]
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return make_trained(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Hub]:
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def client(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    client = Client(server.url, tmp_path_factory.mktemp("home"))
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def hub(server: Hub) -> Hub:
+    """The server, without repositories and without trouble."""
+    for held in (server.repositories, server.stored, server.requests, server.failing):
+        held.clear()
+    return server
+
+
+def command(client: Client, *arguments: str, token: str | None = TOKEN) -> Outcome:
+    return client.ask(token, argv=list(arguments))
+
+
+def run(client: Client, code: str, token: str | None = TOKEN) -> Outcome:
+    return client.ask(token, code=code)
+
+
+def push_base(client: Client, trained: Trained) -> None:
+    code = f"""
+from huggingface_hub import HfApi
+HfApi().create_repo({BASE!r})
+HfApi().upload_folder(repo_id={BASE!r}, folder_path={str(trained.base)!r})
+"""
+    assert run(client, code).code == 0
+
+
+def loaded_logits(
+    client: Client, trained: Trained, repo_id: str, file: Path, options: str = "", **asking: str | None
+) -> Outcome:
+    """Save the logits of the tiny model with an adapter from the Hub."""
+    code = f"""
+import torch
+import focus_peft
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained({str(trained.base)!r}).eval()
+model = PeftModel.from_pretrained(base, {repo_id!r}{options}).eval()
+with torch.no_grad():
+    torch.save(model(torch.tensor({IDS.tolist()})).logits, {str(file)!r})
+"""
+    return run(client, code, **asking)
+
+
+def test_an_adapter_is_published_and_its_cards_snippet_loads_it(
+    hub: Hub, client: Client, trained: Trained, tmp_path: Path
+) -> None:
+    push_base(client, trained)
+    done = command(client, *trained.arguments("--repo", "user/adapter", "--tag", "v1.0"))
+    assert done.code == 0, done.err
+    repository = hub.repositories["user/adapter"]
+    assert done.out.strip() == repository.branches["main"] == repository.tags["v1.0"]
+    assert sorted(hub.files("user/adapter")) == [".gitattributes", *FILES]
+    assert hub.files("user/adapter")[WEIGHTS] == (trained.adapter / WEIGHTS).read_bytes()
+    assert len(repository.commits) == 2, "one commit besides the repository's first"
+    assert not repository.private
+    card = hub.files("user/adapter")["README.md"].decode()
+    snippet = card.partition("```python\n")[2].partition("```")[0]
+    shown = run(client, snippet, token=None)
+    assert shown.code == 0 and shown.out.endswith("\n"), shown.err
+    found = loaded_logits(client, trained, "user/adapter", tmp_path / "logits.pt", token=None)
+    assert found.code == 0, found.err
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits_of(load(trained)))
+
+
+def test_publishing_again_sends_nothing_and_nothing_is_overwritten_unasked(
+    hub: Hub, client: Client, trained: Trained
+) -> None:
+    publish = trained.arguments("--repo", "org/adapter")
+    first = command(client, *publish, "--tag", "v1")
+    assert first.code == 0, first.err
+    hub.requests.clear()
+    again = command(client, *publish, "--tag", "v1")
+    assert (again.code, again.out) == (0, first.out), again.err
+    assert not hub.asked("POST") and not hub.asked("PUT")
+
+    hub.repositories["org/adapter"].commits[first.out.strip()]["old.txt"] = b"old"
+    assert "stay as they are: old.txt" in command(client, *publish).err
+    hub.requests.clear()
+    rounded = [*publish, "--dtype", "bfloat16"]
+    refused = command(client, *rounded)
+    assert refused.code == 5 and f"README.md, {WEIGHTS}" in refused.err and "`overwrite`" in refused.err
+    assert not hub.asked("POST") and hub.repositories["org/adapter"].branches["main"] == first.out.strip()
+    moved = command(client, *rounded, "--overwrite", "--tag", "v1")
+    assert moved.code == 5 and "'v1'" in moved.err and not hub.asked("POST")
+    replaced = command(client, *rounded, "--overwrite", "--tag", "v2")
+    assert replaced.code == 0, replaced.err
+    repository = hub.repositories["org/adapter"]
+    assert repository.tags == {"v1": first.out.strip(), "v2": replaced.out.strip()}
+    changed = {name for name, data in hub.files("org/adapter").items() if data != hub.files("org/adapter", "v1")[name]}
+    assert changed == {"README.md", WEIGHTS}
+
+
+def test_a_dry_run_asks_and_changes_nothing(hub: Hub, client: Client, trained: Trained) -> None:
+    fresh = command(client, *trained.arguments("--repo", "user/adapter", "--dry-run"))
+    assert fresh.code == 0 and fresh.out.count("(new)") == len(FILES) and "would be made" in fresh.err
+    assert not hub.repositories and not hub.asked("POST") and not hub.asked("PUT")
+    command(client, *trained.arguments("--repo", "user/adapter"))
+    hub.requests.clear()
+    differing = command(client, *trained.arguments("--repo", "user/adapter", "--dry-run", "--dtype", "bfloat16"))
+    assert (
+        differing.code == 5 and differing.out.count("(differs)") == 2 and differing.out.count("(there already)") == 4
+    )
+    assert hub.requests and not hub.asked("POST") and not hub.asked("PUT")
+
+
+def test_branches_hold_adapters_of_their_own(hub: Hub, client: Client, trained: Trained, tmp_path: Path) -> None:
+    assert command(client, *trained.arguments("--repo", "user/adapter")).code == 0
+    rounded = trained.arguments("--repo", "user/adapter", "--revision", "half", "--dtype", "bfloat16")
+    hub.failing["/commit/"] = 1
+    assert command(client, *rounded).code == 6
+    repository = hub.repositories["user/adapter"]
+    assert repository.branches["half"] == repository.branches["main"], (
+        "the branch was made, but has nothing of its own yet"
+    )
+    done = command(client, *rounded)  # so nothing is lost
+    assert done.code == 0, done.err
+    assert done.out.strip() == repository.branches["half"] != repository.branches["main"]
+    other = trained.arguments("--repo", "user/adapter", "--revision", "half", "--dtype", "float16")
+    assert command(client, *other).code == 5, "now it has"
+    for branch, options in (
+        ("main", ""),
+        ("half", ", revision='half'"),
+        (done.out.strip(), f", revision={done.out.strip()!r}"),
+    ):
+        outcome = loaded_logits(client, trained, "user/adapter", tmp_path / branch, options)
+        assert outcome.code == 0, outcome.err
+    logits = {path.name: torch.load(path) for path in tmp_path.iterdir()}
+    assert torch.equal(logits["main"], logits_of(load(trained)))
+    assert torch.equal(logits["half"], logits[done.out.strip()]) and not torch.equal(logits["half"], logits["main"])
+    missing = loaded_logits(client, trained, "user/adapter", tmp_path / "none", ", revision='none'")
+    assert missing.code == 1 and "Revision Not Found" in missing.err
+
+
+def test_a_private_repository_is_for_its_owner(hub: Hub, client: Client, trained: Trained, tmp_path: Path) -> None:
+    publish = trained.arguments("--repo", "user/private", "--private")
+    done = command(client, *publish)
+    assert done.code == 0, done.err
+    assert hub.repositories["user/private"].private
+    assert loaded_logits(client, trained, "user/private", tmp_path / "mine.pt").code == 0
+    assert torch.equal(torch.load(tmp_path / "mine.pt"), logits_of(load(trained)))
+    shutil.rmtree(Path(client.home) / "hub")
+
+    stranger = loaded_logits(client, trained, "user/private", tmp_path / "theirs.pt", token=None)
+    assert stranger.code == 1 and "private or gated repo, make sure you are authenticated" in stranger.err
+    document = tmp_path / "document.txt"
+    document.write_text("A short text.")
+    asked = ["generate", "--model", str(trained.base), "--document", str(document), "--question", "What?"]
+    answer = command(client, *asked, "--adapter", "user/private", token=None)
+    assert answer.code == 4 and "is private" in answer.err and "`hf auth login`" in answer.err
+
+
+def test_without_a_right_to_write_nothing_is_written_and_the_reason_is_said(
+    hub: Hub, client: Client, trained: Trained
+) -> None:
+    for repo, token in (("user/adapter", None), ("user/adapter", "hf_wrong"), ("stranger/adapter", TOKEN)):
+        refused = command(client, *trained.arguments("--repo", repo), token=token)
+        assert refused.code == 6 and "Traceback" not in refused.err
+        assert repr(repo) in refused.err and "`hf auth login`" in refused.err, refused.err
+    assert not hub.repositories and not hub.stored
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub: Hub, client: Client, trained: Trained) -> None:
+    assert command(client, *trained.arguments("--repo", "user/adapter")).code == 0
+    refused = command(client, *trained.arguments("--repo", "user/adapter", "--private", "--overwrite"))
+    assert refused.code == 2 and "`private`" in refused.err and "public" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("failing", "arrived"), [("PUT /lfs", 0), ("/commit/", 1), ("/preupload/", 0), ("/tag/", 1), ("repos/create", 0)]
+)
+def test_a_run_after_a_failure_sends_only_what_is_missing(
+    hub: Hub, client: Client, trained: Trained, failing: str, arrived: int
+) -> None:
+    publish = trained.arguments("--repo", "user/adapter", "--tag", "v1")
+    hub.failing[failing] = 1
+    broken = command(client, *publish)
+    assert broken.code == 6 and "run this again" in broken.err and "Traceback" not in broken.err, broken.err
+    assert len(hub.stored) == arrived
+    if failing != "/tag/" and hub.repositories:
+        assert sorted(hub.files("user/adapter")) == [".gitattributes"], "all files arrive in one commit, or none"
+    hub.requests.clear()
+    done = command(client, *publish)
+    assert done.code == 0, done.err
+    assert sorted(hub.files("user/adapter")) == [".gitattributes", *FILES]
+    assert hub.asked("PUT /lfs") == 1 - arrived, "weights that have arrived are not sent again"
+    assert hub.asked("/commit/") == (0 if failing == "/tag/" else 1)
+    assert hub.repositories["user/adapter"].tags == {"v1": done.out.strip()}
+
+
+def test_a_hub_that_is_not_there_is_named(client: Client, trained: Trained) -> None:
+    code = f"""
+from pathlib import Path
+from huggingface_hub import HfApi
+from focus_peft.hub import HubError, upload
+try:
+    upload({{"README.md": Path({str(trained.notes)!r})}}, "user/adapter", api=HfApi(endpoint="http://127.0.0.1:9"))
+except HubError as error:
+    print(error)
+"""
+    outcome = run(client, code)
+    assert outcome.out.startswith("The Hub cannot be reached ("), outcome.err
+
+
+def test_somebody_elses_commit_in_between_is_not_overwritten(hub: Hub, client: Client, trained: Trained) -> None:
+    assert command(client, *trained.arguments("--repo", "user/adapter")).code == 0
+    code = f"""
+from pathlib import Path
+from focus_peft import hub
+from huggingface_hub import HfApi
+looked = hub.compare
+def look_and_be_overtaken(*args):
+    found = looked(*args)
+    HfApi().upload_file(path_or_fileobj=b"theirs", path_in_repo="README.md", repo_id="user/adapter")
+    return found
+hub.compare = look_and_be_overtaken
+try:
+    hub.upload({{"README.md": Path({str(trained.notes)!r})}}, "user/adapter", overwrite=True)
+except hub.HubError as error:
+    print(error)
+finally:
+    hub.compare = looked
+"""
+    outcome = run(client, code)
+    assert outcome.out.startswith("Somebody else has changed the repository 'user/adapter'"), outcome.err
+    assert hub.files("user/adapter")["README.md"] == b"theirs"
+
+
+def test_a_written_folder_is_uploaded_as_it_is(hub: Hub, client: Client, trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "tiny"
+    assert command(client, *trained.arguments("--output", str(folder), "--repo", "user/tiny")).code == 0
+    assert not hub.requests
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMy own last words.\n")
+    done = command(client, "publish", "--folder", str(folder), "--repo", "user/tiny")
+    assert done.code == 0, done.err
+    sent = hub.files("user/tiny")
+    assert {name: sent[name] for name in FILES} == {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "optimizer.pt").write_bytes(b"\x80\x04")
+    refused = command(client, "publish", "--folder", str(folder), "--repo", "user/tiny")
+    assert refused.code == 2 and "'optimizer.pt'" in refused.err
+
+
+PUSH = """
+import focus_peft
+from peft import PeftModel, LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained({base!r})
+"""
+
+
+def test_push_to_hub_brings_the_adapters_card_and_keeps_one_that_is_there(
+    hub: Hub, client: Client, trained: Trained, tmp_path: Path
+) -> None:
+    load_it = (
+        PUSH.format(base=str(trained.base)) + f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r})\n"
+    )
+    assert run(client, load_it + "model.push_to_hub('user/pushed', private=True, tags=['mine'])").code == 0
+    files = hub.files("user/pushed")
+    assert sorted(files) == [".gitattributes", *FILES[:3]] and hub.repositories["user/pushed"].private
+    card = files["README.md"].decode()
+    assert 'PeftModel.from_pretrained(base, "user/pushed")' in card and "- mine\n" in card and MARK in card
+    assert "[More Information Needed]" not in card and "automatically generated" not in card
+    assert files[WEIGHTS] == (trained.adapter / WEIGHTS).read_bytes()
+
+    own = "---\ntags:\n- theirs\n---\n\nMy own words.\n"
+    put = f"from huggingface_hub import HfApi\nHfApi().upload_file(path_or_fileobj={own.encode()!r}, path_in_repo='README.md', repo_id='user/pushed')\n"
+    again = run(client, load_it + put + "print(model.push_to_hub('user/pushed').oid)")
+    assert again.code == 0 and again.out.strip() == hub.repositories["user/pushed"].branches["main"], again.err
+    assert hub.files("user/pushed")["README.md"].decode() == own
+    branch = run(client, load_it + "model.push_to_hub('user/pushed', revision='next')")
+    assert branch.code == 0 and sorted(hub.files("user/pushed", "next")) == sorted(files), branch.err
+
+    pickled = run(client, load_it + "model.push_to_hub('user/other', safe_serialization=False)")
+    assert (
+        pickled.code == 1 and "`safe_serialization` is False" in pickled.err and "user/other" not in hub.repositories
+    )
+
+
+def test_push_to_hub_of_another_method_is_as_ever(hub: Hub, client: Client, trained: Trained) -> None:
+    make = "model = get_peft_model(base, LoraConfig(task_type='CAUSAL_LM'))\n"
+    outcome = run(client, PUSH.format(base=str(trained.base)) + make + "model.push_to_hub('user/lora')")
+    assert outcome.code == 0, outcome.err
+    assert b"focus_peft" not in hub.files("user/lora")["README.md"]
+
+
+def test_a_trainer_brings_the_card_of_its_run(hub: Hub, client: Client, trained: Trained, tmp_path: Path) -> None:
+    code = (
+        PUSH.format(base=str(trained.base))
+        + f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from runs import Documents, arguments, collate
+from focus_peft import FocusConfig
+from focus_peft.trainer import FocusTrainer
+model = get_peft_model(base, FocusConfig(r=2, chunk_size=8, local_size=8, prompt_size=4, label_size=4))
+args = arguments({str(tmp_path / "run")!r}, max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=2, hub_model_id="user/run")
+trainer = FocusTrainer(model=model, args=args, train_dataset=Documents(4), eval_dataset=Documents(2), data_collator=collate)
+trainer.train()
+trainer.push_to_hub(license="mit")
+"""
+    )
+    outcome = run(client, code)
+    assert outcome.code == 0, outcome.err
+    card = hub.files("user/run")["README.md"].decode()
+    assert "| steps trained | 2 of 2 |" in card and "license: mit" in card and "at step 2:" in card
+    assert 'PeftModel.from_pretrained(base, "user/run")' in card

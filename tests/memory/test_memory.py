@@ -1,0 +1,467 @@
+"""The storage side of `Memory`: how it is made, extended, saved, loaded, and refused. What is answered from it: test_decoding."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import VOCABULARY, make_focus_model, make_tiny_tokenizer, pad_rows, perturb_twins, random_ids
+from peft import PeftModel
+from refusal import no_file_larger_than, refusal
+from safetensors.torch import load_file, save_file
+
+from focus_peft import FocusConfig, Memory
+
+
+DOCUMENT = random_ids(30, seed=1)  # four chunks of 8, the last one ragged
+QUESTION = random_ids(6, seed=2)[None]
+FILES = ["memory.json", "memory.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def model() -> PeftModel:
+    return make_focus_model()
+
+
+@pytest.fixture(scope="module")
+def saved(model: PeftModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the memory of DOCUMENT, tokenizer included."""
+    directory = tmp_path_factory.mktemp("memories") / "saved"
+    model.encode(DOCUMENT).save(directory, tokenizer=make_tiny_tokenizer())
+    return directory
+
+
+def answer(model: PeftModel, memory: Memory) -> torch.Tensor:
+    return model(QUESTION, memory=memory).logits
+
+
+def states(memory: Memory) -> list[torch.Tensor]:
+    """What has been read, without the room for prompts behind it: per row, layer and side (heads, tokens, dim)."""
+    return [
+        side[number, :, : row.length].clone()
+        for number, row in enumerate(memory.rows)
+        for layer in memory.store.layers
+        for side in layer
+    ]
+
+
+def same_states(one: Memory, other: Memory) -> bool:
+    mine, theirs = states(one), states(other)
+    return len(mine) == len(theirs) and all(map(torch.equal, mine, theirs))
+
+
+# What can be encoded
+
+
+def test_a_memory_says_what_it_holds(model: PeftModel) -> None:
+    memory = model.encode([DOCUMENT, DOCUMENT[:5]])
+    assert (memory.num_documents, memory.num_chunks, memory.num_tokens) == (2, 5, 35)
+    assert [memory.chunks_of(document) for document in (0, 1)] == [4, 1]
+    assert memory.chunk_size == 8
+    assert memory.device == torch.device("cpu")
+    # 2 layers, keys and values, 2 heads of 8 dimensions in float64, for at least each chunk's tokens
+    assert memory.nbytes >= 5 * 8 * 2 * 2 * 2 * 8 * 8
+    assert memory.nbytes == sum(side.numel() * 8 for layer in memory.store.layers for side in layer)
+    assert repr(memory).startswith("Memory(2 documents, 35 tokens, 5 chunks of 8")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda ids: ids,
+        lambda ids: ids[None],
+        lambda ids: ids.tolist(),
+        lambda ids: tuple(ids.tolist()),
+        lambda ids: [ids],
+        lambda ids: (ids,),
+        lambda ids: [ids.tolist()],
+        lambda ids: ids.to(torch.int32),
+        lambda ids: ids.numpy(),
+        lambda ids: [ids.numpy()],
+    ],
+    ids=["1-D", "2-D", "list", "tuple", "tensors", "tuple of tensors", "lists", "int32", "array", "arrays"],
+)
+def test_a_document_is_the_same_in_every_form(model: PeftModel, form: Callable[[torch.Tensor], Any]) -> None:
+    memory = model.encode(form(DOCUMENT))
+    assert memory.documents == [DOCUMENT.tolist()]
+    assert same_states(memory, model.encode(DOCUMENT[None]))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_documents_are_the_same_as_a_list(model: PeftModel, side: str) -> None:
+    rows = [DOCUMENT, DOCUMENT[3:12], DOCUMENT[5:6]]
+    ids, mask = pad_rows(rows, side)
+    for attention_mask in (mask, mask.bool(), mask.float()):
+        memory = model.encode(ids, attention_mask=attention_mask)
+        assert memory.documents == [row.tolist() for row in rows]
+        assert same_states(memory, model.encode(rows))
+
+
+def test_each_document_is_read_as_if_it_were_alone(model: PeftModel) -> None:
+    rows = [DOCUMENT, DOCUMENT[3:12], DOCUMENT[5:6]]
+    together = states(model.encode(rows))
+    alone = [state for row in rows for state in states(model.encode(row))]
+    for found, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("chunk_batch_size", [1, 2, 3, 100])
+def test_chunks_are_the_same_however_many_are_read_at_once(model: PeftModel, chunk_batch_size: int) -> None:
+    found = states(model.encode(DOCUMENT, chunk_batch_size=chunk_batch_size))
+    for one, other in zip(found, states(model.encode(DOCUMENT)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+def test_a_memory_holds_no_trainable_weight() -> None:
+    model = make_focus_model()
+    before = model.encode(DOCUMENT)
+    perturb_twins(model, std=1.0)
+    assert same_states(model.encode(DOCUMENT), before)
+    assert not any(side.requires_grad for layer in before.store.layers for side in layer)
+
+
+def test_questions_leave_what_was_read_as_it_is(model: PeftModel) -> None:
+    memory = model.encode(DOCUMENT)
+    before, documents = states(memory), [list(document) for document in memory.documents]
+    first = answer(model, memory)
+    for decoding in ("streaming", "exact"):
+        model.generate(random_ids(20, seed=5)[None], memory=memory, max_new_tokens=30, decoding=decoding)
+    assert all(map(torch.equal, states(memory), before))
+    assert memory.documents == documents
+    assert torch.equal(answer(model, memory), first)
+
+
+# Extending
+
+
+def test_extending_makes_a_new_memory_and_keeps_the_old_one(model: PeftModel) -> None:
+    old = model.encode(DOCUMENT[:19])
+    before = states(old)
+    new = model.encode(DOCUMENT[19:], memory=old)
+    assert (new.num_documents, new.num_chunks, new.num_tokens) == (1, 4, 30)
+    assert (old.num_documents, old.num_chunks, old.num_tokens) == (1, 3, 19)
+    assert all(map(torch.equal, states(old), before))
+    torch.testing.assert_close(answer(model, new), answer(model, model.encode(DOCUMENT)), rtol=0, atol=1e-9)
+
+
+def test_extending_reads_only_what_is_new(model: PeftModel) -> None:
+    old = model.encode(DOCUMENT[:16])
+    read: list[torch.Tensor] = []
+    inner = model.get_base_model().base_model
+    handle = inner.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    model.encode(DOCUMENT[16:], memory=old)
+    handle.remove()
+    assert sum(ids.numel() for ids in read) <= 16  # two chunks, the ragged one padded
+
+
+def test_a_document_for_each_row_must_be_given(model: PeftModel) -> None:
+    memory = model.encode([DOCUMENT, DOCUMENT[:5]])
+    with refusal("`document_ids`", "1 rows", "`memory`", "2 documents", model=model):
+        model.encode(DOCUMENT, memory=memory)
+
+
+# Saving and loading
+
+
+def test_a_directory_holds_two_files_and_the_sizes_can_be_read(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == FILES
+    description = json.loads((saved / "memory.json").read_text())
+    assert description["documents"] == [DOCUMENT.tolist()]
+    assert description["chunk_size"] == 8
+    assert description["model"]["model_type"] == "llama"
+    tensors = load_file(saved / "memory.safetensors")
+    assert {tuple(tensor.shape) for tensor in tensors.values()} == {(4, 2, 8, 8)}  # no room for prompts
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_loaded_memory_is_the_saved_one_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = make_focus_model(dtype=dtype)
+    memory = model.encode([DOCUMENT, DOCUMENT[:5]])
+    memory.save(tmp_path / "memory")
+    loaded = make_focus_model(dtype=dtype).load_memory(tmp_path / "memory")
+    assert loaded.documents == memory.documents and loaded.fingerprint == memory.fingerprint
+    assert same_states(loaded, memory)
+    assert {side.dtype for layer in loaded.store.layers for side in layer} == {dtype}
+    questions = QUESTION.repeat(2, 1)
+    assert torch.equal(model(questions, memory=loaded).logits, model(questions, memory=memory).logits)
+
+
+def test_asking_between_saves_makes_no_difference(model: PeftModel, tmp_path: Path) -> None:
+    memory = model.encode(DOCUMENT)
+    memory.save(tmp_path / "before")
+    model.generate(QUESTION, memory=memory, max_new_tokens=10)
+    memory.save(tmp_path / "after")
+    for name in FILES:
+        assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
+
+
+def test_a_loaded_memory_can_be_saved_again(model: PeftModel, saved: Path, tmp_path: Path) -> None:
+    model.load_memory(saved).save(tmp_path / "again", tokenizer=make_tiny_tokenizer())
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_missing_parents_are_made_and_an_empty_directory_is_used(
+    model: PeftModel, form: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    memory = model.encode(DOCUMENT)
+    memory.save(form(tmp_path / "some" / "where"))
+    (tmp_path / "empty").mkdir()
+    memory.save(form(tmp_path / "empty"))
+    for place in (tmp_path / "some" / "where", tmp_path / "empty"):
+        assert sorted(path.name for path in place.iterdir()) == FILES
+        assert same_states(model.load_memory(form(place)), memory)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "some"]
+
+
+def test_the_current_directory_can_be_used_if_it_is_empty(
+    model: PeftModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model.encode(DOCUMENT).save(".")
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    assert model.load_memory(".").num_tokens == 30
+
+
+def test_others_may_read_a_memory_as_far_as_the_umask_allows(model: PeftModel, tmp_path: Path) -> None:
+    for umask, expected in ((0o022, (0o755, 0o644)), (0o077, (0o700, 0o600))):
+        previous = os.umask(umask)
+        try:
+            directory = tmp_path / oct(umask)
+            model.encode(DOCUMENT).save(directory)
+        finally:
+            os.umask(previous)
+        assert stat.S_IMODE(directory.stat().st_mode) == expected[0]
+        assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {expected[1]}
+
+
+def test_a_directory_that_is_not_empty_is_refused_and_left_alone(model: PeftModel, tmp_path: Path) -> None:
+    memory = model.encode(DOCUMENT)
+    memory.save(tmp_path / "memory")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "memory").iterdir()}
+    with refusal("`directory`", str(tmp_path / "memory"), "not empty", error=FileExistsError):
+        model.encode(DOCUMENT[:9]).save(tmp_path / "memory")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "memory").iterdir()} == before
+    (tmp_path / "file").write_text("mine")
+    with refusal("`directory`", str(tmp_path / "file"), error=FileExistsError):
+        memory.save(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "memory"]
+
+
+@pytest.mark.parametrize("size", [0, 50, 4000])
+@pytest.mark.parametrize("target", ["new", "empty"])
+def test_a_save_that_fails_leaves_nothing_behind_and_can_be_repeated(
+    model: PeftModel, target: str, size: int, tmp_path: Path
+) -> None:
+    memory = model.encode(DOCUMENT)
+    if target == "empty":
+        (tmp_path / target).mkdir()
+    with refusal("`directory`", str(tmp_path / target), error=OSError), no_file_larger_than(size):
+        memory.save(tmp_path / target)
+    assert [path.name for path in tmp_path.rglob("*")] == (["empty"] if target == "empty" else [])
+    memory.save(tmp_path / target)
+    assert same_states(model.load_memory(tmp_path / target), memory)
+
+
+def test_a_directory_without_a_memory_is_refused(model: PeftModel, saved: Path, tmp_path: Path) -> None:
+    for missing in (None, *FILES):
+        directory = tmp_path / str(missing)
+        if missing is not None:
+            shutil.copytree(saved, directory)
+            (directory / missing).unlink()
+        with refusal("`directory`", str(directory), "`model.encode(", error=FileNotFoundError):
+            model.load_memory(directory)
+
+
+# Whose memory it is
+
+
+@pytest.mark.parametrize(
+    "make, named",
+    [
+        (lambda: make_focus_model(base={"seed": 5}), "weights"),
+        (lambda: make_focus_model(dtype=torch.float32), "torch.float32"),
+        (lambda: make_focus_model("gpt2"), "gpt2"),
+        (lambda: make_focus_model(base={"num_hidden_layers": 3}), "3 layers"),
+        (lambda: make_focus_model("mistral", base={"sliding_window": None}), "mistral"),
+    ],
+    ids=["other weights", "other type", "other family", "other depth", "same shapes"],
+)
+def test_a_memory_of_another_model_is_refused(
+    model: PeftModel, saved: Path, make: Callable[[], PeftModel], named: str
+) -> None:
+    other, memory = make(), model.encode(DOCUMENT)
+    with refusal("memory", "another model", named, "encode", model=other):
+        other.load_memory(saved)
+    with refusal("`memory`", "another model", named, "encode", model=other):
+        other.generate(QUESTION, memory=memory)
+    with refusal("`memory`", "another model", named, "encode", model=other):
+        other(QUESTION, memory=memory)
+    with refusal("`memory`", "another model", named, "encode", model=other):
+        other.encode(DOCUMENT, memory=memory)
+
+
+def test_a_changed_weight_makes_another_model(saved: Path) -> None:
+    for name in ("lm_head", "norm", "embed_tokens", "down_proj", "base_layer"):
+        other = make_focus_model()
+        parameter = next(p for path, p in other.get_base_model().named_parameters() if name in path)
+        with torch.no_grad():
+            parameter.mul_(1.01)
+        with refusal("another model", model=other):
+            other.load_memory(saved)
+
+
+def test_adapters_and_dropout_do_not_make_another_model(model: PeftModel, saved: Path) -> None:
+    for fields in (
+        {"r": 2},
+        {"target_modules": ["q_proj"]},
+        {"local_size": 12, "prompt_size": 6},
+        {"decoding": "exact"},
+    ):
+        other = make_focus_model(base={"attention_dropout": 0.1}, **fields)
+        memory = other.load_memory(saved)
+        expected = other.encode(DOCUMENT)
+        torch.testing.assert_close(answer(other, memory), answer(other, expected), rtol=0, atol=1e-6)
+
+
+def test_a_memory_of_other_sizes_is_refused(model: PeftModel, saved: Path) -> None:
+    other, memory = make_focus_model(chunk_size=4), model.encode(DOCUMENT)
+    with refusal("`memory`", "chunks of 8", "chunks of 4", "encode", model=other):
+        other.load_memory(saved)
+    with refusal("`memory`", "chunks of 8", "chunks of 4", "encode", model=other):
+        other.generate(QUESTION, memory=memory)
+
+
+def test_a_memory_of_another_tokenizer_is_refused(model: PeftModel, saved: Path) -> None:
+    tokenizer = make_tiny_tokenizer()
+    assert model.load_memory(saved, tokenizer=tokenizer).num_tokens == 30
+    assert model.load_memory(saved).num_tokens == 30
+    tokenizer.add_tokens(["another"])
+    with refusal("memory", str(saved), "another tokenizer", "encode", model=model):
+        model.load_memory(saved, tokenizer=tokenizer)
+
+
+def two_adapters(**fields: Any) -> PeftModel:
+    model = make_focus_model()
+    model.add_adapter("second", FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields}))
+    perturb_twins(model, seed=7)
+    return model
+
+
+def test_two_adapters_of_one_chunk_size_share_a_memory() -> None:
+    model = two_adapters(r=2, local_size=12, prompt_size=6, decoding="exact")
+    memory = model.encode(DOCUMENT)
+    first = answer(model, memory)
+    model.set_adapter("second")
+    second = answer(model, memory)
+    torch.testing.assert_close(second, answer(model, model.encode(DOCUMENT)), rtol=0, atol=1e-6)
+    assert not torch.allclose(first, second)
+    model.set_adapter("default")
+    assert torch.equal(answer(model, memory), first)
+
+
+def test_two_adapters_of_different_chunk_sizes_do_not_share_a_memory() -> None:
+    model = two_adapters(chunk_size=5)
+    memory = model.encode(DOCUMENT)
+    model.set_adapter("second")
+    for call in (
+        lambda: model.generate(QUESTION, memory=memory),
+        lambda: model(QUESTION, memory=memory),
+        lambda: model.encode(DOCUMENT, memory=memory),
+    ):
+        with refusal("`memory`", "chunks of 8", "chunks of 5", "encode", model=model):
+            call()
+    model.set_adapter("default")
+    assert torch.isfinite(answer(model, memory)).all()
+
+
+def test_a_memory_on_another_device_is_refused_with_the_remedy(model: PeftModel) -> None:
+    memory = model.encode(DOCUMENT)
+    assert memory.to("cpu") is memory and torch.isfinite(answer(model, memory)).all()
+    elsewhere = memory.to("meta")
+    assert elsewhere.device == torch.device("meta")
+    for call in (
+        lambda: model.generate(QUESTION, memory=elsewhere),
+        lambda: model(QUESTION, memory=elsewhere),
+        lambda: model.encode(DOCUMENT, memory=elsewhere),
+    ):
+        with refusal("`memory`", "meta", "cpu", "`memory.to('cpu')`", model=model):
+            call()
+
+
+# Damaged files
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Change fields of the JSON; None removes one."""
+
+    def change(directory: Path) -> None:
+        description = json.loads((directory / name).read_text())
+        description.update(changes)
+        (directory / name).write_text(json.dumps({k: v for k, v in description.items() if v is not ...}))
+
+    return change
+
+
+def replace_tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    def rewrite(directory: Path) -> None:
+        path = directory / "memory.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path)
+
+    return rewrite
+
+
+def shorten(name: str, keep: int) -> Callable[[Path], None]:
+    return lambda directory: (directory / name).write_bytes((directory / name).read_bytes()[:keep])  # type: ignore
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "JSON cut off": shorten("memory.json", 100),
+    "JSON empty": shorten("memory.json", 0),
+    "JSON of bytes": lambda directory: (directory / "memory.json").write_bytes(b"\xff\xfe\x00"),
+    "JSON of a list": lambda directory: (directory / "memory.json").write_text("[]"),
+    "JSON of nothing": lambda directory: (directory / "memory.json").write_text("null"),
+    "no model": edit("memory.json", model=...),
+    "model of nothing": edit("memory.json", model=None),
+    "no documents": edit("memory.json", documents=...),
+    "documents of text": edit("memory.json", documents="text"),
+    "documents of text in a list": edit("memory.json", documents=["words of text that make up thirty"]),
+    "other documents": edit("memory.json", documents=[[5] * 7]),
+    "documents outside the vocabulary": edit("memory.json", documents=[[VOCABULARY] * 30]),
+    "chunk size of text": edit("memory.json", chunk_size="8"),
+    "chunk size of zero": edit("memory.json", chunk_size=0),
+    "a later format": edit("memory.json", format=99),
+    "states cut off": shorten("memory.safetensors", 2000),
+    "states without their last byte": lambda directory: shorten("memory.safetensors", -1)(directory),
+    "states cut off in the header": shorten("memory.safetensors", 20),
+    "states empty": shorten("memory.safetensors", 0),
+    "states of another kind": lambda directory: torch.save({}, directory / "memory.safetensors"),
+    "a layer is missing": replace_tensors(lambda t: {k: v for k, v in t.items() if not k.endswith(".1")}),
+    "values are missing": replace_tensors(lambda t: {k: v for k, v in t.items() if k != "value.1"}),
+    "a layer too many": replace_tensors(lambda t: {**t, "key.2": t["key.0"].clone(), "value.2": t["key.0"].clone()}),
+    "chunks are missing": replace_tensors(lambda t: {k: v[:2] for k, v in t.items()}),
+    "tokens are missing": replace_tensors(lambda t: {k: v[:, :, :5] for k, v in t.items()}),
+    "heads are missing": replace_tensors(lambda t: {k: v[:, :1] for k, v in t.items()}),
+    "dimensions are missing": replace_tensors(lambda t: {k: v[..., :4] for k, v in t.items()}),
+    "another type": replace_tensors(lambda t: {k: v.float() for k, v in t.items()}),
+    "another number of axes": replace_tensors(lambda t: {k: v[:, 0] for k, v in t.items()}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files_are_refused(model: PeftModel, saved: Path, damage: str, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "memory")
+    DAMAGE[damage](tmp_path / "memory")
+    with refusal("memory", str(tmp_path / "memory"), "cannot be used", model=model):
+        model.load_memory(tmp_path / "memory")

@@ -1,0 +1,236 @@
+"""Behind the demo's web page: documents are read once and asked many times, and errors are sentences."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_focus_model
+from demos.asking import answers, haystack, question_ids, read, shades
+from demos.desk import Desk, DeskError, strip
+
+
+LOCAL, CHUNK = 128, 32
+QUESTION = "Who is it?"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    base = {"vocab_size": 259, "max_position_embeddings": 4096}
+    return make_focus_model(base=base, chunk_size=CHUNK, local_size=LOCAL, prompt_size=16)
+
+
+@pytest.fixture
+def desk(model: Any, tokenizer: Any) -> Desk:
+    return Desk(model, tokenizer, new_tokens=6, max_tokens=3000, example_tokens=2000)
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    file = tmp_path / "book <1>.txt"
+    file.write_text("\n".join(f"Line {number} of the book, über alles." for number in range(30)), encoding="utf-8")
+    return file
+
+
+def ignore(share: float) -> None:
+    pass
+
+
+def test_progress_rises_to_one_and_the_memory_is_that_of_encode(model: Any) -> None:
+    ids = torch.arange(300)[None] % 200 + 3
+    shares: list[float] = []
+    memory, seconds = read(model, ids, shares.append, batch_size=2)
+    assert shares == [64 / 300, 128 / 300, 192 / 300, 256 / 300, 1.0]  # two chunks at a time; the last is short
+    assert seconds > 0
+    asked = ids[:, :20]
+    (found,) = model.chunk_attention(asked, memory=memory)
+    (expected,) = model.chunk_attention(asked, memory=model.encode(ids))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_reading_leaves_no_hook_behind_even_if_it_fails(model: Any) -> None:
+    decoder = model.get_base_model().base_model
+    read(model, torch.full((1, 40), 5), ignore)
+    with pytest.raises(ValueError, match="document_ids"):
+        read(model, torch.full((1, 40), 999), ignore)
+    assert not decoder._forward_hooks
+
+
+def test_streamed_answers_end_with_what_generate_says(model: Any, tokenizer: Any) -> None:
+    ids = question_ids(tokenizer, QUESTION)
+    memory = model.encode(torch.arange(3, 203)[None])
+    *growing, last = answers(model, tokenizer, ids, 8, memory)
+    expected = model.generate(input_ids=ids, memory=memory, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    text = tokenizer.decode(expected, skip_special_tokens=True)
+    assert last.text == text.partition("\n")[0].strip()
+    assert last.rate > 0
+    assert all(last.text.startswith(answer.text) for answer in growing)
+
+
+def test_an_error_of_the_model_reaches_whoever_waits_for_the_answer(model: Any, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="input_ids"):
+        list(answers(model, tokenizer, torch.full((1, 5), 999), 4))
+
+
+def test_a_file_is_read_once_and_asked_many_times(desk: Desk, book: Path, model: Any, tokenizer: Any) -> None:
+    number = desk.read_file(book, ignore)
+    document = desk.held(number)
+    text = book.read_text(encoding="utf-8")
+    assert tokenizer.decode(document.ids[0]) == text
+    whole = "".join(desk.chunk_texts(document)) + tokenizer.decode(document.end[0])
+    assert whole.replace("ü", "") == text.replace("ü", "")  # whose two bytes a chunk may end between
+    assert document.end.shape[1] == LOCAL // 2
+
+    first = [*desk.ask(number, QUESTION)][-1]
+    [*desk.ask(number, "And where?")]
+    again = [*desk.ask(number, f"  {QUESTION}\n")][-1]
+    assert (again.alone.text, again.adapter.text, again.shares) == (first.alone.text, first.adapter.text, first.shares)
+
+    ids = torch.cat([document.end, question_ids(tokenizer, QUESTION)], dim=1)
+    (expected,) = model.chunk_attention(ids, memory=document.memory)
+    assert first.shares == expected.tolist()
+    *_, adapter = answers(model, tokenizer, ids, desk.new_tokens, document.memory)
+    assert first.adapter.text == adapter.text
+
+
+def test_the_model_alone_is_the_base_model_with_the_end_of_the_document(desk: Desk, book: Path, model: Any) -> None:
+    number = desk.read_file(book, ignore)
+    reply = [*desk.ask(number, QUESTION)][-1]
+    tokenizer = desk.tokenizer
+    ids = torch.cat([desk.held(number).ids, question_ids(tokenizer, QUESTION)], dim=1)[:, -LOCAL:]
+    with model.disable_adapter():
+        output = model.get_base_model().generate(input_ids=ids, max_new_tokens=desk.new_tokens, do_sample=False)
+    text = tokenizer.decode(output[0, LOCAL:], skip_special_tokens=True)
+    assert reply.alone.text == text.partition("\n")[0].strip()
+
+
+def test_a_question_that_nobody_waits_for_leaves_the_adapter_enabled(desk: Desk, book: Path, model: Any) -> None:
+    number = desk.read_file(book, ignore)
+    expected = [*desk.ask(number, QUESTION)][-1]
+    abandoned = desk.ask(number, QUESTION)
+    next(abandoned)
+    abandoned.close()
+    again = [*desk.ask(number, QUESTION)][-1]
+    assert model.base_model.adapters_enabled
+    assert (again.adapter.text, again.shares) == (expected.adapter.text, expected.shares)
+
+
+def test_a_short_document_needs_no_memory(desk: Desk, tmp_path: Path) -> None:
+    file = tmp_path / "note.txt"
+    file.write_text("A short note.")
+    number = desk.read_file(file, ignore)
+    document = desk.held(number)
+    assert document.memory is None and desk.chunk_texts(document) == []
+    assert "fit the local window" in desk.summary(document)
+    reply = [*desk.ask(number, QUESTION)][-1]
+    assert reply.shares == []
+    assert reply.adapter.text == reply.alone.text
+
+
+def test_the_example_hides_its_number_and_says_so(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("demos.asking.topics", dict(sorted(topics.items())[:8]))  # of which 2000 bytes are cut sooner
+    desk = Desk(model, tokenizer, example_tokens=2000)
+    document = desk.held(desk.read_example(ignore))
+    assert document.number == haystack(tokenizer, 2000, 0)[1]
+    assert document.number in tokenizer.decode(document.ids[0])
+    assert f"is {document.number}." in desk.summary(document)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (None, "Choose a text file first, or take the example."),
+        (b"", "The file given.txt is empty; give a document with some text in it."),
+        (b" \n ", "The file given.txt is empty; give a document with some text in it."),
+        (b"\x00\x01", "The file given.txt is not text; it contains NUL characters."),
+        (b"\x89PNG\r\n", "The file given.txt is not UTF-8 text: "),
+        (b"word " * 1000, "given.txt has 5,000 tokens, and this page was started for at most 3,000;"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_a_sentence_and_the_old_document_stays(
+    desk: Desk, book: Path, tmp_path: Path, data: bytes | None, sentence: str
+) -> None:
+    number = desk.read_file(book, ignore)
+    file = tmp_path / "given.txt"
+    if data is not None:
+        file.write_bytes(data)
+    with pytest.raises(DeskError, match=f"^{re.escape(sentence)}"):
+        desk.read_file(None if data is None else file, ignore)
+    assert desk.held(number).name == book.name
+
+
+def test_what_cannot_be_asked_is_said_in_a_sentence(desk: Desk, book: Path) -> None:
+    with pytest.raises(DeskError, match="Read a document first"):
+        next(desk.ask(None, QUESTION))
+    number = desk.read_file(book, ignore)
+    with pytest.raises(DeskError, match="Write a question first"):
+        next(desk.ask(number, "  \n"))
+    with pytest.raises(DeskError, match=f"there is room for {LOCAL // 2}; ask a shorter one"):
+        next(desk.ask(number, "why " * 40))
+    desk.read_file(book, ignore)
+    with pytest.raises(DeskError, match="was put away"):
+        next(desk.ask(number, QUESTION))
+
+
+class Cells(HTMLParser):
+    """The attributes of the cells of a strip, and the label of the whole."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.cells: list[dict[str, str | None]] = []
+        self.label: str | None = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.label = given.get("aria-label", self.label)
+        if tag == "span":
+            self.cells.append(given)
+
+
+def test_the_strip_has_a_cell_for_each_chunk_and_says_the_same_in_words() -> None:
+    texts = ['One\n "quoted" <b>', "Two: 12345", "Three"]
+    parsed = Cells(strip([0.1, 0.4, 0.0], texts, "12345"))
+    assert [cell["style"] for cell in parsed.cells] == ["--shade:0.250", "--shade:1.000", "--shade:0.000"]
+    assert [cell["data-chunk"] for cell in parsed.cells] == ["1", "2", "3"]
+    assert parsed.cells[0]["title"] == 'Chunk 1 (10.0% of the attention): One "quoted" <b> …'
+    assert [cell["class"] for cell in parsed.cells] == ["chunk", "chunk holds", "chunk"]
+    assert parsed.label is not None
+    assert "Most: 2 (40.0%), 1 (10.0%), 3 (0.0%); 50% of the attention went to the local window." in parsed.label
+    assert "around chunk 2" in parsed.label
+
+
+def test_before_a_question_all_cells_are_alike() -> None:
+    parsed = Cells(strip(None, ["one", "two"]))
+    assert [cell["style"] for cell in parsed.cells] == ["--shade:0.000"] * 2
+    assert parsed.cells[0]["title"] == "Chunk 1: one …"
+    assert strip(None, []) == ""
+    assert shades([0.0, 0.0]) == [0.0, 0.0]
+
+
+def test_names_of_files_are_no_markup(desk: Desk, book: Path) -> None:
+    document = desk.held(desk.read_file(book, ignore))
+    assert "book &lt;1&gt;.txt" in desk.summary(document)
+
+
+@pytest.mark.slow
+def test_the_page_is_served_to_this_machine_and_asks_no_other(desk: Desk) -> None:
+    pytest.importorskip("gradio")
+    import demo_page
+    import httpx
+
+    page = demo_page.build_page(desk)
+    _, address, share = demo_page.launch(page, None, prevent_thread_lock=True)
+    try:
+        assert address.startswith("http://127.0.0.1:") and share is None
+        answer = httpx.get(address, trust_env=False)
+        assert answer.status_code == 200 and "Ask a long document" in answer.text
+        assert answer.headers["content-security-policy"] == demo_page.POLICY
+        assert page.analytics_enabled is False
+    finally:
+        page.close()

@@ -1,0 +1,220 @@
+"""`recipes/plot.py`: what is drawn is what was measured, and lines can be told apart without colours."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from refusal import refusal
+
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("datasets")
+
+import matplotlib
+import plot
+from lib.byte_tokenizer import byte_tokenizer
+from plots.ablations import interval
+from plots.attention import chunks_with
+from plots.drawing import styles
+from plots.evaluation import at_shared_places
+
+from focus_peft.tasks.passkey import INFORMATION, passkey_prompt
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")  # words stay words
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`evaluate.py`, under its name for a test only: there is a package `evaluate`, which other tests may want."""
+    spec: Any = importlib.util.spec_from_file_location("evaluate", ROOT / "recipes" / "evaluate.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "evaluate", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    model = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    model |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    values = {
+        "model": {"random": model},
+        "focus": {"chunk_size": 64, "local_size": 64, "prompt_size": 16},
+        "methods": ["adapter"],
+        "tasks": {"passkey": {"lengths": [400]}},
+    }
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+def test_the_attention_that_is_drawn_is_that_of_the_tokens_that_generate_answers(
+    config: Path, recipe: Any, decoding: str
+) -> None:
+    output = config.parent / "attention.svg"
+    words = ["attention", "--config", str(config), "--tokens", "500", "--depth", "0.4", "--new-tokens", "3"]
+    plot.main([*words, "--output", str(output), f"focus.decoding={decoding}"])
+    found = json.loads(output.with_suffix(".json").read_text())
+    evaluation = recipe.Evaluation.load(str(config), [f"focus.decoding={decoding}"])
+    model, tokenizer = recipe.load(evaluation)
+    made = passkey_prompt(tokenizer, 500, 0.4, 0)
+    assert (found["tokens"], found["decoding"]) == (made.ids.shape[1], decoding)
+    wanted = model.generate(input_ids=made.ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
+    assert [entry["id"] for entry in found["answer_tokens"]] == wanted[0, made.ids.shape[1] :].tolist()
+    (first,) = model.chunk_attention(made.ids)
+    assert torch.equal(torch.tensor(found["answer_tokens"][0]["attention"]), first)
+    chunks = math.ceil((made.ids.shape[1] - 64) / 64)
+    for entry in found["answer_tokens"]:
+        assert len(entry["attention"]) == chunks and 0 < sum(entry["attention"]) < 1
+    place = tokenizer.decode(made.ids[0]).index(INFORMATION.format(key=made.key))
+    assert found["chunks_with_the_fact"][0] == place // 64
+    svg = output.read_text()
+    assert "▲ holds the fact" in svg and f"{made.ids.shape[1]:,} tokens" in svg
+
+
+def test_the_attention_from_a_question_about_a_document(config: Path, recipe: Any, tmp_path: Path) -> None:
+    book, output = tmp_path / "book.txt", tmp_path / "attention.png"
+    book.write_text("It was a dark night. " * 12 + "The key is 41. " + "It was a dark night. " * 12)
+    words = ["attention", "--config", str(config), "--document", str(book), "--output", str(output)]
+    short = tmp_path / "short.txt"
+    short.write_text("It was.")
+    plot.main([*words, "--question", "Which key?", "--fact", "The key is 41", "--first"])
+    found = json.loads(output.with_suffix(".json").read_text())
+    assert len(found["answer_tokens"]) == 1 and found["chunks_with_the_fact"] == [252 // 64, 264 // 64]
+    assert output.read_bytes().startswith(b"\x89PNG")
+    for more, named in (
+        (["--question", "Which?", "--fact", "dark"], "24 times"),
+        (["--fact", "dark"], "`--question`"),
+        (["--question", "Which?", "focus.local_size=600"], "error: `local_size`"),
+        (["--question", "Which?", "--document", str(short)], "no chunks"),
+        (["--question", "Which?", "--document", str(tmp_path / "none.txt")], "none.txt"),
+    ):
+        with pytest.raises(SystemExit, match=named):
+            plot.main([*words, *more])
+
+
+@pytest.mark.parametrize("place", [0, 3, 7, 8, 14, 15, 16, 30, 36, 40, 42])
+def test_the_chunks_that_hold_a_fact_are_those_that_its_tokens_stand_in(place: int) -> None:
+    fact = "0123456789"
+    text = "x" * place + fact + "x" * (52 - place)
+    ids = byte_tokenizer()(text)["input_ids"]
+    assert len(ids) == 62, "a token for each letter"
+    expected = sorted({position // 8 for position in range(place, place + 10) if position < 42})  # the last has 2
+    assert chunks_with(byte_tokenizer(), ids, 42, 8, fact) == expected
+
+
+def test_a_fact_that_does_not_stand_once_is_refused() -> None:
+    ids = byte_tokenizer()("one two one")["input_ids"]
+    for fact, times in (("one", "2 times"), ("three", "0 times")):
+        with refusal("`fact`", repr(fact), times):
+            chunks_with(byte_tokenizer(), ids, 8, 4, fact)
+
+
+def test_lines_differ_in_more_than_colour() -> None:
+    looks = [(style["linestyle"], style["marker"]) for style in styles(range(35)).values()]
+    assert len(set(looks)) == 35
+
+
+def test_every_way_of_the_scaling_benchmark_is_drawn(tmp_path: Path) -> None:
+    def way(tokens: int, seconds: float | None) -> dict[str, Any]:
+        return {"tokens": tokens, "prefill_seconds": 9.0, "seconds_per_token": seconds, "peak_memory_gb": 2.0}
+
+    ways = {"focus, 8,192 tokens": way(8192, 1.0), "focus, 16,384 tokens": way(16384, 2.0)}
+    ways |= {"one by one, 8,192 tokens": way(8192, None), "full attention, 8,192 tokens": way(8192, None)}
+    (tmp_path / "scaling.json").write_text(json.dumps({"ways": ways}))
+    words = ["scaling", "--results", str(tmp_path / "scaling.json"), "--output", str(tmp_path / "scaling.svg")]
+    plot.main(words)
+    svg = (tmp_path / "scaling.svg").read_text()
+    for text in (
+        "chunks in parallel",
+        "one chunk at a time",
+        "full attention",
+        "peak memory",
+        "per token",
+        "8K",
+        "16K",
+    ):
+        assert text in svg
+    with pytest.raises(SystemExit):
+        plot.main([*words, "colour=red"])
+
+
+def test_a_study_is_drawn_with_intervals(tmp_path: Path) -> None:
+    def result(task: str, metric: str, mean: float, **more: Any) -> dict[str, Any]:
+        return {"task": task, "method": "adapter", "length": 4096, "metric": metric, "mean": mean, **more}
+
+    loss = result("perplexity", "cross_entropy", 2.0, standard_error=0.1)
+    right = result("passkey", "accuracy", 0.5, wilson_95=[0.2, 0.8])
+    assert interval(right) == (0.5, 0.2, 0.8)
+    assert interval(loss) == pytest.approx([math.exp(2), math.exp(2 - 0.196), math.exp(2 + 0.196)], rel=1e-4)
+    assert interval(result("vt", "score", 0.5)) == (0.5, 0.5, 0.5)
+    entries = [{"study": "chunk size", "variant": name, "results": [loss, right]} for name in ("256", "512")]
+    entries[0]["results"] = [loss, right, {**result("longbench/trec", "classification", 0.5), "length": None}]
+    entries.append({"study": "chunk size", "variant": "1024", "failed": "it did"})
+    (tmp_path / "results.json").write_text(json.dumps({"variants": entries}))
+    words = ["ablations", "--results", str(tmp_path / "results.json"), "--output", str(tmp_path / "study.svg")]
+    plot.main([*words, "--study", "chunk size"])
+    svg = (tmp_path / "study.svg").read_text()
+    assert all(
+        text in svg
+        for text in (
+            ">256<",
+            ">512<",
+            "adapter, 4K tokens",
+            "adapter, whole records",
+            "perplexity",
+            "passkey",
+            "accuracy",
+        )
+    )
+    assert ">1024<" not in svg
+    with pytest.raises(SystemExit, match="results of chunk size"):
+        plot.main([*words, "--study", "losses"])
+
+
+def test_perplexity_is_drawn_at_the_places_that_all_methods_and_lengths_share(tmp_path: Path) -> None:
+    def read(method: str, length: int, *numbers: int) -> list[dict[str, Any]]:
+        common = {"task": "perplexity", "method": method, "length": length, "metric": "cross_entropy"}
+        return [{**common, "number": number, "score": 2.0 + number} for number in numbers]
+
+    whole, half = read("adapter", 2048, 0, 1, 2), read("adapter", 4096, 2, 0)
+    window = read("local_window", 2048, 0, 2, 3)
+    found = [*whole, *half, *window]
+    kept = at_shared_places(found)
+    assert [(sample["method"], sample["length"], sample["number"]) for sample in kept] == [
+        ("adapter", 2048, 0),
+        ("adapter", 2048, 2),
+        ("adapter", 4096, 2),
+        ("adapter", 4096, 0),
+        ("local_window", 2048, 0),
+        ("local_window", 2048, 2),
+    ]
+    words = ["perplexity", "--results", str(tmp_path), "--output", str(tmp_path / "perplexity.svg")]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in found))
+    plot.main(words)
+    assert ">perplexity of the last tokens, 2 places<" in (tmp_path / "perplexity.svg").read_text()
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(read("full_attention", 2048, 4)[0]) + "\n")
+    with pytest.raises(SystemExit, match="no place in `--results`"):
+        plot.main(words)
+    plot.main([*words, "--methods", "local_window,adapter"])
+    assert "full_attention" not in (tmp_path / "perplexity.svg").read_text()
+    with pytest.raises(
+        SystemExit, match="names 'bm25', but there are samples of adapter, local_window, full_attention"
+    ):
+        plot.main([*words, "--methods", "adapter,bm25"])

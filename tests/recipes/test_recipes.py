@@ -1,0 +1,199 @@
+"""Every recipe parses and builds; the small ones run as they are, in one process and in two, and are taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from families import IS_OLD
+from refusal import assert_sentence
+from runs import ROOT, TINY, environment, history, train
+from safetensors.torch import load_file
+
+from focus_peft import FocusConfig
+from focus_peft.hub.provenance import Provenance
+
+
+pytest.importorskip("focus_peft.data")
+pytest.importorskip("datasets")
+
+RECIPES = ROOT / "recipes"
+CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
+LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))
+# no matter which machine: what a config asks of a GPU is left out
+ON_CPU = {"training__use_cpu": True, "training__bf16": False, "training__optim": "adamw_torch"}
+
+sys.path.insert(0, str(RECIPES))
+from lib.recipe import load_model, load_recipe  # noqa: E402
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_builds_its_arguments(file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(file, **ON_CPU, training__output_dir=str(tmp_path))
+    assert recipe.training.max_steps > 0
+    assert recipe.data.sources and recipe.focus.chunk_size
+    assert recipe.model.name_or_path or recipe.model.random
+    given = yaml.safe_load(file.read_text())
+    assert float(given["training"]["learning_rate"]) == recipe.training.learning_rate
+    assert recipe.training.report_to in (["tensorboard"], [])
+    assert given["training"]["output_dir"] == f"outputs/{file.stem}"
+
+
+def test_the_paper_recipe_has_the_papers_numbers(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / "configs" / "llama2_7b_paper.yaml", **ON_CPU, training__output_dir=str(tmp_path))
+    assert (recipe.training.max_steps, recipe.training.learning_rate) == (10_000, 5e-5)
+    assert [band.count for band in recipe.data.bands or []] == [30_000, 16_000, 34_000]
+    focus = recipe.focus
+    assert (focus.chunk_size, focus.local_size, focus.prompt_size, focus.r, focus.loss) == (
+        2048,
+        2048,
+        512,
+        None,
+        "sum",
+    )
+    launch = yaml.safe_load((RECIPES / "accelerate" / "zero2_offload.yaml").read_text())
+    assert launch["num_processes"] * recipe.training.per_device_train_batch_size == 8
+
+
+@pytest.mark.parametrize("file", [*CONFIGS, *LAUNCHES], ids=lambda file: file.stem)
+def test_every_file_opens_with_its_command(file: Path) -> None:
+    head = file.read_text().split("\n\n")[0] + file.read_text().split("\n\n")[0:2][-1]
+    comment = "\n".join(line for line in file.read_text().splitlines()[:8] if line.startswith("#"))
+    assert "recipes/train.py --config recipes/configs/" in comment, head
+    for word in comment.split():
+        if word.startswith("recipes/"):
+            assert (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize("file", sorted((RECIPES / "deepspeed").glob("*.json")), ids=lambda file: file.stem)
+def test_every_deepspeed_file_has_its_command_and_a_launch_file(file: Path) -> None:
+    config = json.loads(file.read_text())
+    assert f"--config_file recipes/accelerate/{file.stem}.yaml" in config["_comment"]
+    launch = yaml.safe_load((RECIPES / "accelerate" / f"{file.stem}.yaml").read_text())
+    assert launch["deepspeed_config"]["deepspeed_config_file"] == f"recipes/deepspeed/{file.name}"
+    assert ("3" in file.stem) == (config["zero_optimization"]["stage"] == 3)
+
+
+def test_overrides_reach_their_section(tmp_path: Path) -> None:
+    words = [
+        "eval_strategy=no",
+        "use_cpu=true",
+        "learning_rate=1e-2",
+        "--focus.r",
+        "4",
+        "--max_steps=3",
+        "data.sources.0.path=texts/*.md",
+        "passkey_every=null",
+    ]
+    recipe = load_recipe(RECIPES / "configs" / "tiny_debug.yaml", words, training__output_dir=str(tmp_path))
+    assert (recipe.training.learning_rate, recipe.training.max_steps) == (0.01, 3)
+    assert (recipe.training.eval_strategy, recipe.training.use_cpu) == ("no", True)
+    assert (recipe.focus.r, recipe.data.sources[0].path, recipe.run.passkey_every) == (4, "texts/*.md", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["seed=3"], ("`seed`", "data and training", "`data.seed`")),
+        (["colour=red"], ("`colour`", "in no section")),
+        (["training.colour=red"], ("`colour`", "`training`")),
+        (["--max_steps"], ("'--max_steps'", "key=value")),
+        (["model.random=null"], ("`name_or_path`", "`random`")),
+    ],
+)
+def test_overrides_that_cannot_be_are_refused(words: list[str], named: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_recipe(RECIPES / "configs" / "tiny_debug.yaml", words)
+    assert_sentence(str(caught.value), *named)
+
+
+def test_random_models_read_bytes(tmp_path: Path) -> None:
+    recipe = load_recipe(RECIPES / "configs" / "tiny_debug.yaml", training__output_dir=str(tmp_path))
+    model, tokenizer = load_model(recipe.model)
+    ids = tokenizer("naïve", return_tensors="pt").input_ids
+    assert ids.shape == (1, 6) and tokenizer.decode(ids[0]) == "naïve"
+    assert model(ids).logits.shape == (1, 6, len(tokenizer))
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    home, temporary = tmp_path / "home", tmp_path / "temporary"
+    temporary.mkdir()
+    words = ["--config", TINY, "--dry-run", f"output_dir={tmp_path / 'run'}"]
+    process = train(*words, HF_HOME=str(home), TMPDIR=str(temporary))
+    assert process.returncode == 0, process.stderr
+    for name in ("model", "trainable parameters", "steps", "tokens", "memory on each device", "time"):
+        assert f"\n{name}:" in "\n" + process.stdout, name
+    assert "7,168 of 114,368 (r=8)" in process.stdout and "20 of 2 documents" in process.stdout
+    assert not (tmp_path / "run").exists()
+    assert not [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")]
+
+
+@pytest.mark.slow
+def test_the_tiny_recipe_trains_ends_at_ctrl_c_with_130_and_goes_on(tmp_path: Path) -> None:
+    words = [
+        "--config",
+        TINY,
+        "passkey_every=null",
+        "eval_strategy=no",
+        "save_steps=100",
+        f"cache_dir={tmp_path / 'cache'}",
+    ]
+    whole = train(*words, f"output_dir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    assert (tmp_path / "whole" / "adapter_model.safetensors").is_file()
+    known = Provenance.of(tmp_path / "whole")  # what its card will say
+    assert (known.step, known.section("training")["save_steps"]) == (20, "100")
+    known.check(FocusConfig.from_pretrained(tmp_path / "whole"))
+    run = tmp_path / "run"
+    command = [sys.executable, "-W", "ignore", "recipes/train.py", *words, f"output_dir={run}"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        # tensorboard's file appears when the first step begins
+        while not list(run.glob("runs/*")) and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "a checkpoint was saved" in errors
+    resumed = train(*words, f"output_dir={run}")
+    assert resumed.returncode == 0, resumed.stderr
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
+    assert weights[0] == weights[1]
+    if not IS_OLD:  # older transformers keep what was added up since the last log to themselves
+        assert history(run) == history(tmp_path / "whole")
+
+
+def test_environment_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTS", "somewhere")
+    words = ["data.cache_dir=${TEXTS}/cache"]
+    recipe = load_recipe(RECIPES / "configs" / "tiny_debug.yaml", words, training__output_dir=str(tmp_path))
+    assert recipe.data.cache_dir == os.path.join("somewhere", "cache")
+    assert recipe.data.sources[0].path == os.path.join(os.path.dirname(os.__file__), "email", "*.py")
+
+
+def test_training_goes_on_from_another_adapter(tmp_path: Path) -> None:
+    """A second recipe starts from the twins that a first one left, and refuses twins of another shape."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    small = ["passkey_every=null", "eval_strategy=no", "data.held_out=0"]
+    done = train("--config", TINY, *small, "max_steps=2", f"output_dir={first}", f"data.cache_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    onward = [f"initial_adapter={first}", f"output_dir={second}", f"data.cache_dir={tmp_path}", "learning_rate=0"]
+    done = train("--config", TINY, *small, *onward, "max_steps=1")
+    assert done.returncode == 0, done.stderr
+    twins = [load_file(folder / "adapter_model.safetensors") for folder in (first, second)]
+    assert twins[0].keys() == twins[1].keys()
+    assert all(torch.equal(twins[0][name], twins[1][name]) for name in twins[0])
+
+    done = train("--config", TINY, *small, *onward, "max_steps=1", "focus.r=3", f"output_dir={tmp_path / 'third'}")
+    assert done.returncode != 0
+    assert "`r` is 3" in done.stderr and "`initial_adapter`" in done.stderr
