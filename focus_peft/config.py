@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
 
 from peft.config import PeftConfig
 from peft.utils import TaskType
@@ -14,25 +17,58 @@ from .adapter_file import check_adapter_file
 from .peft_type import FOCUS
 
 
-# What is no label
+# The label of a token that is not to be predicted
 IGNORE = -100
-
-
-# Fields that only matter at inference: `generate`, `encode` and `forward` take them as keyword arguments too.
-INFERENCE_FIELDS = (
-    "local_size",
-    "prompt_size",
-    "add_bos",
-    "decoding",
-    "refresh_interval",
-    "chunk_batch_size",
-    "top_chunks",
-    "storage",
-    "storage_dir",
-    "spread_chunks",
-)
 # Where the keys and values of chunks may be
 STORAGES = ("device", "cpu", "int8", "disk")
+
+
+class Rule(NamedTuple):
+    """What the value of a field must be: a predicate, and the words for it."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def is_number(value: Any) -> bool:
+    """Whether a field's value is a number. True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(lambda value: value in choices, f"one of {', '.join(map(repr, choices))}")
+
+
+SIZE = Rule(_is_size, "a positive integer")
+SIZE_OR_NONE = Rule(lambda value: value is None or _is_size(value), "a positive integer or None")
+FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
+WEIGHT = Rule(lambda value: is_number(value) and 0 <= value < math.inf, "a finite number, 0 or above")
+SHARE = Rule(lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+SCALE = Rule(
+    lambda value: value is None or is_number(value) and 0 < value < math.inf,
+    "a finite number above 0, or None for 2 * r",
+)
+FOLDER = Rule(
+    lambda value: value is None or isinstance(value, (str, os.PathLike)) and bool(str(value)),
+    "the path of a directory or None",
+)
+
+ADAPTER = "the adapter"
+WINDOWS = "the windows"
+DECODING = "decoding"
+LOSS = "the training loss"
+
+
+def _field(default: Any, group: str, must: Rule | None, help: str, per_call: bool = False) -> Any:
+    """A field of `FocusConfig`, declared once: its docstring, its check and the options of a call come from here.
+
+    `per_call`: `generate`, `encode` and `forward` take it as a keyword argument too.
+    """
+    return field(default=default, metadata={"help": help, "group": group, "must": must, "per_call": per_call})
 
 
 @dataclass
@@ -40,106 +76,142 @@ class FocusConfig(PeftConfig):
     """
     Configuration of a focus adapter (FocusLLM, arXiv 2408.11745).
 
-    Sizes are in tokens. `chunk_size`, `local_size` and `prompt_size` are derived from the base model where they are None
-    (see `WindowSizes.for_model`), so `FocusConfig()` works on every supported model.
-
-    Parameters that control the adapter:
-        target_modules (`list[str]` or `str`, *optional*):
-            The projections that get a twin: names (matched at the end of the module's path) or, as a string, a regular
-            expression for the whole path. Default: q, k, v and o of every attention module, fused ones included, found
-            by structure.
-        r (`int`, *optional*):
-            None: each twin is a full trainable copy of its projection (the paper's). An integer: the twin is the frozen
-            projection plus a low-rank delta of rank `r` that starts at zero.
-        alpha (`float`, *optional*): The delta is scaled by `alpha / r`. Default: `2 * r`. Only with `r`.
-
-    Parameters that control the windows:
-        chunk_size (`int`, *optional*): Tokens in a chunk of the memory, c. Default: min(2048, max positions / 4).
-        local_size (`int`, *optional*): Tokens in the local window, L. Default: min(2048, max positions / 4).
-        prompt_size (`int`, *optional*):
-            Tokens at the end of the local window that are appended to every chunk as the dynamic prompt, P.
-            Default: min(512, `chunk_size`, `local_size`), the paper's.
-        add_bos (`bool`): Put the model's BOS, if it has one, before the dynamic prompt and before the local window,
-            unless they already start with it. Nothing is added where there is no memory.
-
-    Parameters that control decoding:
-        decoding (`"streaming"` or `"exact"`):
-            "exact" (the paper's): the local window is recomputed under new candidates for every token. "streaming":
-            local keys and values are cached, and only the newest token sees its candidates. In training it chooses the
-            label scheme likewise: "streaming" gives every label its own candidates, "exact" one set to a block of labels.
-        refresh_interval (`int`): Candidates are renewed every so many generated tokens. Default: 1, at every token.
-        chunk_batch_size (`int`, *optional*):
-            How many chunks are read at once. Results do not depend on it. Default: as many as fit a token budget.
-        top_chunks (`int`, *optional*):
-            Of the chunks, only so many are renewed: those whose candidates the token looked at most that came first after the
-            input, or after the window grew into the memory. The others keep their last candidate. Default: all are renewed.
-        storage (`"device"`, `"cpu"`, `"int8"` or `"disk"`):
-            Where keys and values of chunks are kept: on the model's device; in CPU memory; on the device in 8 bits, with a
-            scale for each token and head, which changes results a little; or in files that are mapped into memory. In
-            training they are on the device.
-        storage_dir (`str`, *optional*):
-            Where the files of `storage="disk"` are made; they vanish with the memory. Default: the system's directory for
-            temporary files.
-        spread_chunks (`bool`):
-            Whether the processes of torch.distributed share the chunks of a memory: each holds and reads some of them, only
-            candidates are exchanged, and all give the same result. All must make the same calls, with the same seed where tokens
-            are sampled. Not in training. Default: every process reads on its own.
-
-    Parameters that control the training loss:
-        loss (`"sum"` or `"draw"`):
-            "sum": continuation plus repetition loss (the paper's equation 7). "draw": one of the two for each sample, by
-            lot, with odds as their weights (the released code).
-        continuation_weight, repetition_weight (`float`): Weights of the two losses. Default: 1.
-        distill_weight (`float`): λ in (1 − λ)·cross-entropy + λ·KL(base model reading everything ‖ adapter). Default: 0.
-        label_size (`int`): Consecutive label tokens of a span, for each of the two losses. Default: 32.
-        train_local_size (`int`, *optional*):
-            The longest local window before the labels that training draws. A window holds up to `local_size` +
-            `chunk_size` - 1 tokens before its oldest become a chunk, and candidates do harm behind windows longer than
-            any that training showed. Default: `local_size` (the paper's).
-        train_min_chunk_size (`int`, *optional*):
-            The smallest chunk size that training draws; the largest is `chunk_size`. Default: 64 (the paper's).
+    Sizes are in tokens. `chunk_size`, `local_size` and `prompt_size` are derived from the base model where they are
+    None (see `WindowSizes.for_model`), so `FocusConfig()` works on every supported model.
 
     Raises:
         ValueError: if a field has a value that cannot work; the message names the field, the value and the remedy.
     """
 
-    target_modules: list[str] | str | None = field(
-        default=None,
-        metadata={"help": "Projections that get a twin: names or a regex. None: q, k, v, o found by structure."},
+    target_modules: list[str] | str | None = _field(
+        None,
+        ADAPTER,
+        None,
+        "The projections that get a twin: names (matched at the end of the module's path) or, as a string, a regular "
+        "expression for the whole path. Defaults to q, k, v and o of every attention module, fused ones included, "
+        "found by structure.",
     )
-    r: int | None = field(
-        default=None, metadata={"help": "None: full twins. An integer: low-rank twins of that rank."}
+    r: int | None = _field(
+        None,
+        ADAPTER,
+        SIZE_OR_NONE,
+        "None: each twin is a full trainable copy of its projection (the paper's). An integer: the twin is the frozen "
+        "projection plus a low-rank delta of rank `r` that starts at zero.",
     )
-    alpha: float | None = field(
-        default=None, metadata={"help": "Low-rank deltas are scaled by alpha / r. None: 2 * r."}
+    alpha: float | None = _field(
+        None, ADAPTER, SCALE, "The delta is scaled by `alpha / r`. Only with `r`. Defaults to `2 * r`."
     )
-    chunk_size: int | None = field(default=None, metadata={"help": "Tokens in a chunk of the memory."})
-    local_size: int | None = field(default=None, metadata={"help": "Tokens in the local window."})
-    prompt_size: int | None = field(default=None, metadata={"help": "Tokens in the dynamic prompt."})
-    add_bos: bool = field(default=True, metadata={"help": "BOS before the dynamic prompt and the local window."})
-    decoding: Literal["streaming", "exact"] = field(default="streaming", metadata={"help": "'streaming' or 'exact'."})
-    refresh_interval: int = field(default=1, metadata={"help": "Renew the candidates every so many tokens."})
-    chunk_batch_size: int | None = field(default=None, metadata={"help": "Chunks read at once. None: a token budget."})
-    top_chunks: int | None = field(
-        default=None, metadata={"help": "Renew the candidates of the most looked-at chunks only. None: of all."}
+    chunk_size: int | None = _field(
+        None, WINDOWS, SIZE_OR_NONE, "Tokens in a chunk of the memory, c. Defaults to min(2048, max positions / 4)."
     )
-    storage: Literal["device", "cpu", "int8", "disk"] = field(
-        default="device", metadata={"help": "Where chunks are kept: 'device', 'cpu', 'int8' or 'disk'."}
+    local_size: int | None = _field(
+        None,
+        WINDOWS,
+        SIZE_OR_NONE,
+        "Tokens in the local window, L. Defaults to min(2048, max positions / 4).",
+        per_call=True,
     )
-    storage_dir: str | None = field(default=None, metadata={"help": "Where storage='disk' makes its files."})
-    spread_chunks: bool = field(
-        default=False, metadata={"help": "The processes of torch.distributed share the chunks of a memory."}
+    prompt_size: int | None = _field(
+        None,
+        WINDOWS,
+        SIZE_OR_NONE,
+        "Tokens at the end of the local window that are appended to every chunk as the dynamic prompt, P. Defaults to "
+        "min(512, `chunk_size`, `local_size`), the paper's.",
+        per_call=True,
     )
-    loss: Literal["sum", "draw"] = field(default="sum", metadata={"help": "'sum' of both losses or 'draw' of one."})
-    continuation_weight: float = field(default=1.0, metadata={"help": "Weight of the continuation loss."})
-    repetition_weight: float = field(default=1.0, metadata={"help": "Weight of the repetition loss."})
-    distill_weight: float = field(default=0.0, metadata={"help": "Weight of the distillation term, from 0 to 1."})
-    label_size: int = field(default=32, metadata={"help": "Consecutive label tokens of a span."})
-    train_local_size: int | None = field(
-        default=None, metadata={"help": "Longest local window that training draws. None: `local_size`."}
+    add_bos: bool = _field(
+        True,
+        WINDOWS,
+        FLAG,
+        "Put the model's BOS, if it has one, before the dynamic prompt and before the local window, unless they "
+        "already start with it. Nothing is added where there is no memory.",
+        per_call=True,
     )
-    train_min_chunk_size: int | None = field(
-        default=None, metadata={"help": "Smallest chunk size that training draws. None: 64."}
+    decoding: Literal["streaming", "exact"] = _field(
+        "streaming",
+        DECODING,
+        _one_of("streaming", "exact"),
+        '"exact" (the paper\'s): the local window is recomputed under new candidates for every token. "streaming": '
+        "local keys and values are cached, and only the newest token sees its candidates. In training it chooses the label "
+        'scheme likewise: "streaming" gives every label its own candidates, "exact" one set to a block of labels.',
+        per_call=True,
+    )
+    refresh_interval: int = _field(
+        1,
+        DECODING,
+        SIZE,
+        "Candidates are renewed every so many generated tokens. Defaults to every token.",
+        per_call=True,
+    )
+    chunk_batch_size: int | None = _field(
+        None,
+        DECODING,
+        SIZE_OR_NONE,
+        "How many chunks are read at once. Results do not depend on it. Defaults to as many as fit a token budget.",
+        per_call=True,
+    )
+    top_chunks: int | None = _field(
+        None,
+        DECODING,
+        SIZE_OR_NONE,
+        "Only so many chunks are renewed: those whose candidates the token looked at most that came first after the "
+        "input, or after the window grew into the memory. The others keep their last candidate. Defaults to all.",
+        per_call=True,
+    )
+    storage: Literal["device", "cpu", "int8", "disk"] = _field(
+        "device",
+        DECODING,
+        _one_of(*STORAGES),
+        'Where keys and values of chunks are kept: on the model\'s device ("device"); in CPU memory ("cpu"); on the '
+        'device in 8 bits, with a scale for each token and head, which changes results a little ("int8"); or in files '
+        'that are mapped into memory ("disk"). In training they are on the device.',
+        per_call=True,
+    )
+    storage_dir: str | None = _field(
+        None,
+        DECODING,
+        FOLDER,
+        'Where the files of `storage="disk"` are made; they vanish with the memory. Defaults to the system\'s '
+        "directory "
+        "for temporary files.",
+        per_call=True,
+    )
+    spread_chunks: bool = _field(
+        False,
+        DECODING,
+        FLAG,
+        "Whether the processes of torch.distributed share the chunks of a memory: each holds and reads some of them, "
+        "only candidates are exchanged, and all give the same result. All must make the same calls, with the same "
+        "seed where tokens are sampled. Not in training.",
+        per_call=True,
+    )
+    loss: Literal["sum", "draw"] = _field(
+        "sum",
+        LOSS,
+        _one_of("sum", "draw"),
+        '"sum": continuation plus repetition loss (the paper\'s equation 7). "draw": one of the two for each sample, '
+        "by "
+        "lot, with their weights as odds (the released code).",
+    )
+    continuation_weight: float = _field(1.0, LOSS, WEIGHT, "Weight of the continuation loss.")
+    repetition_weight: float = _field(1.0, LOSS, WEIGHT, "Weight of the repetition loss.")
+    distill_weight: float = _field(
+        0.0, LOSS, SHARE, "λ in (1 − λ)·cross-entropy + λ·KL(base model reading everything ‖ adapter)."
+    )
+    label_size: int = _field(32, LOSS, SIZE, "Consecutive label tokens of a span, for each of the two losses.")
+    train_local_size: int | None = _field(
+        None,
+        LOSS,
+        SIZE_OR_NONE,
+        "The longest local window before the labels that training draws. In use, a window holds up to `local_size` + "
+        "`chunk_size` - 1 tokens before its oldest become a chunk, and candidates do harm behind windows longer than "
+        "any that training showed. Defaults to `local_size` (the paper's).",
+    )
+    train_min_chunk_size: int | None = _field(
+        None,
+        LOSS,
+        SIZE_OR_NONE,
+        "The smallest chunk size that training draws; the largest is `chunk_size`. Defaults to 64 (the paper's).",
     )
 
     def __post_init__(self) -> None:
@@ -156,14 +228,16 @@ class FocusConfig(PeftConfig):
             self.target_modules = sorted(self.target_modules)
         if self.target_modules is not None:
             _check_target_modules(self.target_modules)
+        for option in fields(self):
+            must, value = option.metadata.get("must"), getattr(self, option.name)
+            if must is not None and not must.holds(value):
+                raise ValueError(f"`{option.name}` must be {must.words}, got {value!r}.")
+        self._check_together()
+        if self.storage_dir is not None:
+            self.storage_dir = os.fspath(self.storage_dir)
 
-        sizes = ("chunk_size", "local_size", "prompt_size", "train_local_size", "train_min_chunk_size")
-        for name in ("r", *sizes, "chunk_batch_size", "top_chunks"):
-            value = getattr(self, name)
-            if value is not None:
-                _check_positive_int(name, value, "a positive integer or None")
-        for name in ("refresh_interval", "label_size"):
-            _check_positive_int(name, getattr(self, name), "a positive integer")
+    def _check_together(self) -> None:
+        """Refuse fields that exclude each other."""
         if self.prompt_size is not None and self.local_size is not None and self.prompt_size > self.local_size:
             raise ValueError(
                 f"`prompt_size` ({self.prompt_size}) is larger than `local_size` ({self.local_size}), but the dynamic "
@@ -171,41 +245,21 @@ class FocusConfig(PeftConfig):
             )
         if self.chunk_size is not None and (self.train_min_chunk_size or 0) > self.chunk_size:
             raise ValueError(
-                f"`train_min_chunk_size` ({self.train_min_chunk_size}) is larger than `chunk_size` ({self.chunk_size}), the "
-                "largest that training draws; choose a smaller one."
+                f"`train_min_chunk_size` ({self.train_min_chunk_size}) is larger than `chunk_size` "
+                f"({self.chunk_size}), "
+                "the largest that training draws; choose a smaller one."
             )
-        if self.alpha is not None:
-            if self.r is None:
-                raise ValueError(
-                    f"`alpha` is {self.alpha} but `r` is None; full twins have no scale. Give `r`, or leave `alpha` out."
-                )
-            if not is_number(self.alpha) or not 0 < self.alpha < float("inf"):
-                raise ValueError(
-                    f"`alpha` must be a finite number above 0, got {self.alpha!r}; leave it out for 2 * r."
-                )
-        _check_choice("decoding", self.decoding, ("streaming", "exact"))
-        _check_choice("loss", self.loss, ("sum", "draw"))
-        _check_choice("storage", self.storage, STORAGES)
-        if self.storage_dir is not None:
-            if not isinstance(self.storage_dir, (str, os.PathLike)) or not str(self.storage_dir):
-                raise ValueError(f"`storage_dir` must be the path of a directory or None, got {self.storage_dir!r}.")
-            if self.storage != "disk":
-                raise ValueError(
-                    f"`storage_dir` is {str(self.storage_dir)!r} but `storage` is {self.storage!r}, which makes no files; choose "
-                    '`storage="disk"`, or leave `storage_dir` out.'
-                )
-            self.storage_dir = os.fspath(self.storage_dir)
-        for name in ("add_bos", "spread_chunks"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
-        for name in ("continuation_weight", "repetition_weight"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 <= value < float("inf"):
-                raise ValueError(f"`{name}` must be a finite number, 0 or above, got {value!r}.")
+        if self.alpha is not None and self.r is None:
+            raise ValueError(
+                f"`alpha` is {self.alpha} but `r` is None; full twins have no scale. Give `r`, or leave `alpha` out."
+            )
+        if self.storage_dir is not None and self.storage != "disk":
+            raise ValueError(
+                f"`storage_dir` is {str(self.storage_dir)!r} but `storage` is {self.storage!r}, which makes no files; "
+                'choose `storage="disk"`, or leave `storage_dir` out.'
+            )
         if self.continuation_weight + self.repetition_weight == 0:
             raise ValueError("`continuation_weight` and `repetition_weight` are both 0; at least one must be above 0.")
-        if not is_number(self.distill_weight) or not 0 <= self.distill_weight <= 1:
-            raise ValueError(f"`distill_weight` must be a number from 0 to 1, got {self.distill_weight!r}.")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> FocusConfig:  # type: ignore[override]
@@ -240,17 +294,13 @@ class FocusConfig(PeftConfig):
         return replace(self, **given) if given else self
 
 
-def is_number(value: Any) -> bool:
-    """Whether a field's value is a number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _check_target_modules(value: Any) -> None:
     if not isinstance(value, (str, list)) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"`target_modules` must be a list of names or a regular expression, got {value!r}.")
     if not value or "" in list(value):
         raise ValueError(
-            f"`target_modules` is empty or has an empty name ({value!r}); name at least one projection, or leave it out for "
+            f"`target_modules` is empty or has an empty name ({value!r}); name at least one projection, or leave it "
+            f"out for "
             "q, k, v and o."
         )
     if isinstance(value, str):
@@ -260,11 +310,23 @@ def _check_target_modules(value: Any) -> None:
             raise ValueError(f"`target_modules` is {value!r}, which is no regular expression: {error}.") from error
 
 
-def _check_positive_int(name: str, value: Any, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+# The options that `generate`, `encode` and `forward` take for one call
+INFERENCE_FIELDS = tuple(option.name for option in fields(FocusConfig) if option.metadata.get("per_call"))
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+def describe_options() -> str:
+    """The fields of `FocusConfig` by group, as its docstring lists them."""
+    lines: list[str] = []
+    group = None
+    for option in fields(FocusConfig):
+        if "group" not in option.metadata:
+            continue
+        if option.metadata["group"] != group:
+            group = option.metadata["group"]
+            lines += ["", f"    Parameters that control {group}:"]
+        told = f"{option.name} (`{option.type}`): {option.metadata['help']}"
+        lines.append(textwrap.fill(told, 119, initial_indent=" " * 8, subsequent_indent=" " * 12))
+    return "\n".join(lines)
+
+
+FocusConfig.__doc__ = (FocusConfig.__doc__ or "").replace("\n    Raises:", describe_options() + "\n\n    Raises:", 1)
