@@ -4,7 +4,7 @@ Importing it registers the method with PEFT: `get_peft_model(model, FocusConfig(
 """
 
 from .config import FocusConfig
-from .losses.objectives import FocusOutput
+from .losses.output import FocusOutput
 from .memory.memory import Memory
 from .model import FocusModel
 from .registration import register

@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import IGNORE, INFERENCE_FIELDS
+from .config import INFERENCE_FIELDS
 from .decoding.generate import generate
 from .decoding.options import check_room
 from .decoding.scoring import read_attention, read_logits
-from .encoder import Encoder, shows_progress
+from .frozen.attention_record import exchanges_attention
 from .frozen.compat import CACHE, rename
+from .frozen.fingerprint import Fingerprint
 from .frozen.weights import is_plain
+from .kv.kept_chunks import KeptChunks
 from .layer import TwinLayer
 from .losses.distractors import Distractors
-from .losses.objectives import FocusOutput, focus_loss
-from .losses.sampling import draw_sample, least_chunk_size, row_generators
+from .losses.documents import Document, draw_documents
+from .losses.objectives import focus_loss
+from .losses.output import FocusOutput
+from .losses.sampling import row_generators
+from .memory.encoding import Encoder
 from .memory.memory import Memory
-from .passes.distributed import is_distributed
-from .passes.ids import check_ids, check_vocabulary, real_tokens, unpad
+from .memory.ranks import Ranks
+from .passes.distributed import is_distributed, shows_progress
+from .passes.ids import Ids, check_vocabulary, document_rows, unpad
+from .passes.probe import check_reading, check_weights
+from .passes.reader import Reader
 from .passes.settings import Settings
+from .tuner import TwinTuner
 
 
 # Arguments of a base model's forward that change nothing of what is computed here
 HARMLESS = ("use_cache", "return_dict", "num_items_in_batch", "token_type_ids")
 
 
-class FocusModel(Encoder):
+class FocusModel(TwinTuner):
     """
     A frozen decoder-only language model that reads long inputs in chunks (FocusLLM, arXiv 2408.11745).
 
-    Made by `get_peft_model(model, FocusConfig(...))` or `PeftModel.from_pretrained(model, "user/adapter")`; what is below and
-    in `Encoder` is called on the `PeftModel` that they return.
+    Made by `get_peft_model(model, FocusConfig(...))` or `PeftModel.from_pretrained(model, "user/adapter")`; what is below is
+    called on the `PeftModel` that they return.
 
     Args:
         model (`transformers.PreTrainedModel`): A causal language model. It is not changed but for its projections being wrapped.
@@ -42,6 +56,145 @@ class FocusModel(Encoder):
     Raises:
         ValueError: if the model cannot be read in chunks, or the configured sizes do not fit it.
     """
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
+        super().__init__(model, peft_config, adapter_name, **kwargs)
+        facts = self.facts
+        self._reader = Reader(cast(PreTrainedModel, model), self.state, facts.sliding_window, set(facts.layer_types))
+        self._was_checked = False
+        self._fingerprint: Fingerprint | None = None
+
+    def settings(self, **overrides: Any) -> Settings:
+        """The settings that the active adapter reads with; `overrides` replace fields that matter at inference.
+
+        Raises:
+            ValueError: if a value cannot work, or there is no adapter.
+            TypeError: for a name that is no such field.
+        """
+        for name in overrides:
+            if name not in INFERENCE_FIELDS:
+                fields = ", ".join(f"`{field}`" for field in INFERENCE_FIELDS)
+                raise TypeError(f"`{name}` cannot be given for one call; only {fields} can.")
+        config = self.active_config.with_overrides(**overrides)
+        if config.top_chunks is not None:
+            self._check_attention_is_seen("top_chunks")
+        return Settings.of(config, self.facts)
+
+    def _check_attention_is_seen(self, what: str) -> None:
+        if not exchanges_attention(cast(PreTrainedModel, self.model)):
+            raise ValueError(
+                f"`{what}` needs to see what tokens attend to, and the attention of {type(self.model).__name__} shows it to nobody; "
+                "it works with models that look their attention function up by name, as most of transformers' do."
+            )
+
+    @property
+    def reader(self) -> Reader:
+        """Runs the passes. At its first use, it is checked on a few tokens that the model can be read in chunks.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+        if not self._was_checked:
+            self._check_weights()
+            check_reading(self._reader, self.settings().frames)
+            self._was_checked = True
+        return self._reader
+
+    def _check_weights(self) -> None:
+        twins = [
+            p for name, p in self.named_parameters() if ".focus_" in name and f".{self.active_adapters[0]}." in name
+        ]
+        check_weights(self._reader, twins, self.active_adapters[0])
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the base model; computed once."""
+        if self._fingerprint is None:
+            self._check_weights()
+            self._fingerprint = Fingerprint.of(self.model)
+        return self._fingerprint
+
+    def _encoder(self, settings: Settings) -> Encoder:
+        return Encoder(self.reader, settings, self.fingerprint)
+
+    def encode(
+        self,
+        document_ids: Ids,
+        attention_mask: torch.Tensor | None = None,
+        memory: Memory | None = None,
+        progress: bool | None = None,
+        **overrides: Any,
+    ) -> Memory:
+        """Read documents once, to be asked about many times: `generate(question_ids, memory=memory)`.
+
+        Args:
+            document_ids (`torch.LongTensor` of shape (documents, tokens) or (tokens,), or a list of ids or 1-D tensors):
+                The documents.
+            attention_mask (`torch.Tensor` of shape (documents, tokens), *optional*): 1 at real tokens of a padded batch.
+            memory (`Memory`, *optional*): Its documents are extended with the new ids, one row for each. It stays as it is.
+            progress (`bool`, *optional*): Show a progress bar. Default: if standard error is a terminal.
+            **overrides: `chunk_batch_size`, `prompt_size`, `storage`, `storage_dir` or `spread_chunks` for this call. A memory that
+                is extended keeps its storage, and stays spread, unless something else is given here.
+
+        Returns:
+            `Memory`: the encoded chunks.
+
+        Raises:
+            ValueError: if a document is empty, has ids outside the vocabulary, or has too many chunks for the model, or chunks
+                cannot be spread.
+            RuntimeError: in all processes that share the chunks, if they were not given the same documents.
+            OSError: if there is no room in `storage_dir`.
+        """
+        rows = document_rows(document_ids, attention_mask)
+        check_vocabulary(rows, self.facts.vocab_size, "document_ids")
+        return self._encoder(self.settings(**overrides)).encode(rows, memory, overrides, shows_progress(progress))
+
+    def load_memory(
+        self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None, **overrides: Any
+    ) -> Memory:
+        """Load a memory that `Memory.save` wrote, onto the model's device or into another storage.
+
+        Args:
+            directory (`str` or `os.PathLike`): What was saved.
+            tokenizer (*optional*): Must be the one that was saved with it.
+            **overrides: `storage`, `storage_dir` or `spread_chunks` for this call, whatever the storage of the memory was.
+
+        Raises:
+            FileNotFoundError: if `directory` holds none.
+            ValueError: if it was made with another model, tokenizer or chunk size, or is damaged.
+        """
+        return self._encoder(self.settings(**overrides)).load(directory, tokenizer)
+
+    @contextlib.contextmanager
+    def keeping_chunks(self, gigabytes: float = 4.0) -> Iterator[KeptChunks]:
+        """Within the context, a chunk that was read is not read again where an input has the same tokens at the same place.
+
+        For inputs that have much in common and are not known beforehand: prompts that begin with the same documents, several adapters
+        on one input. With one document and many questions, `encode` it. Results stay the same; chunks are the frozen model's alone,
+        whose weights must not change meanwhile.
+
+        Args:
+            gigabytes (`float`): Room for keys and values of chunks, in GiB, where the model computes. Default: 4.
+
+        Yields:
+            `KeptChunks`: counts in `hits` and `misses` what was taken from it and what was read.
+
+        Raises:
+            ValueError: if `gigabytes` is no number above 0.
+        """
+        before, self._reader.pool = self._reader.pool, KeptChunks(gigabytes)
+        try:
+            yield self._reader.pool
+        finally:
+            self._reader.pool = before
+
+    def _check_chunks(self, memory: Memory | None, settings: Settings) -> None:
+        """Refuse a memory that was not made for this model and adapter, or (without one) to spread chunks where that cannot
+        be."""
+        if memory is None:
+            Ranks.of(settings.config.spread_chunks, self._reader)
+        else:
+            self._encoder(settings).check(memory)
 
     def chunk_attention(
         self,
@@ -68,7 +221,7 @@ class FocusModel(Encoder):
         rows = unpad(input_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size)
         self._check_chunks(memory, settings)
-        check_room(settings, self.facts, rows, memory, 0)
+        check_room(settings, rows, memory, 0)
         return read_attention(self.reader, settings, rows, memory)
 
     @property
@@ -148,55 +301,31 @@ class FocusModel(Encoder):
         rows = unpad(input_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size)
         if labels is not None:
-            if memory is not None:
+            _check_training(memory, overrides)
+            if labels.shape != input_ids.shape:
                 raise ValueError(
-                    "`memory` and `labels` exclude each other: the losses cut their own memory from the rows."
-                )
-            if overrides.get("storage") not in (None, "device"):
-                raise ValueError(
-                    f"`storage` is {overrides['storage']!r}, but with `labels` chunks are on the model's device, where gradients "
-                    "need them; leave it out."
-                )
-            if overrides.get("spread_chunks"):
-                raise ValueError(
-                    "`spread_chunks` is True, but with `labels` every process trains on rows of its own; leave it out."
+                    f"`labels` has the shape {tuple(labels.shape)}, but `input_ids` has {tuple(input_ids.shape)}; they must "
+                    "be the same."
                 )
             generators = row_generators(len(rows), generator, sample_seeds, self.training)
-            return self._loss(input_ids, attention_mask, rows, labels, generators, settings, local_loss, distractors)
+            others = 0 if distractors is None else len(distractors)
+            documents = draw_documents(rows, labels, attention_mask, settings, generators, others)
+            return self._with_gradients(
+                focus_loss(self.reader, settings, documents, local_loss, distractors), documents
+            )
         self._check_chunks(memory, settings)
-        check_room(settings, self.facts, rows, memory, 0)
+        check_room(settings, rows, memory, 0)
         return read_logits(self.reader, settings, rows, input_ids.shape[1], attention_mask, memory, logits_to_keep)
 
-    def _loss(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        rows: list[list[int]],
-        labels: torch.Tensor,
-        generators: list[torch.Generator | None],
-        settings: Settings,
-        local_loss: bool,
-        distractors: Distractors | None,
-    ) -> FocusOutput:
-        check_ids(labels, "labels")
-        if labels.shape != input_ids.shape:
-            raise ValueError(
-                f"`labels` has the shape {tuple(labels.shape)}, but `input_ids` has {tuple(input_ids.shape)}; they must be "
-                "the same."
-            )
-        targets = real_tokens(labels, attention_mask)
-        check_vocabulary([[t for t in row if t != IGNORE] or [0] for row in targets], self.facts.vocab_size, "labels")
-        config = self.active_config
-        others = 0 if distractors is None else len(distractors)
-        most = max(others, -(-max(map(len, rows)) // least_chunk_size(settings, config)))
-        settings.check_labels(self.facts, config.label_size, most, config.train_local_size)
-        samples = [
-            draw_sample([target != IGNORE for target in row], settings, config, generator, others)
-            for row, generator in zip(targets, generators)
-        ]
-        output = focus_loss(self.reader, settings, config, rows, targets, samples, local_loss, distractors)
+    def _with_gradients(self, output: FocusOutput, documents: list[Document]) -> FocusOutput:
+        """The same output, where every twin gets a gradient; or a refusal, where none would get any."""
         lost = output.loss is not None and not output.loss.requires_grad
-        if lost and torch.is_grad_enabled() and any(samples) and self._loses_gradients:
+        if (
+            lost
+            and torch.is_grad_enabled()
+            and any(document.sample for document in documents)
+            and self._loses_gradients
+        ):
             raise ValueError(
                 f"No gradient reaches the twins through the quantized layers of {type(self.model).__name__}: they are made for "
                 "inference only. Train on the base model as it is, or quantized to weights only, such as 4 bits of bitsandbytes."
@@ -244,7 +373,22 @@ class FocusModel(Encoder):
         settings = self.settings(**overrides)
         self._check_chunks(memory, settings)
         overridden = [name for name, value in overrides.items() if value is not None]
-        return generate(self.reader, settings, self.facts, inputs, memory, progress, overridden, kwargs)
+        return generate(self.reader, settings, inputs, memory, progress, overridden, kwargs)
+
+
+def _check_training(memory: Memory | None, overrides: dict[str, Any]) -> None:
+    """Refuse what cannot be with `labels`."""
+    if memory is not None:
+        raise ValueError("`memory` and `labels` exclude each other: the losses cut their own memory from the rows.")
+    if overrides.get("storage") not in (None, "device"):
+        raise ValueError(
+            f"`storage` is {overrides['storage']!r}, but with `labels` chunks are on the model's device, where gradients "
+            "need them; leave it out."
+        )
+    if overrides.get("spread_chunks"):
+        raise ValueError(
+            "`spread_chunks` is True, but with `labels` every process trains on rows of its own; leave it out."
+        )
 
 
 def _fits(input_ids: Any, kwargs: dict[str, Any], settings: Settings) -> bool:

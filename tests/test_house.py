@@ -24,7 +24,6 @@ ROOMS = (
     "losses",
     "decoding",
     "tuner",
-    "encoder",
     "model",
     "hub",
     "registration",

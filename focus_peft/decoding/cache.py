@@ -254,7 +254,7 @@ class FocusCache(Cache):
     def _newest_at_once(self) -> int:
         """How many newest tokens one pass may take: each has its own candidates, and none may spill but the first."""
         settings = self.settings
-        if settings.decoding == "exact" or settings.refresh_interval > 1 or settings.top_chunks is not None:
+        if settings.exact or settings.config.refresh_interval > 1 or settings.config.top_chunks is not None:
             return 1
         room = min(self._limit - 1 - stream.window_length for stream in self.streams)
         chunks = max(len(stream.rows) for stream in self.streams)
@@ -317,7 +317,7 @@ class FocusCache(Cache):
 
     def _predict(self, newest: int) -> torch.Tensor:
         """Logits (streams, `newest`, vocabulary) for the last tokens of every stream."""
-        interval = self.settings.refresh_interval
+        interval = self.settings.config.refresh_interval
         renewed = [number for number, s in enumerate(self.streams) if s.rows and s.since % interval == 0]
         if renewed:
             self._renew(renewed, newest)
@@ -331,7 +331,7 @@ class FocusCache(Cache):
         if self.memory is not None and not self.memory.lease(self):
             for document in range(self.documents):
                 self._clear_region(document)
-        if self.settings.top_chunks is not None:
+        if self.settings.config.top_chunks is not None:
             for stream in self.streams:
                 if stream.chosen is None:  # rows that were left alone lack the prompt's last tokens
                     self._clear_region(stream.document)
@@ -346,7 +346,7 @@ class FocusCache(Cache):
             placements[document] = region.place(prompts[members], fed, newest)
 
         asked: Sequence[int] = range(len(self.chunks))
-        if self.settings.top_chunks is not None:
+        if self.settings.config.top_chunks is not None:
             asked = sorted({stream.rows[chunk] for stream in self.streams for chunk in stream.renewed_chunks})
         pool = self.chunks.candidates(placements, group * newest, asked)
         for document, region in enumerate(self.regions):
@@ -361,15 +361,15 @@ class FocusCache(Cache):
         self.candidates = select_candidates(pool, seen, numbers, newest, kept, self.candidates)
         for number, (stream, prompt) in enumerate(zip(self.streams, prompts)):
             stream.fed = len(prompt) - 1
-            if self.settings.decoding == "exact" and number in renewed:
+            if self.settings.exact and number in renewed:
                 stream.local_start = self.chunks.frames.local_start(len(stream.rows), len(prompt))
 
-        if self.may_crop and len(self.streams) == 1 and self.settings.refresh_interval > 1:
+        if self.may_crop and len(self.streams) == 1 and self.settings.config.refresh_interval > 1:
             stream = self.streams[0]
             self._renewals.append(_Renewal(len(stream.ids), self.candidates, stream.local_start))
 
     def _local_pass(self, newest: int) -> torch.Tensor:
-        exact = self.settings.decoding == "exact"
+        exact = self.settings.exact
         windows = [self._window(stream) for stream in self.streams]
         chunks = [len(stream.rows) for stream in self.streams]
         prefix, longest = max(chunks) * newest, max(map(len, windows))
@@ -409,14 +409,14 @@ class FocusCache(Cache):
     @property
     def _looks(self) -> bool:
         """Whether it matters what the last token looks at."""
-        chooses = self.settings.top_chunks is not None and any(stream.chosen is None for stream in self.streams)
+        chooses = self.settings.config.top_chunks is not None and any(stream.chosen is None for stream in self.streams)
         return chooses or self.records_attention
 
     def _choose(self) -> None:
         """The chunks that a stream looked at most when it was split are renewed from now on; the earlier of two that are even."""
-        if self.settings.top_chunks is None:
+        if self.settings.config.top_chunks is None:
             return
         for stream, mass in zip(self.streams, self.chunk_attention):
             if stream.chosen is None and stream.rows:
                 order = mass.sort(descending=True, stable=True).indices
-                stream.chosen = sorted(order[: self.settings.top_chunks].tolist())
+                stream.chosen = sorted(order[: self.settings.config.top_chunks].tolist())

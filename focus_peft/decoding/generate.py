@@ -14,7 +14,6 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..frozen.compat import CACHE, rename
-from ..frozen.facts import ModelFacts
 from ..kv.pass_caches import GraphCache, PassCache
 from ..memory.memory import Memory
 from ..passes.chunking import pad_left
@@ -28,7 +27,6 @@ from .options import _generation_config, _mask_of_padding, _new_tokens, _refused
 def generate(
     reader: Reader,
     settings: Settings,
-    facts: ModelFacts,
     inputs: torch.Tensor | None,
     memory: Memory | None,
     progress: bool,
@@ -50,7 +48,7 @@ def generate(
     if attention_mask is None:
         attention_mask = _mask_of_padding(input_ids, config)
     rows = unpad(input_ids, attention_mask)
-    check_vocabulary(rows, facts.vocab_size)
+    check_vocabulary(rows, settings.facts.vocab_size)
     longest = max(map(len, rows))
     new_tokens = _new_tokens(config, input_ids.shape[1])
 
@@ -70,7 +68,7 @@ def generate(
             raise ValueError(
                 f"`input_ids` has {len(rows)} rows, which is no multiple of the {documents} documents in `memory`."
             )
-        check_room(settings, facts, rows, memory, new_tokens)
+        check_room(settings, rows, memory, new_tokens)
         cache = FocusCache(reader, settings, documents, memory, progress)
     elif not isinstance(cache, FocusCache):
         raise ValueError(

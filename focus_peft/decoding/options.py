@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..frozen.facts import ModelFacts
 from ..memory.memory import Memory
 from ..passes.settings import Settings
 
@@ -70,11 +69,9 @@ def _refused(config: Any, kwargs: dict[str, Any]) -> str | None:
     return None
 
 
-def check_room(
-    settings: Settings, facts: ModelFacts, rows: list[list[int]], memory: Memory | None, new_tokens: int
-) -> None:
+def check_room(settings: Settings, rows: list[list[int]], memory: Memory | None, new_tokens: int) -> None:
     """Raise a ValueError if what is read, and is still to be written, leaves the positions of the model."""
     held = 0 if memory is None else max(memory.chunks_of(document) for document in range(memory.num_documents))
     beyond = max(0, max(map(len, rows)) + new_tokens - settings.sizes.local)
     chunks = held + -(-beyond // settings.sizes.chunk)
-    settings.check_room(facts, chunks, new_tokens)
+    settings.check_room(chunks, new_tokens)

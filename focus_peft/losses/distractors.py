@@ -29,7 +29,7 @@ class Distractors:
         self.tokens = settings.sizes.chunk
         self._store = KeyValueStore(len(chunks), self.tokens)
         starts = [settings.frames.chunk_start(place, self.tokens) for place in range(len(chunks))]
-        reader.read_chunks(self._store, 0, chunks, starts, settings.chunk_batch_size)
+        reader.read_chunks(self._store, 0, chunks, starts, settings.config.chunk_batch_size)
 
     @classmethod
     def of(cls, reader: Reader, settings: Settings, documents: Any, count: int) -> Distractors:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import FocusConfig
 from ..passes.settings import Settings
 
 
@@ -128,9 +127,9 @@ def draw_int(low: int, high: int, generator: torch.Generator | None) -> int:
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 
-def least_chunk_size(settings: Settings, config: FocusConfig) -> int:
+def least_chunk_size(settings: Settings) -> int:
     """No chunk size that is drawn is smaller."""
-    return min(config.train_min_chunk_size or min(CHUNK_SIZES), settings.sizes.chunk)
+    return min(settings.config.train_min_chunk_size or min(CHUNK_SIZES), settings.sizes.chunk)
 
 
 def draw_seats(own: int, distractors: int, generator: torch.Generator | None) -> Seats:
@@ -156,7 +155,6 @@ def draw_seats(own: int, distractors: int, generator: torch.Generator | None) ->
 def draw_sample(
     labelled: Sequence[bool],
     settings: Settings,
-    config: FocusConfig,
     generator: torch.Generator | None,
     distractors: int = 0,
 ) -> Sample | None:
@@ -167,9 +165,8 @@ def draw_sample(
 
     Args:
         labelled (`Sequence[bool]`): For each token of the document, whether it may be a label.
-        settings (`Settings`): Its chunk and local sizes are upper bounds.
-        config (`FocusConfig`): `loss`, the weights (a loss with weight 0 is not drawn),
-            `label_size`, `train_local_size` and `train_min_chunk_size`.
+        settings (`Settings`): Its chunk and local sizes are upper bounds; its configuration has `loss`, the weights (a loss with
+            weight 0 is not drawn), `label_size`, `train_local_size` and `train_min_chunk_size`.
         generator (`torch.Generator`, *optional*): Default: torch's global one.
         distractors (`int`): Distractors that could be there. Only chunks of the largest size stand among them.
 
@@ -177,8 +174,8 @@ def draw_sample(
         `Sample`, or None if the document has no room for memory, local window and a label.
     """
     tokens = len(labelled)
-    sizes = settings.sizes
-    least = least_chunk_size(settings, config)
+    sizes, config = settings.sizes, settings.config
+    least = least_chunk_size(settings)
     chunk_sizes = [size for size in CHUNK_SIZES if least <= size <= sizes.chunk] or [sizes.chunk]
     size = chunk_sizes[draw_int(0, len(chunk_sizes) - 1, generator)]
     wants = [config.continuation_weight > 0, config.repetition_weight > 0]

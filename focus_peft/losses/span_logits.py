@@ -7,7 +7,6 @@ whatever sees them run with it. The gradient is exactly that of the naive comput
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -21,37 +20,14 @@ from ..passes.prompt_region import PromptRegion
 from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .distractors import Distractors
+from .readings import Reading, Window
 from .sampling import Seats
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """A local window in training: `ids` up to the last token that predicts a label; the last `labels` of them do."""
-
-    ids: list[int]
-    labels: int
-
-    @property
-    def before(self) -> int:
-        """Tokens up to and including the one that predicts the first label: the local window of the paper."""
-        return len(self.ids) - self.labels + 1
-
-    def prompt(self, settings: Settings, chunk_size: int, newest: int) -> list[int]:
-        """The dynamic prompt: the last min(P, c, L) tokens before the first label, and the candidates' tokens after."""
-        size = min(settings.sizes.prompt, chunk_size, self.before)
-        prompt = with_bos(self.ids[self.before - size : self.before], settings.bos)
-        following = self.ids[self.before : self.before + newest - 1]
-        # a window with fewer labels than another's repeats its last token; nobody looks at what that candidate becomes
-        return prompt + following + self.ids[-1:] * (newest - 1 - len(following))
 
 
 def span_logits(
     reader: Reader,
     settings: Settings,
-    memory: Sequence[int],
-    chunk_size: int,
-    windows: Sequence[Window],
-    seats: Seats | None = None,
+    reading: Reading,
     distractors: Distractors | None = None,
 ) -> list[torch.Tensor]:
     """The logits that predict the labels of some local windows, all given the same memory, with a graph to the twins.
@@ -60,26 +36,25 @@ def span_logits(
         reader (`Reader`): Runs the passes.
         settings (`Settings`): `decoding` chooses the label scheme: "streaming" gives every label its own candidates; "exact"
             computes one set with the prompt before the first label, and all local tokens see it (the paper's).
-        memory (`Sequence[int]`): Ids, cut into chunks of `chunk_size`.
-        windows (`Sequence[Window]`): The local windows.
-        seats (`Seats`, *optional*): Where the chunks stand among `distractors`. None: there are none.
-        distractors (`Distractors`, *optional*): Chunks that take the other places.
+        reading (`Reading`): The memory, and the windows behind it.
+        distractors (`Distractors`, *optional*): Chunks that take the places that `reading.seats` leaves.
 
     Returns:
         For each window, logits of shape (labels, vocabulary).
     """
-    chunks = cut(memory, chunk_size)
-    seats = seats or Seats.alone(len(chunks))
+    chunks = cut(reading.memory, reading.chunk_size)
+    windows = [labelled.window for labelled in reading.windows]
+    seats = reading.seats or Seats.alone(len(chunks))
     rows = [ChunkRow(0, place, len(chunk)) for place, chunk in zip(seats.own, chunks)]
     starts = [settings.frames.chunk_start(row.index, row.length) for row in rows]
     if distractors is not None:
         rows += [ChunkRow(0, place, distractors.tokens) for place in seats.others]
-    exact = settings.decoding == "exact"
+    exact = settings.exact
     newest = 1 if exact else max(window.labels for window in windows)
-    prompts = [window.prompt(settings, chunk_size, newest) for window in windows]
+    prompts = [window.prompt(settings, reading.chunk_size, newest) for window in windows]
     placement = PromptRegion(len(windows)).place(prompts, [0] * len(windows), newest)
     store = KeyValueStore(len(rows), max(row.length for row in rows) + len(placement.ids) + 1)
-    batch_size = len(rows) if reader.sharded else settings.chunk_batch_size  # as many passes as everybody makes
+    batch_size = len(rows) if reader.sharded else settings.config.chunk_batch_size  # as many passes as everybody makes
     reader.read_chunks(store, 0, chunks, starts, batch_size)
     if distractors is not None:
         distractors.copy(store, len(chunks), seats.others)
@@ -115,7 +90,7 @@ def _local_logits(
     prefix: Sequence[LayerStates],
 ) -> torch.Tensor:
     """Logits (labels, vocabulary) of one window behind its candidates."""
-    exact = settings.decoding == "exact"
+    exact = settings.exact
     ids = with_bos(window.ids, settings.bos)
     # streaming: tokens before the first that predicts see no candidates, so no gradient reaches them
     plain = 0 if exact else len(ids) - window.labels

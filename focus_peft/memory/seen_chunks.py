@@ -37,7 +37,7 @@ class SeenChunks:
     ) -> None:
         self._reader, self._settings, self._memory, self._progress = reader, settings, memory, progress
         self.frames = settings.frames if memory is None else memory.frames
-        self.ranks = Ranks.of(settings.spread_chunks, reader) if memory is None else memory.ranks
+        self.ranks = Ranks.of(settings.config.spread_chunks, reader) if memory is None else memory.ranks
         rows = [] if memory is None else memory.rows
         self._first = 0  # the row of the memory's store that is our first
         if document is not None:  # a document's rows are neighbours
@@ -46,7 +46,7 @@ class SeenChunks:
             rows = [replace(row, document=0) for row in rows if row.document == document]
         self.rows = list(rows)
         self._held = len(rows)  # of them in the memory
-        self.store = make_store(settings.storage, directory=settings.storage_dir)
+        self.store = make_store(settings.config.storage, directory=settings.config.storage_dir)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,7 +78,9 @@ class SeenChunks:
             columns = columns_for(max(row.length for row in own) + 1, self.frames.nominal + newest)
             self.store.reserve(self._capacity(first + len(own)), columns)
             starts = [self.frames.chunk_start(row.index, row.length) for row in own]
-            self._reader.read_chunks(self.store, first, ids, starts, self._settings.chunk_batch_size, self._progress)
+            self._reader.read_chunks(
+                self.store, first, ids, starts, self._settings.config.chunk_batch_size, self._progress
+            )
 
     def _capacity(self, rows: int) -> int:
         """Rows to reserve: exactly what is needed at first, and twice as many whenever that is not enough."""
@@ -106,6 +108,6 @@ class SeenChunks:
         if self._memory is not None:
             stores.insert(0, (self._memory.store, self.ranks.own(held), self._first))
         stores = some_rows(stores, self.ranks.own_numbers(self.rows, numbers))
-        batch_size = self._settings.chunk_batch_size
+        batch_size = self._settings.config.chunk_batch_size
         found = read_candidates(self._reader, stores, self.frames, placements, count, batch_size)
         return self.ranks.gather(found, [self.rows[number] for number in numbers], count, self._reader.device)

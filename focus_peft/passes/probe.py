@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -22,6 +23,20 @@ HELD, HIDDEN, NEW = 4, 3, 3
 # difference of any logit: among 50,000 of a deep model in bfloat16, that alone is 0.3.)
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.25
+
+
+def check_weights(reader: Reader, twins: Iterable[nn.Parameter], adapter: str) -> None:
+    """Raise a ValueError if there are no weights to read with: the model's, or the twins' of `adapter`."""
+    if reader.device.type == "meta":
+        raise ValueError(
+            f"{type(reader.model).__name__} is on the meta device, which holds no weights; load it with `from_pretrained`, "
+            "or give it weights with `load_state_dict(..., assign=True)` before it is wrapped."
+        )
+    if any(twin.device.type == "meta" for twin in twins):
+        raise ValueError(
+            f"The twins of adapter {adapter!r} are on the meta device, which holds no weights: `low_cpu_mem_usage=True` is "
+            "for adapters that are loaded from a file; leave it out in `get_peft_model`."
+        )
 
 
 def check_reading(reader: Reader, frames: Frames) -> None:

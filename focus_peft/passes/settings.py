@@ -66,31 +66,21 @@ class WindowSizes:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a read depends on besides the weights.
+    """What one call reads with: the adapter's configuration on one model.
 
     Attributes:
+        config (`FocusConfig`): The configuration, overrides of the call included.
+        facts (`ModelFacts`): Of the base model.
         sizes (`WindowSizes`): c, L and P.
         frames (`Frames`): Where rows start.
         bos (`int`, *optional*): The id that goes before the dynamic prompt and the local window, if any.
-        decoding (`str`): "streaming" or "exact".
-        refresh_interval (`int`): Candidates are renewed every so many tokens.
-        chunk_batch_size (`int`, *optional*): Chunks read at once.
-        top_chunks (`int`, *optional*): Only the candidates of so many chunks are renewed.
-        storage (`str`): Where chunks are kept.
-        storage_dir (`str`, *optional*): Where those on disk are.
-        spread_chunks (`bool`): Whether processes share them.
     """
 
+    config: FocusConfig
+    facts: ModelFacts
     sizes: WindowSizes
     frames: Frames
     bos: int | None
-    decoding: str
-    refresh_interval: int
-    chunk_batch_size: int | None
-    top_chunks: int | None = None
-    storage: str = "device"
-    storage_dir: str | None = None
-    spread_chunks: bool = False
 
     @classmethod
     def of(cls, config: FocusConfig, facts: ModelFacts) -> Settings:
@@ -104,54 +94,55 @@ class Settings:
         bos = facts.bos if config.add_bos else None
         nominal = sizes.prompt + (bos is not None)
         offset = nominal + sizes.chunk if facts.rotary_table else 0  # then the longest row starts above 0
-        frames = Frames(nominal, facts.learned_positions, offset)
-        return cls(
-            sizes,
-            frames,
-            bos,
-            config.decoding,
-            config.refresh_interval,
-            config.chunk_batch_size,
-            config.top_chunks,
-            config.storage,
-            config.storage_dir,
-            config.spread_chunks,
-        )
+        return cls(config, facts, sizes, Frames(nominal, facts.learned_positions, offset), bos)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the local window is recomputed for every token, as in the paper."""
+        return self.config.decoding == "exact"
 
     @property
     def shared(self) -> tuple:
-        """What must be the same in all processes that share chunks: all but where each keeps its own, and how many it reads at once."""
-        return self.sizes, self.frames, self.bos, self.decoding, self.refresh_interval, self.top_chunks
+        """What must be the same in all processes that share chunks: where each keeps its own, and how many it reads at
+        once, may differ."""
+        config = self.config
+        return self.sizes, self.frames, self.bos, config.decoding, config.refresh_interval, config.top_chunks
 
-    def check_room(self, facts: ModelFacts, chunks: int, new_tokens: int) -> None:
-        """Raise a ValueError if `new_tokens` more tokens behind so many chunks would leave the positions of the model."""
-        growth = min(new_tokens, self.sizes.chunk)  # then the oldest chunk goes to the memory
-        bos = int(self.bos is not None)
-        row = self.sizes.chunk + bos + self.sizes.prompt + growth
+    def _window(self, chunks: int, local: int) -> int:
+        """Positions that a local window of `local` tokens behind `chunks` candidates takes."""
         # where positions are learned, the local window starts at 0 again
-        window = (0 if facts.learned_positions else chunks + self.frames.offset) + bos + self.sizes.local + growth
-        if row > facts.max_positions:
+        before = 0 if self.facts.learned_positions else chunks + self.frames.offset
+        return before + int(self.bos is not None) + local
+
+    def check_room(self, chunks: int, new_tokens: int) -> None:
+        """Raise a ValueError if `new_tokens` more tokens behind so many chunks would leave the positions of the model."""
+        limit = self.facts.max_positions
+        growth = min(new_tokens, self.sizes.chunk)  # then the oldest chunk goes to the memory
+        row = self.sizes.chunk + int(self.bos is not None) + self.sizes.prompt + growth
+        window = self._window(chunks, self.sizes.local + growth)
+        if row > limit:
             raise ValueError(
-                f"`chunk_size` ({self.sizes.chunk}), BOS, `prompt_size` ({self.sizes.prompt}) and {new_tokens} new tokens, a chunk "
-                f"at most, need {row} places, but the model has {facts.max_positions} positions; choose smaller sizes, or "
-                "fewer new tokens."
+                f"`chunk_size` ({self.sizes.chunk}), BOS, `prompt_size` ({self.sizes.prompt}) and {new_tokens} new "
+                f"tokens, a chunk at most, need {row} places, but the model has {limit} positions; choose smaller "
+                "sizes, or fewer new tokens."
             )
-        if window > facts.max_positions:
+        if window > limit:
             raise ValueError(
-                f"{chunks} candidates, BOS, `local_size` ({self.sizes.local}) and {new_tokens} new tokens, a chunk at most, need "
-                f"{window} places, but the model has {facts.max_positions} positions; choose a larger `chunk_size` than "
+                f"{chunks} candidates, BOS, `local_size` ({self.sizes.local}) and {new_tokens} new tokens, a chunk at "
+                f"most, need {window} places, but the model has {limit} positions; choose a larger `chunk_size` than "
                 f"{self.sizes.chunk}, a smaller `local_size`, or fewer new tokens."
             )
 
-    def check_labels(self, facts: ModelFacts, labels: int, chunks: int, local: int | None = None) -> None:
-        """Raise a ValueError if so many labels behind so many chunks, and up to `local` (default: L) local tokens, would leave the
-        positions of a model with bounds."""
-        bos, local = int(self.bos is not None), local or self.sizes.local
-        row = self.sizes.chunk + bos + self.sizes.prompt + (labels - 1 if self.decoding == "streaming" else 0)
-        window = (0 if facts.learned_positions else chunks + self.frames.offset) + bos + local + labels - 1
-        if facts.bounded and max(row, window) > facts.max_positions:
+    def check_labels(self, chunks: int) -> None:
+        """Raise a ValueError if the labels of a span, behind so many chunks and the longest local window that training
+        draws, would leave the positions of a model with bounds."""
+        labels, local = self.config.label_size, self.config.train_local_size or self.sizes.local
+        growth = 0 if self.exact else labels - 1
+        row = self.sizes.chunk + int(self.bos is not None) + self.sizes.prompt + growth
+        places = max(row, self._window(chunks, local + labels - 1))
+        if self.facts.bounded and places > self.facts.max_positions:
             raise ValueError(
-                f"No position of the model may pass {facts.max_positions}, and a `label_size` of {labels} would need "
-                f"{max(row, window)}: `chunk_size` ({self.sizes.chunk}) + `prompt_size` ({self.sizes.prompt}) or "
-                f"local window ({local}), BOS, and all labels but the last. Choose smaller sizes."
+                f"No position of the model may pass {self.facts.max_positions}, and a `label_size` of {labels} would "
+                f"need {places}: `chunk_size` ({self.sizes.chunk}) + `prompt_size` ({self.sizes.prompt}) or local "
+                f"window ({local}), BOS, and all labels but the last. Choose smaller sizes."
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..config import IGNORE, FocusConfig
+from ..config import IGNORE
 from ..losses.sampling import (
     draw_sample,
     row_generators,
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 LOOKED_AT = 256
 
 
-def check_documents(rows: Any, settings: Settings, config: FocusConfig) -> None:
+def check_documents(rows: Any, settings: Settings) -> None:
     """Look at documents before training on them; warn if none is as long as a chunk and a local window.
 
     Args:
         rows (`Sequence[Mapping]`): Documents with `input_ids` and maybe `labels` and `sample_seed`. What has no length is
             not looked at.
-        settings (`Settings`), config (`FocusConfig`): As in `draw_sample`.
+        settings (`Settings`): As in `draw_sample`.
 
     Raises:
         ValueError: if no spans can be drawn from any of them.
@@ -36,7 +36,7 @@ def check_documents(rows: Any, settings: Settings, config: FocusConfig) -> None:
     if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
         return
     order = range(0, len(rows), max(1, len(rows) // LOOKED_AT))
-    if not any(_has_spans(rows[index], settings, config) for places in (order, range(len(rows))) for index in places):
+    if not any(_has_spans(rows[index], settings) for places in (order, range(len(rows))) for index in places):
         raise ValueError(
             f"No spans can be drawn from any of the {len(rows)} documents of `train_dataset`: they are too short, or have no "
             "labels behind their first tokens. Give documents that hold a memory, a local window and labels."
@@ -54,9 +54,9 @@ def check_documents(rows: Any, settings: Settings, config: FocusConfig) -> None:
         )
 
 
-def _has_spans(row: Any, settings: Settings, config: FocusConfig) -> bool:
+def _has_spans(row: Any, settings: Settings) -> bool:
     labels = row["input_ids"] if row.get("labels") is None else row["labels"]
     seed = row.get("sample_seed")
     seeds = None if seed is None else torch.tensor([int(seed)])
     generator = row_generators(1, None, seeds, False)[0]
-    return draw_sample([int(label) != IGNORE for label in labels], settings, config, generator) is not None
+    return draw_sample([int(label) != IGNORE for label in labels], settings, generator) is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..losses.objectives import FocusOutput
+from ..losses.output import FocusOutput
 
 
 # (what is logged, field of FocusOutput, the field that counts its labels)

@@ -161,7 +161,7 @@ class FocusTrainer(Trainer):
             resume_from_checkpoint = str(last) if last is not None else None
         self._resumed_from = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
         if self.train_dataset is not None:
-            check_documents(self.train_dataset, self.tuner.settings(), self.tuner.active_config)
+            check_documents(self.train_dataset, self.tuner.settings())
         with self._interrupt.listening():
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         if self._stops and self.state.global_step < self.state.max_steps:

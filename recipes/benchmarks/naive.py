@@ -38,7 +38,7 @@ def naive_loss(tuner: Any, ids: list[int], sample: Sample) -> torch.Tensor:
 
 def _span_loss(tuner: Any, chunks: list[list[int]], ids: list[int], span: Span) -> torch.Tensor:
     settings, reader = tuner.settings(), tuner.reader
-    exact = settings.decoding == "exact"
+    exact = settings.exact
     newest = 1 if exact else span.labels
     window = Window(ids[span.start : span.end - 1], span.labels)
     length = len(chunks[0])

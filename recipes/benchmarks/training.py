@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.naive import naive_loss
+from focus_peft.losses.documents import Document
 from focus_peft.losses.objectives import focus_loss
 from focus_peft.losses.sampling import Sample, Span
 from focus_peft.trainer.metrics import peak_memory
@@ -22,7 +23,7 @@ def step(options: dict[str, Any]) -> dict[str, Any]:
     sizes = {"chunk_size": quarter, "local_size": quarter, "prompt_size": min(512, quarter)}
     model, tokenizer = load(options["dtype"], r=options["r"], decoding=decoding, label_size=labels, **sizes)
     ids = document(tokenizer, options["tokens"])[0].tolist()
-    tuner, settings, config = model.base_model, model.base_model.settings(), model.peft_config["default"]
+    tuner, settings = model.base_model, model.base_model.settings()
     reader = tuner.reader  # what is done once, before memory and time are measured
 
     def loss_of(quarter: int) -> torch.Tensor:
@@ -31,7 +32,7 @@ def step(options: dict[str, Any]) -> dict[str, Any]:
         row = ids[: 4 * quarter]
         if options["naive"]:
             return naive_loss(tuner, row, sample)
-        loss: Any = focus_loss(reader, settings, config, [row], [row], [sample]).loss
+        loss: Any = focus_loss(reader, settings, [Document(row, row, sample)]).loss
         return loss
 
     loss_of(max(2 * labels, quarter // 8)).backward()  # warm-up

@@ -97,7 +97,7 @@ def measure(model: Any, tokenizer: Any, ids: list[int], fact: str | None, new_to
         "chunk_size": settings.sizes.chunk,
         "local_size": settings.sizes.local,
         "prompt_size": settings.sizes.prompt,
-        "decoding": settings.decoding,
+        "decoding": settings.config.decoding,
         "fact": fact,
         "chunks_with_the_fact": chunks,
         "answer": tokenizer.decode([entry["id"] for entry in answer], skip_special_tokens=True),

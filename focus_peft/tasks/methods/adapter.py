@@ -16,7 +16,7 @@ class Adapter(Method):
     def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         chunks = -(-max(0, tokens - self.settings.sizes.local) // self.settings.sizes.chunk)
         try:
-            self.settings.check_room(self.facts, chunks, new_tokens)
+            self.settings.check_room(chunks, new_tokens)
         except ValueError as error:
             return str(error)
         return None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.naive import naive_loss
+from focus_peft.losses.documents import Document
 from focus_peft.losses.objectives import focus_loss
 from focus_peft.losses.sampling import Sample, Span
 
@@ -146,7 +147,7 @@ class _Training:
 
     def _our_loss(self, ids: list[int], sample: Sample) -> torch.Tensor:
         tuner = self.model.base_model
-        loss: Any = focus_loss(tuner.reader, tuner.settings(), tuner.active_config, [ids], [ids], [sample]).loss
+        loss: Any = focus_loss(tuner.reader, tuner.settings(), [Document(ids, ids, sample)]).loss
         return loss
 
     def _naive_loss(self, ids: list[int], sample: Sample) -> torch.Tensor:
