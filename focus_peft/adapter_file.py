@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,8 +14,6 @@ from safetensors.torch import save_file
 
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -28,7 +27,8 @@ def check_adapter_file(folder: str | os.PathLike) -> None:
             tensors.keys()
     except SafetensorError as error:
         raise ValueError(
-            f"The adapter file {str(file)!r} is damaged or was not written to its end ({error}); download or save it again."
+            f"The adapter file {str(file)!r} is damaged or was not written to its end ({error}); download or save it "
+            "again."
         ) from error
 
 
@@ -53,6 +53,20 @@ def check_adapter_weights(given: Mapping[str, torch.Tensor], expected: Mapping[s
             )
 
 
+def leave_out_other_adapters(folder: Path) -> None:
+    """Take the weights of other adapters out of a file that was just saved: PEFT 0.18 writes all into each."""
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        return
+    with safe_open(file, framework="pt") as tensors:
+        metadata, names = tensors.metadata(), list(tensors.keys())
+        # The adapter's own weights have lost its name: `….focus_A.weight`, not `….focus_A.other.weight`
+        own = [name for name in names if not re.search(r"\.focus_\w+\.[^.]+\.", name)]
+        weights = {name: tensors.get_tensor(name) for name in own} if len(own) < len(names) else None
+    if weights is not None:
+        save_file(weights, file, metadata=metadata)
+
+
 def copy_weights(source: Path, target: Path, dtype: str | None = None) -> tuple[int, str]:
     """Copy an adapter file, its weights rounded to another type.
 
@@ -74,7 +88,8 @@ def copy_weights(source: Path, target: Path, dtype: str | None = None) -> tuple[
             weights[name] = weight.to(DTYPES[dtype]) if weight.is_floating_point() else weight
             if not bool(torch.isfinite(weights[name]).all()):
                 raise ValueError(
-                    f"`dtype` is {dtype!r}, whose range is too small for the weight {name!r}; choose 'bfloat16', or leave it out."
+                    f"`dtype` is {dtype!r}, whose range is too small for the weight {name!r}; choose 'bfloat16', or "
+                    "leave it out."
                 )
     save_file(weights, target, metadata=metadata)
     return check_weights(target)
@@ -95,7 +110,8 @@ def check_weights(file: Path) -> tuple[int, str]:
 def _check_finite(name: str, weight: torch.Tensor) -> None:
     if not bool(torch.isfinite(weight).all()):
         raise ValueError(
-            f"The adapter's weight {name!r} holds NaN or infinite values; its training diverged. Publish an earlier checkpoint."
+            f"The adapter's weight {name!r} holds NaN or infinite values; its training diverged. Publish an earlier "
+            "checkpoint."
         )
 
 
@@ -103,6 +119,6 @@ def _refuse(names: Iterable[str], what: str) -> None:
     names = list(names)
     if names:
         raise ValueError(
-            f"The adapter {what}, such as {names[0]!r} ({len(names)} in all); it was made for another architecture. Load "
-            "it on the model that its `base_model_name_or_path` names."
+            f"The adapter {what}, such as {names[0]!r} ({len(names)} in all); it was made for another architecture. "
+            "Load it on the model that its `base_model_name_or_path` names."
         )

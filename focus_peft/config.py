@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import os
 import re
+import tempfile
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from peft.config import PeftConfig
-from peft.utils import TaskType
+from peft.utils import CONFIG_NAME, TaskType
 
-from .adapter_file import check_adapter_file
+from .adapter_file import check_adapter_file, leave_out_other_adapters
 from .peft_type import FOCUS
 
 
@@ -82,6 +84,9 @@ class FocusConfig(PeftConfig):
     Raises:
         ValueError: if a field has a value that cannot work; the message names the field, the value and the remedy.
     """
+
+    # Fills in the model card beside a saved configuration. It needs what stands on this file, so `registration` sets it
+    complete_card: ClassVar[Callable[[Path, FocusConfig], None] | None] = None
 
     target_modules: list[str] | str | None = _field(
         None,
@@ -272,6 +277,20 @@ class FocusConfig(PeftConfig):
         check_adapter_file(os.path.join(pretrained_model_name_or_path, subfolder))
         return super().from_pretrained(os.fspath(pretrained_model_name_or_path), **kwargs)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the configuration, as `PeftConfig.save_pretrained`, whole or not at all.
+
+        `PeftModel.save_pretrained` calls this last, so the adapter's weights and card in the folder are finished here.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
+            super().save_pretrained(scratch, **kwargs)
+            os.replace(Path(scratch, CONFIG_NAME), folder / CONFIG_NAME)
+        leave_out_other_adapters(folder)
+        if FocusConfig.complete_card is not None:
+            FocusConfig.complete_card(folder, self)
+
     @property
     def scaling(self) -> float:
         """The factor of a low-rank delta, alpha / r."""
@@ -300,8 +319,7 @@ def _check_target_modules(value: Any) -> None:
     if not value or "" in list(value):
         raise ValueError(
             f"`target_modules` is empty or has an empty name ({value!r}); name at least one projection, or leave it "
-            f"out for "
-            "q, k, v and o."
+            "out for q, k, v and o."
         )
     if isinstance(value, str):
         try:

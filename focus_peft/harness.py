@@ -3,8 +3,8 @@
     python -m focus_peft.harness --model hf --tasks lambada_openai \\
         --model_args pretrained=BASE,peft=ADAPTER,max_length=32768
 
-Everything behind the module's name goes to `lm_eval` (`pip install 'focus_peft[eval]'`). Without `max_length` the harness cuts
-inputs to the base model's own window. See docs/evaluation.md.
+Everything behind the module's name goes to `lm_eval` (`pip install 'focus_peft[eval]'`). Without `max_length` the
+harness cuts inputs to the base model's own window. See docs/evaluation.md.
 """
 
 from __future__ import annotations

@@ -222,7 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
             files = repository.commits[self.commit_of(repository, revision)]
             names = [file["path"] for file in json.loads(self.body)["files"]]
             modes = {name: "lfs" if name.endswith(LARGE) else "regular" for name in names}
-            oids = {name: entry(name, files[name])["oid"] for name in names if name in files}
+            known = {name: entry(name, files[name]) for name in names if name in files}
+            oids = {name: found.get("lfs", found)["oid"] for name, found in known.items()}
             self.send_json({"files": [
                 {"path": name, "uploadMode": modes[name], "shouldIgnore": False, "oid": oids.get(name)} for name in names
             ]})  # fmt: skip

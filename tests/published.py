@@ -64,7 +64,7 @@ class Trained:
     notes: Path
 
     def options(self, **changed: Any) -> dict[str, Any]:
-        """All options of `prepare`; None leaves one out."""
+        """All fields of `Release`; None leaves one out."""
         given = {"license": "apache-2.0", "base_model": BASE, "config": self.recipe, "results": [self.results]}
         given |= {"figure": self.figure, "notes": self.notes, **changed}
         return {name: value for name, value in given.items() if value is not None}

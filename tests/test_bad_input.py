@@ -17,11 +17,13 @@ import transformers
 from conftest import VOCABULARY, make_focus_model, make_tiny_model, random_ids
 from peft import PeftModel, get_peft_model
 from refusal import assert_sentence, no_file_larger_than, refusal
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from focus_peft import FocusConfig
 from focus_peft.frozen.compat import CACHE
+from focus_peft.hub import save_adapter
 
 
 SHORT, LONG = random_ids(4)[None], random_ids(30)[None]  # the local window has 8 tokens
@@ -567,9 +569,9 @@ def test_an_adapter_that_cannot_be_written_leaves_nothing_half_written(
     size, fields = TOO_LARGE[file]
     model = make_focus_model(dtype=torch.float32, **fields)
     with refusal(str(tmp_path / "new"), "could not be", error=OSError), no_file_larger_than(size):
-        model.save_pretrained(tmp_path / "new", safe_serialization=safe_serialization)
+        save_adapter(model, tmp_path / "new", safe_serialization=safe_serialization)
     assert list(tmp_path.rglob("*")) == []
-    model.save_pretrained(tmp_path / "new", safe_serialization=safe_serialization)
+    save_adapter(model, tmp_path / "new", safe_serialization=safe_serialization)
     assert torch.isfinite(load(tmp_path / "new")(LONG).logits).all()
 
 
@@ -581,11 +583,28 @@ def test_an_adapter_that_was_there_before_survives_a_full_disk(file: str, tmp_pa
     before = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
     other = make_focus_model(dtype=torch.float32, base={"seed": 3}, **fields)
     with refusal(str(tmp_path / "kept"), error=OSError), no_file_larger_than(size):
-        other.save_pretrained(tmp_path / "kept")
+        save_adapter(other, tmp_path / "kept")
     assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == before
-    other.save_pretrained(tmp_path / "kept")
+    save_adapter(other, tmp_path / "kept")
     assert (tmp_path / "kept" / "mine.txt").read_text() == "mine"
     assert (tmp_path / "kept" / "adapter_model.safetensors").read_bytes() != before["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("file", TOO_LARGE)
+def test_what_pefts_own_saving_leaves_on_a_full_disk_is_the_old_adapter_or_refused(file: str, tmp_path: Path) -> None:
+    size, fields = TOO_LARGE[file]
+    adapter(tmp_path, **fields)
+    expected = load(tmp_path)(LONG).logits
+    same_weights = make_focus_model(dtype=torch.float32, **fields)
+    other = make_focus_model(dtype=torch.float32, base={"seed": 3}, **fields)
+    with pytest.raises((OSError, SafetensorError)), no_file_larger_than(size):
+        (same_weights if file == "configuration" else other).save_pretrained(tmp_path)
+    try:
+        loaded = load(tmp_path)
+    except ValueError as error:  # safetensors before 0.8 or so writes in place
+        assert_sentence(str(error), "adapter_model.safetensors", "damaged", "save it again")
+    else:
+        assert torch.equal(loaded(LONG).logits, expected)
 
 
 # Runs as root of its own namespace, in which a small file system may be mounted without anybody's leave
@@ -595,6 +614,7 @@ sys.path.insert(0, sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", sys.argv[2]], check=True)
 os.chdir(sys.argv[2])
 from conftest import make_focus_model, random_ids
+from focus_peft.hub import save_adapter
 
 def files():
     found = (os.path.join(folder, name) for folder, _, names in os.walk(".") for name in names)
@@ -606,7 +626,7 @@ outcomes = {"memory": [], "adapter": []}
 for taken in range(0, 65, 6):
     with open("other", "wb") as file:
         file.write(bytes(1024 * taken))
-    for kind, save in (("memory", memory.save), ("adapter", model.save_pretrained)):
+    for kind, save in (("memory", memory.save), ("adapter", lambda folder: save_adapter(model, folder))):
         try:
             save(kind)
             outcome = "saved"
@@ -621,8 +641,8 @@ memory.save(sys.argv[2])
 outcomes["memory into the mount"] = files()
 for name in files():
     os.remove(name)
-model.save_pretrained(sys.argv[2])
-model.save_pretrained(sys.argv[2])
+save_adapter(model, sys.argv[2])
+save_adapter(model, sys.argv[2])
 outcomes["adapter into the mount"] = files()
 print(json.dumps(outcomes))
 """

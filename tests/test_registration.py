@@ -178,6 +178,80 @@ def test_reloading_in_this_process_keeps_the_member() -> None:
     assert list(PeftType).count(FOCUS) == 1
 
 
+# Nothing else is changed
+
+
+UNCHANGED = """
+import importlib, json, sys
+
+NAMES = {
+    "peft": ["PeftModel", "PeftModelForCausalLM", "PeftMixedModel", "PeftConfig", "LoraConfig", "LoraModel",
+        "get_peft_model", "AutoPeftModelForCausalLM"],
+    "peft.mapping": ["get_peft_config"],
+    "peft.config": ["PeftConfigMixin"],
+    "peft.tuners.tuners_utils": ["BaseTuner", "BaseTunerLayer"],
+    "peft.utils.save_and_load": ["get_peft_model_state_dict", "set_peft_model_state_dict"],
+    "transformers": ["PreTrainedModel", "GenerationMixin", "LlamaForCausalLM", "Trainer", "TrainingArguments",
+        "TrainerCallback", "Cache", "DynamicCache", "AutoModelForCausalLM", "PreTrainedTokenizerBase"],
+    "transformers.utils.hub": ["PushToHubMixin", "create_and_tag_model_card"],
+    "transformers.modeling_utils": [], "transformers.masking_utils": [],
+    "huggingface_hub": ["HfApi", "ModelCard", "ModelCardData"],
+    "torch.nn": ["Module", "Linear"],
+    "accelerate": ["Accelerator"],
+    "trl": ["SFTTrainer", "DPOTrainer", "GRPOTrainer"],
+}
+
+def owners():
+    for module, names in NAMES.items():
+        try:
+            found = importlib.import_module(module)
+        except ImportError:
+            continue
+        yield module, found
+        for name in names:
+            owner = getattr(found, name)
+            yield f"{module}.{name}", owner
+            if isinstance(owner, type):
+                for base in owner.__mro__[1:-1]:
+                    yield f"{base.__module__}.{base.__qualname__}", base
+
+before = {}
+for name, owner in owners():
+    before[name] = owner, dict(vars(owner))
+if len(sys.argv) > 1:
+    exec(sys.argv[1])
+import focus_peft, focus_peft.trainer, focus_peft.hub, focus_peft.cli.main
+# modules load names late and caches fill, but what was there must be the very same object
+changed = []
+for name, (owner, attributes) in before.items():
+    now = vars(owner)
+    changed += [f"{name}.{key}" for key, value in attributes.items() if now.get(key, None) is not value]
+    if isinstance(owner, type):
+        changed += [f"{name}.{key}" for key in now if key not in attributes]
+print(json.dumps([sorted(before), changed]))
+"""
+
+
+def changed_by_importing(*lines: str) -> tuple[list[str], list[str]]:
+    """(the modules and classes that were compared, their attributes that an import of focus_peft changed)."""
+    command = [sys.executable, "-W", "ignore", "-c", UNCHANGED, *lines]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    compared, changed = json.loads(done.stdout.splitlines()[-1])
+    return compared, changed
+
+
+def test_importing_changes_no_other_class_or_module() -> None:
+    compared, changed = changed_by_importing()
+    assert {"peft.peft_model.PeftModel", "transformers.Trainer", "transformers.utils.hub.PushToHubMixin"} <= set(
+        compared
+    )
+    assert changed == []
+    _, changed = changed_by_importing("import peft; peft.PeftModel.save_pretrained = lambda *args: None")
+    assert changed == ["peft.PeftModel.save_pretrained", "peft.peft_model.PeftModel.save_pretrained"][: len(changed)]
+    assert changed, "a method that is replaced is found"
+
+
 # Models
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 # What the exit codes mean; 2 is also what argparse ends with
@@ -20,19 +22,27 @@ class CommandError(Exception):
 
 
 @contextmanager
-def _failing_as(code: int, what: str, kind: type[Exception] = Exception) -> Iterator[None]:
+def failing_as(code: int, what: str, kind: type[Exception] = Exception) -> Iterator[None]:
     """Turn an error into a `CommandError` that says what failed."""
     try:
         yield
     except kind as error:
-        raise CommandError(f"{what}: {_sentence(error)}", code) from error
+        raise CommandError(f"{what}: {first_line(error)}", code) from error
 
 
-def _sentence(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of an error's message; many libraries put a whole page there."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Print a message to stderr; stdout is for results."""
     print(f"focus-peft: {message}", file=sys.stderr, flush=True)
+
+
+def add_command(commands: Any, name: str, help: str, **texts: str) -> argparse.ArgumentParser:
+    """Add a subcommand whose description and epilog keep their lines."""
+    command = commands.add_parser(name, help=help, formatter_class=argparse.RawDescriptionHelpFormatter, **texts)
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return command

@@ -1,4 +1,4 @@
-"""The command line: `focus-peft generate` answers questions about a text file, `focus-peft publish` uploads an adapter."""
+"""`focus-peft generate`: answers questions about a text file."""
 
 from __future__ import annotations
 
@@ -6,18 +6,61 @@ import argparse
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .console import (
-    DOCUMENT,
-    LOADING,
-    SAVING,
-    USAGE,
-    CommandError,
-    _failing_as,
-    _say,
-)
+from .console import DOCUMENT, LOADING, SAVING, USAGE, CommandError, add_command, failing_as, say
+
+
+DESCRIPTION = """\
+Reads a document once, of any length, and answers questions about it. Answers go to stdout, everything else to stderr.
+"""
+EXIT_CODES = """\
+exit codes:
+  0    every question was answered
+  1    unexpected failure (see --debug)
+  2    wrong usage
+  3    the document cannot be read, is empty or is not text
+  4    the model, the adapter or the memory cannot be loaded, or not with these sizes
+  5    the memory cannot be saved
+  130  interrupted with Ctrl-C
+"""
+
+
+def add_generate(commands: Any) -> None:
+    """Add the command to the parser's commands."""
+    what = "answer questions about a text file or stdin"
+    generate = add_command(commands, "generate", what, description=DESCRIPTION, epilog=EXIT_CODES)
+    generate.set_defaults(run=run_generate)
+    add = generate.add_argument
+    add("--model", required=True, help="a model's directory or its name on the Hub")
+    add("--gguf-file", metavar="NAME", help="the GGUF file inside --model to load the model from")
+    add("--adapter", help="a trained adapter's directory or its name on the Hub (default: untrained twins)")
+    add("--document", metavar="FILE", help="the text to ask about (UTF-8), or - for stdin")
+    add("--question", action="append", required=True, help="may be given several times; the document is read once")
+    memory = "with --document: save the encoded document here; without: use the one saved here"
+    add("--memory", metavar="DIR", help=memory)
+    add("--max-new-tokens", type=_positive(int), default=256, metavar="N", help="longest answer (default: 256)")
+    add("--temperature", type=_positive(float), metavar="T", help="sample at this temperature (default: no sampling)")
+    add("--top-p", type=_positive(float), metavar="P", help="sample from the most likely tokens that make up P")
+    add("--seed", type=int, help="makes sampling repeatable")
+    add("--decoding", choices=("streaming", "exact"), help="default: what the adapter's configuration says")
+    for name, text in (("chunk", "chunk of the document"), ("local", "local window"), ("prompt", "dynamic prompt")):
+        add(f"--{name}-size", type=_positive(int), metavar="N", help=f"tokens in a {text} (default: the adapter's)")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: the model's own")
+    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one)")
+
+
+def _positive(kind: type) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
 
 
 def run_generate(args: argparse.Namespace) -> None:
@@ -29,17 +72,17 @@ def run_generate(args: argparse.Namespace) -> None:
         check_memory(Path(args.memory), to_save=text is not None)
     model, tokenizer = load(args)
     if text is None:
-        with _failing_as(LOADING, f"the memory {args.memory} cannot be loaded"):
+        with failing_as(LOADING, f"the memory {args.memory} cannot be loaded"):
             memory = model.load_memory(args.memory, tokenizer=tokenizer)
-        _say(f"loaded {memory.num_tokens:,} tokens in {memory.num_chunks:,} chunks from {args.memory}.")
+        say(f"loaded {memory.num_tokens:,} tokens in {memory.num_chunks:,} chunks from {args.memory}.")
     else:
         start = time.perf_counter()
         memory = model.encode(tokenizer(text, return_tensors="pt", verbose=False).input_ids)
-        _say(f"read {_rate(memory.num_tokens, start)}, in {memory.num_chunks:,} chunks.")
+        say(f"read {_rate(memory.num_tokens, start)}, in {memory.num_chunks:,} chunks.")
         if args.memory is not None:
-            with _failing_as(SAVING, f"the memory cannot be saved in {args.memory}"):
+            with failing_as(SAVING, f"the memory cannot be saved in {args.memory}"):
                 memory.save(args.memory, tokenizer=tokenizer)
-            _say(f"saved the memory in {args.memory}.")
+            say(f"saved the memory in {args.memory}.")
     for question in args.question:
         answer(model, tokenizer, memory, question, args)
 
@@ -47,7 +90,7 @@ def run_generate(args: argparse.Namespace) -> None:
 def read_document(name: str) -> str:
     """The text of a file, or of stdin for `-`."""
     where = "stdin" if name == "-" else name
-    with _failing_as(DOCUMENT, f"{where} cannot be read", OSError):
+    with failing_as(DOCUMENT, f"{where} cannot be read", OSError):
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     return decode_document(data, where)
 
@@ -58,7 +101,7 @@ def decode_document(data: bytes, where: str) -> str:
     Raises:
         CommandError: if they are no text, or an empty one.
     """
-    with _failing_as(DOCUMENT, f"{where} is not UTF-8 text", UnicodeDecodeError):
+    with failing_as(DOCUMENT, f"{where} is not UTF-8 text", UnicodeDecodeError):
         text = data.decode("utf-8-sig")
     if "\0" in text:
         raise CommandError(f"{where} is not text; it contains NUL characters.", DOCUMENT)
@@ -72,8 +115,8 @@ def check_memory(directory: Path, to_save: bool) -> None:
     used = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
     if to_save and used:
         raise CommandError(
-            f"the memory cannot be saved in {directory}, which is not empty; name a new directory, or leave out --document "
-            "to ask about the memory that is stored there.",
+            f"the memory cannot be saved in {directory}, which is not empty; name a new directory, or leave out "
+            "--document to ask about the memory that is stored there.",
             SAVING,
         )
     if not to_save and not used:
@@ -84,51 +127,60 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """(model with its adapter, tokenizer), ready to generate."""
     import torch
     import transformers
-    from peft import PeftConfig, PeftModel, get_peft_model
+    from peft import PeftModel, get_peft_model
 
-    from focus_peft import FocusConfig
-
-    from ..hub.errors import hub_reason
+    from .. import FocusConfig
 
     if not args.debug:
         transformers.logging.set_verbosity_error()
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # between PEFT and transformers; no user can do anything about them
+        # Those between PEFT and transformers; no user can do anything about them
+        warnings.simplefilter("ignore", FutureWarning)
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     files = {} if args.gguf_file is None else {"gguf_file": args.gguf_file}
-    with _failing_as(LOADING, f"the model {args.model} cannot be loaded"):
+    with failing_as(LOADING, f"the model {args.model} cannot be loaded"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(args.model, **files)
         base: Any = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype, **files)
         base.to(device)
     if args.adapter is None:
-        _say(
-            "warning: no --adapter, so the twins are untrained: they have not learned to read chunks; expect poor answers."
+        say(
+            "warning: no --adapter, so the twins are untrained: they have not learned to read chunks; expect poor "
+            "answers."
         )
         # The same function as full twins, before training, at a small part of their size
         config: Any = FocusConfig(r=1)
     else:
-        with _failing_as(LOADING, f"the adapter {args.adapter} cannot be loaded"):
-            try:
-                config = PeftConfig.from_pretrained(args.adapter)
-            except ValueError as error:
-                reason = hub_reason(error, args.adapter)  # which PEFT leaves out
-                if reason is None:
-                    raise
-                raise ValueError(f"{error}. {reason}") from error
-            if not isinstance(config, FocusConfig):
-                raise ValueError(f"it is a {config.peft_type} adapter, not one of focus_peft")
-    with _failing_as(USAGE, "these sizes do not go together", ValueError):
+        with failing_as(LOADING, f"the adapter {args.adapter} cannot be loaded"):
+            config = load_config(args.adapter)
+    with failing_as(USAGE, "these sizes do not go together", ValueError):
         overridden = ("chunk_size", "local_size", "prompt_size", "decoding")
         config = config.with_overrides(**{name: getattr(args, name) for name in overridden})
-    with _failing_as(LOADING, "the adapter cannot be put on the model"):
+    with failing_as(LOADING, "the adapter cannot be put on the model"):
         if args.adapter is None:
             model: Any = get_peft_model(base, config)
         else:
             model = PeftModel.from_pretrained(base, args.adapter, config=config)
     return model.eval(), tokenizer
+
+
+def load_config(adapter: str) -> Any:
+    """The configuration of a focus adapter, from a folder or the Hub."""
+    from peft import PeftConfig
+
+    from .. import FocusConfig
+    from ..hub.errors import hub_reason
+
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+    except ValueError as error:
+        reason = hub_reason(error, adapter)  # which PEFT leaves out
+        if reason is None:
+            raise
+        raise ValueError(f"{error}. {reason}") from error
+    if not isinstance(config, FocusConfig):
+        raise ValueError(f"it is a {config.peft_type} adapter, not one of focus_peft")
+    return config
 
 
 def answer(model: Any, tokenizer: Any, memory: Any, question: str, args: argparse.Namespace) -> None:
@@ -152,7 +204,7 @@ def answer(model: Any, tokenizer: Any, memory: Any, question: str, args: argpars
     ids = model.generate(**inputs, memory=memory, max_new_tokens=args.max_new_tokens, streamer=streamer, **sampling)
     new = ids.shape[1] - inputs["input_ids"].shape[1]
     sys.stdout.flush()
-    _say(f"answered with {_rate(new, start)}.")
+    say(f"answered with {_rate(new, start)}.")
 
 
 def _rate(tokens: int, start: float) -> str:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 
 
 class HubError(Exception):
-    """What the Hub refused or did not answer, in one sentence with the remedy. What was uploaded before stays there."""
+    """What the Hub refused or did not answer, as a sentence with the remedy. What was uploaded before stays there."""
 
 
 def hub_reason(error: BaseException, repo_id: str) -> str | None:
@@ -40,7 +40,7 @@ def _reason(error: BaseException, repo_id: str) -> str | None:
     if isinstance(error, RevisionNotFoundError):
         return f"The repository {repo_id!r} has no such revision."
     if isinstance(error, LocalEntryNotFoundError):
-        return f"The Hub cannot be reached, or HF_HUB_OFFLINE is set, and there is no copy of {repo_id!r} on this machine."
+        return f"The Hub cannot be reached, or HF_HUB_OFFLINE is set, and there is no copy of {repo_id!r} here."
     if isinstance(error, EntryNotFoundError):
         return f"The repository {repo_id!r} has no such file."
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
@@ -57,7 +57,7 @@ def _reason(error: BaseException, repo_id: str) -> str | None:
 
 
 @contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
+def explained(repo_id: str) -> Iterator[None]:
     """Within the context, errors of the Hub become a `HubError` with a sentence."""
     try:
         yield

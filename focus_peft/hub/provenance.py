@@ -51,19 +51,21 @@ class Provenance:
     def of(cls, adapter: str | os.PathLike, recipe_file: str | os.PathLike | None = None) -> Provenance:
         """What the folder of an adapter says: a checkpoint, or the output folder of a run.
 
-        In an output folder, the state is that of the checkpoint that holds the very same weights, so that it is never that of other
-        weights (as it would be where a run ended with its best checkpoint rather than its last).
+        In an output folder, the state is that of the checkpoint that holds the very same weights: a run may end with
+        its best checkpoint rather than its last.
 
         Args:
             adapter (`str`): The folder.
-            recipe_file (`str`, *optional*): The recipe. Default: `recipe.yaml` in the folder or, for a checkpoint, above it.
+            recipe_file (`str`, *optional*): The recipe. Defaults to `recipe.yaml` in the folder or, for a checkpoint,
+                above it.
 
         Raises:
             ValueError: if a file is damaged, or the recipe holds a secret.
         """
         folder = Path(adapter)
         if recipe_file is None:
-            recipe_file = next((file for file in _recipes(folder) if file.is_file()), None)
+            folders = [folder, folder.parent] if (folder / STATE_FILE).is_file() else [folder]
+            recipe_file = next((place / RECIPE_FILE for place in folders if (place / RECIPE_FILE).is_file()), None)
         recipe = None if recipe_file is None else read_recipe(recipe_file)
         state: dict[str, Any] = {}
         holder = _holder(folder)
@@ -71,23 +73,25 @@ class Provenance:
             try:
                 state = json.loads((holder / STATE_FILE).read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"The training state {str(holder / STATE_FILE)!r} cannot be read: {error}."
-                ) from error
+                file = str(holder / STATE_FILE)
+                raise ValueError(f"The training state {file!r} cannot be read: {error}.") from error
         return cls(recipe, None if recipe_file is None else Path(recipe_file), state.get("global_step"), state)
 
     def check(self, config: FocusConfig) -> None:
         """Raise a ValueError if the recipe is that of another adapter, or of a run of another length."""
-        said = {name: value for name, value in self.section("focus").items() if name not in INFERENCE_FIELDS}
-        pairs = [(f"focus.{name}", value, getattr(config, name, None)) for name, value in said.items()]
+        focus = self.section("focus")
+        pairs = [
+            (f"focus.{name}", focus[name], getattr(config, name, None)) for name in focus.keys() - INFERENCE_FIELDS
+        ]
         steps = self.section("training").get("max_steps")
         if steps is not None and _number(steps) > 0 and self.state.get("max_steps"):
             pairs.append(("training.max_steps", steps, self.state["max_steps"]))
         for name, text, value in pairs:
             if not _equal(text, value):
                 raise ValueError(
-                    f"The recipe `config` {str(self.recipe_file)!r} says `{name}` is {text}, but the adapter was trained with "
-                    f"{value}; give the recipe of this adapter, with the values that were given on the command line in it."
+                    f"The recipe `config` {str(self.recipe_file)!r} says `{name}` is {text}, but the adapter was "
+                    f"trained with {value}; give the recipe of this adapter, with the values that were given on the "
+                    "command line in it."
                 )
 
     def section(self, name: str) -> dict[str, Any]:
@@ -163,21 +167,13 @@ def _entries(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, str(values)
 
 
-def _recipes(folder: Path) -> list[Path]:
-    above = [folder.parent / RECIPE_FILE] if (folder / STATE_FILE).is_file() else []
-    return [folder / RECIPE_FILE, *above]
-
-
 def _holder(folder: Path) -> Path | None:
     """The folder whose training state is that of the adapter's weights."""
     if (folder / STATE_FILE).is_file():
         return folder
     weights = folder / WEIGHTS_FILE
-    same = [
-        checkpoint
-        for checkpoint in checkpoints(folder)
-        if weights.is_file()
-        and (checkpoint / WEIGHTS_FILE).is_file()
-        and filecmp.cmp(weights, checkpoint / WEIGHTS_FILE, shallow=False)
-    ]
-    return same[-1] if same else None
+    for checkpoint in reversed(checkpoints(folder)):
+        files = (weights, checkpoint / WEIGHTS_FILE)
+        if all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False):
+            return checkpoint
+    return None

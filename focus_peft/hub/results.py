@@ -7,7 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..config import is_number
 
 # `subject` of a number that was measured with the adapter
 ADAPTER = "adapter"
-# Settings that a card has columns and cells for: tokens of the input, how many inputs, bounds of the value, and its standard error
+# Settings that a card has columns and cells for: tokens of an input, number of inputs, bounds of the value, its error
 LENGTH, SAMPLES, INTERVAL, ERROR = "length", "samples", "95 % interval", "standard error"
 PACKAGES = ("torch", "transformers", "peft", "focus_peft")
 
@@ -31,13 +31,13 @@ class Result:
         dataset (`str`): What it was asked about: a dataset's name on the Hub, or a few words.
         metric (`str`): For example "accuracy" or "perplexity".
         value (`float`): The number, in the metric's own unit.
-        settings (`dict`): What the number depends on: length, decoding, samples, seed, ... Values are numbers, words or lists. A card
-            puts numbers with different `length` (tokens) side by side.
+        settings (`dict`): What the number depends on: length, decoding, samples, seed, ... Values are numbers, words
+            or lists. A card puts numbers with different `length` (tokens) side by side.
         command (`str`): The command that measured it.
         machine (`str`): What it was measured on.
         versions (`dict[str, str]`): Versions of packages, by name.
-        subject (`str`): What was measured. Default: "adapter"; anything else is a baseline, for example "base model, local
-            window alone", and is shown beside the adapter's number, but not claimed for it.
+        subject (`str`): What was measured. Defaults to "adapter"; anything else is a baseline, for example "base
+            model, local window alone", and is shown beside the adapter's number, but not claimed for it.
 
     Raises:
         ValueError: if a field has a value that cannot be right; the message names the field and the value.
@@ -51,7 +51,7 @@ class Result:
     command: str
     machine: str
     versions: dict[str, str]
-    subject: str = field(default=ADAPTER)
+    subject: str = ADAPTER
 
     def __post_init__(self) -> None:
         for name in ("task", "dataset", "metric", "command", "machine", "subject"):
@@ -67,7 +67,8 @@ class Result:
 
 def environment() -> dict[str, Any]:
     """`machine` and `versions` of a result that is measured here."""
-    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores, {platform.python_implementation()} {platform.python_version()}"
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores, {python}"
     versions = {}
     for name in PACKAGES:
         try:
@@ -103,28 +104,26 @@ def load_results(file: str | os.PathLike) -> list[Result]:
         raise ValueError(f"{where} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ValueError(f"{where} is not JSON: {error}.") from error
-    known = [entry.name for entry in fields(Result)]
-    required = [entry.name for entry in fields(Result) if entry.default is MISSING]
     results = []
     for number, values in enumerate(entries if isinstance(entries, list) else [entries], start=1):
-        if not isinstance(values, Mapping):
-            raise ValueError(
-                f"{where} has {values!r} as entry {number}, where a mapping with {_listed(required)} belongs."
-            )
-        missing = [name for name in required if name not in values]
-        unknown = [name for name in values if name not in known]
-        if missing:
-            raise ValueError(f"{where} lacks {_listed(missing)} in entry {number}; a result has {_listed(required)}.")
-        if unknown:
-            raise ValueError(
-                f"{where} has the unknown field {_listed(unknown)} in entry {number}; what a number depends on goes into "
-                "`settings`."
-            )
         try:
-            results.append(Result(**values))
+            results.append(_result(values))
         except ValueError as error:
             raise ValueError(f"{where} is wrong in entry {number}: {error}") from error
     return results
+
+
+def _result(values: Any) -> Result:
+    required = [entry.name for entry in fields(Result) if entry.default is MISSING]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"It is {values!r}, where a mapping with {_listed(required)} belongs.")
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"It lacks {_listed(missing)}; a result has {_listed(required)}.")
+    if unknown := values.keys() - {entry.name for entry in fields(Result)}:
+        raise ValueError(
+            f"It has the unknown field {_listed(sorted(unknown))}; what a number depends on goes into `settings`."
+        )
+    return Result(**values)
 
 
 def _listed(names: Iterable[str]) -> str:

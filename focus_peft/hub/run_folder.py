@@ -46,7 +46,8 @@ def publish(scratch: Path, state: TrainerState) -> Path | None:
 
     Args:
         scratch (`Path`): `scratch_of(directory)`.
-        state (`TrainerState`): Written into the checkpoint again: the best checkpoint's path in it was the scratch folder's.
+        state (`TrainerState`): Written into the checkpoint again: the best checkpoint's path in it was the scratch
+            folder's.
 
     Returns:
         `Path`: the checkpoint, or None if there was nothing to publish.
@@ -64,9 +65,9 @@ def publish(scratch: Path, state: TrainerState) -> Path | None:
 
 
 def rotate(directory: str | os.PathLike, limit: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints, so that at most `limit` are left. The last one and the best one stay.
+    """Remove the oldest checkpoints, so that at most `limit` are left; the last and the best stay.
 
-    Each moves to the scratch folder, for the caller to remove: one that is half removed does not look like a whole one.
+    Each moves to the scratch folder, for the caller to remove: half a checkpoint must not look like a whole one.
     """
     if limit is None or limit <= 0:
         return

@@ -229,9 +229,9 @@ def test_a_hub_that_is_not_there_is_named(client: Client, trained: Trained) -> N
     code = f"""
 from pathlib import Path
 from huggingface_hub import HfApi
-from focus_peft.hub import HubError, upload
+from focus_peft.hub import HubError, Upload
 try:
-    upload({{"README.md": Path({str(trained.notes)!r})}}, "user/adapter", api=HfApi(endpoint="http://127.0.0.1:9"))
+    Upload({{"README.md": Path({str(trained.notes)!r})}}, "user/adapter", api=HfApi(endpoint="http://127.0.0.1:9")).compare()
 except HubError as error:
     print(error)
 """
@@ -243,20 +243,15 @@ def test_somebody_elses_commit_in_between_is_not_overwritten(hub: Hub, client: C
     assert command(client, *trained.arguments("--repo", "user/adapter")).code == 0
     code = f"""
 from pathlib import Path
-from focus_peft import hub
+from focus_peft.hub import HubError, Upload
 from huggingface_hub import HfApi
-looked = hub.compare
-def look_and_be_overtaken(*args):
-    found = looked(*args)
-    HfApi().upload_file(path_or_fileobj=b"theirs", path_in_repo="README.md", repo_id="user/adapter")
-    return found
-hub.compare = look_and_be_overtaken
+upload = Upload({{"README.md": Path({str(trained.notes)!r})}}, "user/adapter", overwrite=True)
+there = upload.compare()
+HfApi().upload_file(path_or_fileobj=b"theirs", path_in_repo="README.md", repo_id="user/adapter")
 try:
-    hub.upload({{"README.md": Path({str(trained.notes)!r})}}, "user/adapter", overwrite=True)
-except hub.HubError as error:
+    upload.send(there)
+except HubError as error:
     print(error)
-finally:
-    hub.compare = looked
 """
     outcome = run(client, code)
     assert outcome.out.startswith("Somebody else has changed the repository 'user/adapter'"), outcome.err
@@ -279,19 +274,21 @@ def test_a_written_folder_is_uploaded_as_it_is(hub: Hub, client: Client, trained
 
 PUSH = """
 import focus_peft
+from focus_peft.hub import push_adapter
 from peft import PeftModel, LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 base = AutoModelForCausalLM.from_pretrained({base!r})
 """
 
 
-def test_push_to_hub_brings_the_adapters_card_and_keeps_one_that_is_there(
+def test_a_pushed_adapter_brings_its_card_and_keeps_one_that_is_there(
     hub: Hub, client: Client, trained: Trained, tmp_path: Path
 ) -> None:
     load_it = (
         PUSH.format(base=str(trained.base)) + f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r})\n"
     )
-    assert run(client, load_it + "model.push_to_hub('user/pushed', private=True, tags=['mine'])").code == 0
+    first = run(client, load_it + "push_adapter(model, 'user/pushed', private=True, tags=['mine'])")
+    assert first.code == 0, first.err
     files = hub.files("user/pushed")
     assert sorted(files) == [".gitattributes", *FILES[:3]] and hub.repositories["user/pushed"].private
     card = files["README.md"].decode()
@@ -301,21 +298,30 @@ def test_push_to_hub_brings_the_adapters_card_and_keeps_one_that_is_there(
 
     own = "---\ntags:\n- theirs\n---\n\nMy own words.\n"
     put = f"from huggingface_hub import HfApi\nHfApi().upload_file(path_or_fileobj={own.encode()!r}, path_in_repo='README.md', repo_id='user/pushed')\n"
-    again = run(client, load_it + put + "print(model.push_to_hub('user/pushed').oid)")
+    again = run(client, load_it + put + "print(push_adapter(model, 'user/pushed').oid)")
     assert again.code == 0 and again.out.strip() == hub.repositories["user/pushed"].branches["main"], again.err
     assert hub.files("user/pushed")["README.md"].decode() == own
-    branch = run(client, load_it + "model.push_to_hub('user/pushed', revision='next')")
+    branch = run(client, load_it + "push_adapter(model, 'user/pushed', revision='next')")
     assert branch.code == 0 and sorted(hub.files("user/pushed", "next")) == sorted(files), branch.err
 
-    pickled = run(client, load_it + "model.push_to_hub('user/other', safe_serialization=False)")
-    assert (
-        pickled.code == 1 and "`safe_serialization` is False" in pickled.err and "user/other" not in hub.repositories
+
+def test_push_to_hub_keeps_the_card_that_push_adapter_wrote(hub: Hub, client: Client, trained: Trained) -> None:
+    load_it = (
+        PUSH.format(base=str(trained.base)) + f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r})\n"
     )
+    pushes = "push_adapter(model, 'user/pushed')\nmodel.push_to_hub('user/pushed')\nmodel.push_to_hub('user/other')\n"
+    outcome = run(client, load_it + pushes)
+    assert outcome.code == 0, outcome.err
+    assert MARK in hub.files("user/pushed")["README.md"].decode()
+    assert hub.files("user/other")[WEIGHTS] == (trained.adapter / WEIGHTS).read_bytes()
 
 
-def test_push_to_hub_of_another_method_is_as_ever(hub: Hub, client: Client, trained: Trained) -> None:
-    make = "model = get_peft_model(base, LoraConfig(task_type='CAUSAL_LM'))\n"
-    outcome = run(client, PUSH.format(base=str(trained.base)) + make + "model.push_to_hub('user/lora')")
+def test_another_methods_adapter_is_not_pushed_with_this_card(hub: Hub, client: Client, trained: Trained) -> None:
+    make = PUSH.format(base=str(trained.base)) + "model = get_peft_model(base, LoraConfig(task_type='CAUSAL_LM'))\n"
+    refused = run(client, make + "push_adapter(model, 'user/lora')")
+    assert refused.code == 1 and "LORA" in refused.err and "`model.push_to_hub`" in refused.err
+    assert not hub.repositories
+    outcome = run(client, make + "model.push_to_hub('user/lora')")
     assert outcome.code == 0, outcome.err
     assert b"focus_peft" not in hub.files("user/lora")["README.md"]
 

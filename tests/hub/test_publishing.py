@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from focus_peft import FocusConfig
 from focus_peft.cli.main import main
+from focus_peft.hub import Release, publishable_files, save_adapter
 from focus_peft.hub.card import MARK
 from focus_peft.hub.provenance import Provenance
-from focus_peft.hub.publishing import prepare, publishable_files
 from focus_peft.hub.results import environment, load_results, save_results
 
 
@@ -48,7 +48,7 @@ def written(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_folder_holds_what_is_published_and_nothing_else(trained: Trained, tmp_path: Path) -> None:
-    files = prepare(trained.adapter, tmp_path / "out", **trained.options())
+    files = Release(trained.adapter, **trained.options()).write(tmp_path / "out")
     assert sorted(files) == FILES == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "no scratch folder is left"
     assert (
@@ -62,7 +62,7 @@ def test_a_folder_holds_what_is_published_and_nothing_else(trained: Trained, tmp
 
 
 def test_a_published_adapter_computes_the_same_logits(trained: Trained, tmp_path: Path) -> None:
-    prepare(trained.adapter, tmp_path / "out", **trained.options())
+    Release(trained.adapter, **trained.options()).write(tmp_path / "out")
     assert torch.equal(logits_of(load(trained, tmp_path / "out")), logits_of(load(trained)))
 
 
@@ -70,7 +70,7 @@ def test_a_published_adapter_computes_the_same_logits(trained: Trained, tmp_path
 def test_rounded_weights_take_half_the_space_and_give_the_rounded_logits(
     trained: Trained, dtype: str, tmp_path: Path
 ) -> None:
-    files = prepare(trained.adapter, tmp_path / "out", **trained.options(dtype=dtype))
+    files = Release(trained.adapter, **trained.options(dtype=dtype)).write(tmp_path / "out")
     before, after = (
         load_file(trained.adapter / "adapter_model.safetensors"),
         load_file(files["adapter_model.safetensors"]),
@@ -89,15 +89,15 @@ def test_rounded_weights_take_half_the_space_and_give_the_rounded_logits(
 
 def test_nothing_is_overwritten_unasked(trained: Trained, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    prepare(trained.adapter, out, **trained.options())
+    Release(trained.adapter, **trained.options()).write(out)
     (out / "mine.txt").write_text("mine")
     (out / "README.md").write_text("my own words")
     before = written(out)
     with refusal("`output`", "README.md", "`overwrite`", error=FileExistsError) as caught:
-        prepare(trained.adapter, out, **trained.options())
+        Release(trained.adapter, **trained.options()).write(out)
     assert "adapter_model" not in str(caught.value), "only what differs is named"
     assert written(out) == before and sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-    prepare(trained.adapter, out, **trained.options(), overwrite=True)
+    Release(trained.adapter, **trained.options()).write(out, overwrite=True)
     assert {name for name, data in written(out).items() if data != before[name]} == {"README.md"}
 
 
@@ -108,16 +108,16 @@ def test_pickles_are_neither_opened_nor_published(trained: Trained, adapter: Pat
 
     for name in ("optimizer.pt", "training_args.bin", "rng_state.pth", "adapter_model.bin"):
         (adapter / name).write_bytes(pickle.dumps(Trap()))
-    assert sorted(prepare(adapter, tmp_path / "out", **trained.options())) == FILES
+    assert sorted(Release(adapter, **trained.options()).write(tmp_path / "out")) == FILES
     (adapter / "adapter_model.safetensors").unlink()
     with refusal("`adapter`", "pickle", "`safe_serialization=True`"):
-        prepare(adapter, tmp_path / "other", **trained.options())
+        Release(adapter, **trained.options()).write(tmp_path / "other")
     assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.bin", "modeling.py", "logs/run.svg", "weights.pkl"])
 def test_a_folder_with_anything_else_is_not_uploaded(trained: Trained, name: str, tmp_path: Path) -> None:
-    prepare(trained.adapter, tmp_path / "out", **trained.options())
+    Release(trained.adapter, **trained.options()).write(tmp_path / "out")
     (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "out" / name).write_text("anything")
     with refusal("`folder`", name, "never"):
@@ -129,7 +129,7 @@ def test_a_folder_with_anything_else_is_not_uploaded(trained: Trained, name: str
 
 def test_the_card_says_what_it_is_made_of(trained: Trained, tmp_path: Path) -> None:
     card = ModelCard.load(
-        prepare(trained.adapter, tmp_path / "out", **trained.options(), repo_id="org/tiny")["README.md"]
+        Release(trained.adapter, **trained.options(), repo_id="org/tiny").write(tmp_path / "out")["README.md"]
     )
     data = card.data.to_dict()
     assert (data["base_model"], data["base_model_relation"], data["license"]) == (BASE, "adapter", "apache-2.0")
@@ -180,7 +180,7 @@ def test_numbers_of_a_task_at_several_lengths_are_one_table(trained: Trained, tm
         ],
         tmp_path / "results.json",
     )
-    files = prepare(trained.adapter, tmp_path / "out", **trained.options(results=[tmp_path / "results.json"]))
+    files = Release(trained.adapter, **trained.options(results=[tmp_path / "results.json"])).write(tmp_path / "out")
     card = files["README.md"].read_text()
     assert card.split("## Results\n\n")[1].split("\n\nMeasured with:")[0].splitlines() == [
         "**passkey**, accuracy (made-up passkeys, dtype bfloat16):",
@@ -209,7 +209,7 @@ def test_numbers_of_a_task_at_several_lengths_are_one_table(trained: Trained, tm
 
 def test_results_are_the_hubs_model_index(trained: Trained, tmp_path: Path) -> None:
     card = ModelCard.load(
-        prepare(trained.adapter, tmp_path / "out", **trained.options(), repo_id="org/tiny")["README.md"]
+        Release(trained.adapter, **trained.options(), repo_id="org/tiny").write(tmp_path / "out")["README.md"]
     )
     found = {
         (r.task_name, r.dataset_name, r.metric_type, r.metric_value, json.dumps(r.metric_args))
@@ -226,7 +226,7 @@ def test_results_are_the_hubs_model_index(trained: Trained, tmp_path: Path) -> N
 def test_what_is_not_known_is_not_in_the_card(trained: Trained, adapter: Path, tmp_path: Path) -> None:
     (adapter / "trainer_state.json").unlink()
     options = trained.options(config=None, results=None, figure=None)
-    files = prepare(adapter, tmp_path / "out", **options)
+    files = Release(adapter, **options).write(tmp_path / "out")
     assert sorted(files) == FILES[:3]
     text = files["README.md"].read_text()
     assert "## Training" not in text and "steps trained" not in text and "model-index" not in text
@@ -235,7 +235,7 @@ def test_what_is_not_known_is_not_in_the_card(trained: Trained, adapter: Path, t
 
 def test_the_snippet_of_a_branch_loads_that_branch(trained: Trained, tmp_path: Path) -> None:
     options = trained.options(repo_id="org/tiny", revision="wide")
-    text = prepare(trained.adapter, tmp_path / "out", **options)["README.md"].read_text()
+    text = Release(trained.adapter, **options).write(tmp_path / "out")["README.md"].read_text()
     assert 'PeftModel.from_pretrained(base, "org/tiny", revision="wide")' in text
 
 
@@ -246,11 +246,41 @@ def test_saving_an_adapter_writes_its_card_and_leaves_a_card_of_ones_own(trained
     assert MARK in card and "import focus_peft" in card and "`r=4`" in card and "[More Information" not in card
     get_peft_model(load_base(trained.base), FocusConfig(**{**FOCUS, "r": 2})).save_pretrained(tmp_path)
     assert "`r=2`" in (tmp_path / "README.md").read_text(), "a card that was written here is written anew"
-    (tmp_path / "README.md").write_text("---\ntags: [mine]\nlicense: mit\n---\n\nMy own words.\n")
-    model.save_pretrained(tmp_path)
-    own = ModelCard.load(tmp_path / "README.md")
-    assert "My own words." in own.text and own.data.license == "mit" and own.data.library_name == "peft"
-    assert "mine" in own.data.tags and "import focus_peft" not in own.text
+    for save in (model.save_pretrained, lambda folder: save_adapter(model, folder)):
+        (tmp_path / "README.md").write_text("---\ntags: [mine]\nlicense: mit\n---\n\nMy own words.\n")
+        save(tmp_path)
+        own = ModelCard.load(tmp_path / "README.md")
+        assert "My own words." in own.text and own.data.license == "mit" and own.data.library_name == "peft"
+        assert "import focus_peft" not in own.text
+    assert "mine" in own.data.tags
+
+
+def test_an_adapter_of_another_name_has_its_card_above_it(trained: Trained, tmp_path: Path) -> None:
+    for r in (4, 2):
+        model = get_peft_model(load_base(trained.base), FocusConfig(**{**FOCUS, "r": r}), adapter_name="first")
+        model.add_adapter("second", FocusConfig(**{**FOCUS, "r": 8}))
+        model.save_pretrained(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "first", "second"]
+        card = (tmp_path / "README.md").read_text()
+        assert MARK in card and f"`r={r}`" in card, "that of the first adapter"
+
+
+@pytest.mark.parametrize("where", ["in the middle", "at the end"])
+def test_words_in_pefts_own_card_stay(trained: Trained, where: str, tmp_path: Path) -> None:
+    get_peft_model(load_base(trained.base), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    changed = card.replace("[More Information Needed]", "My own words.", 1)
+    (tmp_path / "README.md").write_text(changed if where == "in the middle" else card + "\nMy own words.\n")
+    get_peft_model(load_base(trained.base), FocusConfig(**FOCUS)).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "My own words." in card and MARK not in card
+
+
+def test_a_card_above_the_folder_stays_if_peft_has_not_just_written_it(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# My project\n")
+    FocusConfig(r=2).save_pretrained(tmp_path / "adapter")
+    assert (tmp_path / "README.md").read_text() == "# My project\n"
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["adapter_config.json"]
 
 
 def test_another_methods_card_is_pefts(trained: Trained, tmp_path: Path) -> None:
@@ -288,7 +318,7 @@ def test_the_recipe_of_another_run_is_refused(
 ) -> None:
     (tmp_path / "other.yaml").write_text(RECIPE.replace(old, new))
     with refusal("`config`", named):
-        prepare(trained.adapter, tmp_path / "out", **trained.options(config=tmp_path / "other.yaml"))
+        Release(trained.adapter, **trained.options(config=tmp_path / "other.yaml")).write(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -304,7 +334,7 @@ def test_the_recipe_of_another_run_is_refused(
 def test_a_recipe_with_a_secret_or_without_sections_is_refused(trained: Trained, recipe: str, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(recipe)
     with refusal("`config`", str(tmp_path / "other.yaml")):
-        prepare(trained.adapter, tmp_path / "out", **trained.options(config=tmp_path / "other.yaml"))
+        Release(trained.adapter, **trained.options(config=tmp_path / "other.yaml")).write(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -330,7 +360,7 @@ def test_what_cannot_be_published_is_refused(
     trained: Trained, options: dict[str, Any], named: list[str], tmp_path: Path
 ) -> None:
     with refusal(*named):
-        prepare(trained.adapter, tmp_path / "out", **trained.options(**options))
+        Release(trained.adapter, **trained.options(**options)).write(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -342,23 +372,23 @@ def test_a_token_is_not_published_wherever_it_stands(trained: Trained, where: st
     save_results([result(command=f"HF_TOKEN={token} python recipes/evaluate.py")], tmp_path / "results.json")
     files = {"notes": tmp_path / "notes.md", "results": [tmp_path / "results.json"], "figure": tmp_path / "curves.svg"}
     with refusal("token") as caught:
-        prepare(trained.adapter, tmp_path / "out", **trained.options(**{where: files[where]}))
+        Release(trained.adapter, **trained.options(**{where: files[where]})).write(tmp_path / "out")
     assert token not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_a_picture_must_be_one(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(pickle.dumps([1]))
     with refusal("`figure`", "picture.png"):
-        prepare(trained.adapter, tmp_path / "out", **trained.options(figure=tmp_path / "picture.png"))
+        Release(trained.adapter, **trained.options(figure=tmp_path / "picture.png")).write(tmp_path / "out")
 
 
 def test_adapters_that_are_none_are_refused(trained: Trained, adapter: Path, tmp_path: Path) -> None:
     with refusal("`adapter`", "checkpoint-10"):
-        prepare(tmp_path, tmp_path / "out", **trained.options())
+        Release(tmp_path, **trained.options()).write(tmp_path / "out")
     lora = get_peft_model(make_tiny_model(dtype=torch.float32), LoraConfig(task_type="CAUSAL_LM"))
     lora.save_pretrained(tmp_path / "lora")
     with refusal("LORA"):
-        prepare(tmp_path / "lora", tmp_path / "out", **trained.options())
+        Release(tmp_path / "lora", **trained.options()).write(tmp_path / "out")
     file = adapter / "adapter_model.safetensors"
     weights = load_file(file)
     name = next(iter(weights))
@@ -368,10 +398,10 @@ def test_adapters_that_are_none_are_refused(trained: Trained, adapter: Path, tmp
     ):
         save_file({**weights, name: torch.full_like(weights[name], value)}, file, {"format": "pt"})
         with refusal(*named):
-            prepare(adapter, tmp_path / "out", **trained.options(**options))
+            Release(adapter, **trained.options(**options)).write(tmp_path / "out")
     file.write_bytes(file.read_bytes()[:-10])
     with refusal("damaged"):
-        prepare(adapter, tmp_path / "out", **trained.options())
+        Release(adapter, **trained.options()).write(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,113 @@
+"""The adapter of a model in memory: to a folder, whole or not at all, and to a repository on the Hub with its card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
+from peft import PeftModel
+from safetensors import SafetensorError
+
+from ..config import FocusConfig
+from .card import CARD_FILE, MARK, add_tags, saved_card
+
+
+def save_adapter(model: PeftModel, directory: str | os.PathLike, **options: Any) -> None:
+    """Save an adapter as `model.save_pretrained` does, whole or not at all.
+
+    Everything is written to a hidden folder and moved when it is complete, so a full disk leaves what was there.
+    The tags of a card that is there stay in it.
+
+    Args:
+        model (`PeftModel`): The model with the adapter.
+        directory (`str`): The folder to save in.
+        options: As for `model.save_pretrained`.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    target = Path(directory)
+    # Inside a folder that is there: it may be where a disk is mounted, or the only place that may be written to
+    place = target if target.is_dir() else target.parent
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=place) as folder:
+        scratch = Path(folder)
+        try:
+            before = target / CARD_FILE
+            if before.is_file():
+                shutil.copy(before, scratch)
+            model.save_pretrained(str(scratch), **options)
+            if before.is_file() and MARK not in before.read_text(encoding="utf-8"):
+                add_tags(scratch / CARD_FILE, ModelCard.load(before).data.get("tags") or [])  # which PEFT replaces
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # A full disk is a SafetensorError to safetensors, and a RuntimeError of its zip writer to torch.save
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
+            raise OSError(f"`directory` {str(target)!r} could not be written: {error}.") from error
+        for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
+            final = target / file.relative_to(scratch)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, final)
+
+
+def push_adapter(
+    model: PeftModel,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    tags: list[str] | None = None,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Upload an adapter with its card, which `model.push_to_hub` replaces with one that does not say how to load it.
+
+    A card that somebody wrote in the repository stays as it is.
+
+    Args:
+        model (`PeftModel`): The model with the adapter.
+        repo_id (`str`): "user/name" or "organization/name"; the repository is made if it is not there.
+        private (`bool`, *optional*): Make the repository private. Defaults to what the account has set.
+        revision (`str`, *optional*): A branch; it is made if it is not there. Defaults to main.
+        tags (`list[str]`, *optional*): More tags for the card.
+        token (`str`, *optional*): A token of the Hub. Defaults to the one that `hf auth login` or HF_TOKEN gave.
+
+    Returns:
+        `CommitInfo`: the commit.
+
+    Raises:
+        ValueError: if the model has no focus adapter.
+    """
+    config = model.peft_config[model.active_adapters[0]]
+    if not isinstance(config, FocusConfig):
+        raise ValueError(
+            f"`model` has a {config.peft_type} adapter, not one of focus_peft; upload it with `model.push_to_hub`."
+        )
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        card = Path(folder, CARD_FILE)
+        theirs = _card_of(api, repo_id, revision)
+        if theirs is None or MARK in theirs.decode("utf-8", errors="replace"):
+            saved_card(config, repo_id).save(card)
+        else:
+            card.write_bytes(theirs)
+        if tags:
+            add_tags(card, tags)
+        return api.upload_folder(
+            repo_id=repo_id, folder_path=folder, revision=revision, commit_message="Upload adapter"
+        )
+
+
+def _card_of(api: HfApi, repo_id: str, revision: str | None) -> bytes | None:
+    try:
+        return Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)).read_bytes()
+    except EntryNotFoundError:
+        return None
