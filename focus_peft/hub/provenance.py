@@ -79,10 +79,8 @@ class Provenance:
 
     def check(self, config: FocusConfig) -> None:
         """Raise a ValueError if the recipe is that of another adapter, or of a run of another length."""
-        focus = self.section("focus")
-        pairs = [
-            (f"focus.{name}", focus[name], getattr(config, name, None)) for name in focus.keys() - INFERENCE_FIELDS
-        ]
+        recipe = {name: text for name, text in self.section("focus").items() if name not in INFERENCE_FIELDS}
+        pairs = [(f"focus.{name}", text, getattr(config, name, None)) for name, text in recipe.items()]
         steps = self.section("training").get("max_steps")
         if steps is not None and _number(steps) > 0 and self.state.get("max_steps"):
             pairs.append(("training.max_steps", steps, self.state["max_steps"]))

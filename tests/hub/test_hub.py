@@ -272,6 +272,19 @@ def test_a_written_folder_is_uploaded_as_it_is(hub: Hub, client: Client, trained
     assert refused.code == 2 and "'optimizer.pt'" in refused.err
 
 
+def test_the_python_of_the_documentation_runs(hub: Hub, client: Client, trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained.adapter, tmp_path / "outputs" / "mine")
+    shutil.copy(trained.recipe, tmp_path / "outputs" / "mine" / "recipe.yaml")
+    text = (Path(__file__).parents[2] / "docs" / "publishing.md").read_text(encoding="utf-8")
+    blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(blocks) == 2
+    code = f"import os\nos.chdir({str(tmp_path)!r})\n" + "\n".join(blocks).replace("me/mine", "user/mine")
+    outcome = run(client, code)
+    assert outcome.code == 0, outcome.err
+    assert sorted(hub.files("user/mine")) == [".gitattributes", *FILES[:3], "recipe.yaml"]
+    assert hub.repositories["user/mine"].private and (tmp_path / "results" / "passkey.json").is_file()
+
+
 PUSH = """
 import focus_peft
 from focus_peft.hub import push_adapter

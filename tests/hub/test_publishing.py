@@ -61,6 +61,17 @@ def test_a_folder_holds_what_is_published_and_nothing_else(trained: Trained, tmp
     assert publishable_files(tmp_path / "out") == files
 
 
+def test_a_folder_of_this_machine_is_not_published(trained: Trained, adapter: Path, tmp_path: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config |= {"storage": "disk", "storage_dir": "/home/me/scratch"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    files = Release(adapter, **trained.options()).write(tmp_path / "out")
+    published = FocusConfig.from_pretrained(tmp_path / "out")
+    assert (published.storage, published.storage_dir) == ("disk", None)
+    texts = [file.read_text() for name, file in files.items() if not name.endswith(".safetensors")]
+    assert not any("/home/me" in text or str(trained.base) in text for text in texts)
+
+
 def test_a_published_adapter_computes_the_same_logits(trained: Trained, tmp_path: Path) -> None:
     Release(trained.adapter, **trained.options()).write(tmp_path / "out")
     assert torch.equal(logits_of(load(trained, tmp_path / "out")), logits_of(load(trained)))
