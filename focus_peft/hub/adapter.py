@@ -38,12 +38,12 @@ def save_adapter(model: PeftModel, directory: str | os.PathLike, **options: Any)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=place) as folder:
         scratch = Path(folder)
         try:
-            before = target / CARD_FILE
+            before, card = target / CARD_FILE, scratch / CARD_FILE
             if before.is_file():
-                shutil.copy(before, scratch)
+                shutil.copyfile(before, card)
             model.save_pretrained(str(scratch), **options)
-            if before.is_file() and MARK not in before.read_text(encoding="utf-8"):
-                add_tags(scratch / CARD_FILE, ModelCard.load(before).data.get("tags") or [])  # which PEFT replaces
+            if before.is_file() and MARK not in card.read_text(encoding="utf-8"):
+                add_tags(card, ModelCard.load(before).data.get("tags") or [])  # which PEFT replaces
         except (OSError, RuntimeError, SafetensorError) as error:
             # A full disk is a SafetensorError to safetensors, and a RuntimeError of its zip writer to torch.save
             if isinstance(error, RuntimeError) and "inline_container" not in str(error):
