@@ -1,35 +1,33 @@
-"""Tokens on disk, written once. A table is there as a whole or not at all: it is written beside its place and renamed."""
+"""Tokens on disk, written once with `datasets`. A table is written beside its place and renamed, so it is whole or not there."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from huggingface_hub.constants import HF_HOME
 
 from .config import SourceConfig
 from .files import find_files, is_local
-from .sources import Reading, load, reads_files
-from .tokenizing import PIECE, Encoded
+from .sources import Reading, import_datasets, load, progress_bars, read_documents, reads_files
+from .tokenizing import PIECE, Encoder
 
 
 # Goes up when the same source would be written in another way
-VERSION = 1
-TOKENS, PIECES, DESCRIPTION = "tokens.bin", "pieces.npy", "description.json"
-# Seconds without a write after which an unfinished table is taken for abandoned
+VERSION = 2
+# Documents that are tokenized at once
+BATCH = 64
+# Seconds without a write after which an unfinished table counts as abandoned
 ABANDONED = 24 * 3600
 
 
@@ -38,29 +36,19 @@ class TokenTable:
     """The pieces of a source.
 
     Attributes:
-        directory (`Path`): Where it is.
-        pieces (`np.ndarray` of `PIECE`): Where the tokens of each are.
-        documents (`int`): How many were read.
+        tokens (`datasets.Dataset`): A row for each piece, mapped from the disk.
+        pieces (`np.ndarray` of `PIECE`): The length, labels and origin of each piece.
+        documents (`int`): How many documents were read.
         counts (`Counter[str]`): What was left out, by reason.
     """
 
-    directory: Path
+    tokens: Any
     pieces: np.ndarray
     documents: int
     counts: Counter[str]
 
-    @functools.cached_property
-    def tokens(self) -> np.ndarray:
-        """Of all pieces, int32, mapped from the file."""
-        return np.memmap(self.directory / TOKENS, dtype=np.int32, mode="r")
-
-    def __getstate__(self) -> dict[str, Any]:
-        # a process that gets the table maps the file itself, instead of being sent all tokens
-        return {name: value for name, value in self.__dict__.items() if name != "tokens"}
-
     def ids(self, piece: int) -> list[int]:
-        row = self.pieces[piece]
-        return self.tokens[row["start"] : row["start"] + row["length"]].tolist()
+        return self.tokens[int(piece)]["input_ids"]
 
 
 def default_cache_dir() -> Path:
@@ -90,25 +78,27 @@ def cache_key(source: SourceConfig, fingerprint: str) -> str:
 
 
 def load_table(directory: Path) -> TokenTable | None:
-    """The table in a directory; None if there is none, or not all of it."""
+    """The table in a directory. None if there is none, or if it is damaged."""
     try:
-        description = json.loads((directory / DESCRIPTION).read_text(encoding="utf-8"))
-        pieces = np.load(directory / PIECES)
-        table = TokenTable(directory, pieces, description["documents"], Counter(description["counts"]))
-        if (len(table.tokens), len(pieces)) != (description["tokens"], description["pieces"]) or pieces.dtype != PIECE:
+        tokens = import_datasets().load_from_disk(str(directory))
+        description = json.loads(tokens.info.description)
+        pieces = np.zeros(len(tokens), PIECE)
+        for name in PIECE.names or ():
+            pieces[name] = tokens.data.column(name).to_numpy()
+        if [len(pieces), int(pieces["length"].sum())] != [description["pieces"], description["tokens"]]:
             return None
+        return TokenTable(tokens, pieces, description["documents"], Counter(description["counts"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return table
 
 
-def write_table(directory: Path, encoded: Iterable[Encoded], reading: Reading) -> Counter[str]:
-    """Write a table, unless there is nothing to write; what was there before is replaced.
+def write_table(directory: Path, source: SourceConfig, encoder: Encoder, num_proc: int | None) -> Counter[str]:
+    """Read and tokenize a source, and write its table, unless nothing is left; what was there before is replaced.
 
     Args:
         directory (`Path`): Its place. It appears when all is written.
-        encoded (`Iterable[Encoded]`): In order.
-        reading (`Reading`): Filled by whatever feeds `encoded`.
+        source (`SourceConfig`), encoder (`Encoder`): Decide the tokens.
+        num_proc (`int`, *optional*): Processes that tokenize. The tokens, and their order, do not depend on it.
 
     Returns:
         `Counter[str]`: what was left out, by reason.
@@ -116,84 +106,89 @@ def write_table(directory: Path, encoded: Iterable[Encoded], reading: Reading) -
     Raises:
         OSError: if writing fails, for example on a full disk; nothing half-written is left behind.
     """
-    with _writing(directory.parent):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(directory)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{directory.name}.unfinished-", dir=directory.parent))
+    reading, failures = Reading(), list[Exception]()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        try:
+            for document in read_documents(source, reading):
+                yield asdict(document)
+        except Exception as error:
+            failures.append(error)  # `datasets` raises an error of its own instead
+            raise
+
+    scratch = directory.with_name(f"{directory.name}.unfinished-{uuid4().hex}")
     try:
-        pieces = [np.zeros(0, PIECE)]
-        counts: Counter[str] = Counter()
-        end = 0
-        with open(scratch / TOKENS, "wb", buffering=0) as stream:
-            for part in encoded:
-                with _writing(directory.parent):
-                    _write(stream, part.tokens.tobytes())
-                shifted = part.pieces.copy()
-                shifted["start"] += end
-                pieces.append(shifted)
-                counts += part.counts
-                end += len(part.tokens)
-            os.fsync(stream.fileno())
-        joined = np.concatenate(pieces)
-        counts += reading.counts
-        if not len(joined):
-            return counts
-        description = {"documents": reading.documents, "tokens": end, "pieces": len(joined), "counts": counts}
-        with _writing(directory.parent):
-            for name, data in ((PIECES, _npy(joined)), (DESCRIPTION, json.dumps(description, indent=2).encode())):
-                with open(scratch / name, "wb", buffering=0) as stream:
-                    _write(stream, data)
-                    os.fsync(stream.fileno())
-            os.chmod(scratch, 0o777 & ~_umask())  # a scratch directory is private, a cache may be shared
-            _move(scratch, directory)
-        return counts
+        _remove_abandoned(directory)
+        scratch.mkdir(parents=True)
+        with progress_bars():
+            left_out = _write(scratch, rows, encoder, num_proc, reading)
+        if (scratch / "table").exists():
+            _move(scratch / "table", directory)
+        return left_out
+    except Exception as error:
+        if failures:
+            raise failures[0] from None
+        if isinstance(error.__cause__ or error, OSError):
+            raise OSError(
+                f"`cache_dir` {str(directory.parent)!r} could not be written: {error.__cause__ or error}; name another one."
+            ) from error
+        if reading.documents:
+            raise
+        return reading.counts  # `datasets` refuses to make a dataset of no rows
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-@contextmanager
-def _writing(parent: Path) -> Iterator[None]:
+def _write(scratch: Path, rows: Any, encoder: Encoder, num_proc: int | None, reading: Reading) -> Counter[str]:
+    """Write the texts, from them the tokens, and those that are kept as `scratch / "table"`."""
+    datasets = import_datasets()
+    features, value = datasets.Features, datasets.Value
+    texts = datasets.Dataset.from_generator(
+        rows,
+        features({"text": value("string"), "answer": value("string")}),
+        cache_dir=str(scratch / "texts"),
+        writer_batch_size=BATCH,
+    )
+    columns = {"input_ids": datasets.Sequence(value("int32")), "left_out": value("string")}
+    columns |= {name: value("int64") for name in PIECE.names or ()}
+    tokens = texts.map(
+        encoder,
+        batched=True,
+        batch_size=BATCH,
+        input_columns=["text", "answer"],
+        remove_columns=texts.column_names,
+        features=features(columns),
+        num_proc=None if num_proc is None else min(num_proc, len(texts)),
+        new_fingerprint="tokens",  # the scratch folder is new
+    )
+    reasons = tokens.data.column("left_out").to_pylist()
+    counts = reading.counts + Counter(reason for reason in reasons if reason)
+    kept = [number for number, reason in enumerate(reasons) if reason is None]
+    if kept:
+        table = tokens.select(kept).remove_columns("left_out")
+        size = int(np.sum(table.with_format("numpy")["length"]))
+        description = {"documents": reading.documents, "pieces": len(table), "tokens": size, "counts": counts}
+        table.info.description = json.dumps(description)
+        table.save_to_disk(str(scratch / "table"))
+    return counts
+
+
+def _move(table: Path, directory: Path) -> None:
     try:
-        yield
-    except OSError as error:
-        raise OSError(f"`cache_dir` {str(parent)!r} could not be written: {error}; name another one.") from error
-
-
-def _write(stream: FileIO, data: bytes) -> None:
-    """Write all of it. Without a buffer, which would be written once more, in vain, when the file is closed."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[stream.write(rest) :]
-
-
-def _npy(array: np.ndarray) -> bytes:
-    stream = BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-def _move(scratch: Path, directory: Path) -> None:
-    try:
-        os.rename(scratch, directory)
+        os.rename(table, directory)
     except OSError:
         if load_table(directory) is not None:
             return  # another process was faster
         shutil.rmtree(directory, ignore_errors=True)  # a damaged table
-        os.rename(scratch, directory)
+        os.rename(table, directory)
 
 
-def _sweep(directory: Path) -> None:
+def _remove_abandoned(directory: Path) -> None:
     """Remove what killed processes left of this table."""
     for scratch in directory.parent.glob(f"{directory.name}.unfinished-*"):
         try:
-            newest = max(path.stat().st_mtime for path in [scratch, *scratch.iterdir()])
+            newest = max(path.stat().st_mtime for path in [scratch, *scratch.rglob("*")])
         except OSError:
             continue
         if time.time() - newest > ABANDONED:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

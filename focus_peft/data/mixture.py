@@ -41,10 +41,8 @@ class TablePart:
 
     def item(self, number: int, seed: int = 0) -> Item:
         piece = self.numbers[number]
-        row, ids = self.table.pieces[piece], self.table.ids(piece)
-        start, end = int(row["label_start"]), int(row["label_end"])
-        labels = [IGNORE] * start + ids[start:end] + [IGNORE] * (len(ids) - end)
-        return {"input_ids": ids, "labels": labels}
+        ids, start = self.table.ids(piece), int(self.table.pieces["first_label"][piece])
+        return {"input_ids": ids, "labels": [IGNORE] * start + ids[start:]}
 
     def lengths(self) -> np.ndarray:
         return self.table.pieces["length"][self.numbers]

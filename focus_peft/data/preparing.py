@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.state import PartialState
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..passes.distributed import is_distributed
 from .cache import TokenTable, cache_key, default_cache_dir, load_table, write_table
 from .config import DataConfig, SourceConfig
 from .facts import FactsPart
 from .files import BINARY, BROKEN, UNDECODABLE
 from .mixture import HeldOutDataset, MixedDataset, Part, TablePart
 from .selection import Selection, select
-from .sources import EMPTY, WITHOUT_TEXT, Reading, read_documents
-from .tokenizing import ENDS, LONG, SHORT, Encoded, Encoder, encode_all, tokenizer_fingerprint
+from .sources import EMPTY, WITHOUT_TEXT
+from .tokenizing import ENDS, LONG, SHORT, Encoder, tokenizer_fingerprint
 
 
 logger = logging.getLogger(__name__)
@@ -102,7 +96,9 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, chat_templat
         OSError: if the cache cannot be written.
     """
     fingerprint = tokenizer_fingerprint(tokenizer)
-    with _main_process_first():
+    state = PartialState()
+    # the main process, then that of every other machine, which may not see the first one's disk, then the rest
+    with state.main_process_first(), state.local_main_process_first():
         tables = {
             number: _table(
                 source,
@@ -122,7 +118,7 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, chat_templat
         config.seed,
     )
     report = _report(config, tables, selection)
-    if _is_main():
+    if state.is_main_process:
         _warn(config, report)
     train = {number: TablePart(tables[number], chosen) for number, chosen in zip(numbers, selection.train)}
     held_out = [TablePart(tables[number], chosen) for number, chosen in zip(numbers, selection.held_out)]
@@ -139,26 +135,6 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, chat_templat
     return PreparedData(MixedDataset(parts, weights, config.seed), HeldOutDataset(held_out, config.seed), report)
 
 
-def _is_main() -> bool:
-    return not _is_distributed() or PartialState().is_main_process
-
-
-def _is_distributed() -> bool:
-    # a launcher may have started several processes that do not know each other yet
-    return is_distributed() or int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-@contextmanager
-def _main_process_first() -> Iterator[None]:
-    """The main process, then the main one of every other machine, which may not see the first one's disk, then the rest."""
-    if not _is_distributed():
-        yield
-        return
-    state = PartialState()
-    with state.main_process_first(), state.local_main_process_first():
-        yield
-
-
 def _table(source: SourceConfig, config: DataConfig, encoder: Encoder, fingerprint: str) -> TokenTable:
     """A source's tokens, from the cache if they are there."""
     parent = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir).expanduser()
@@ -166,21 +142,11 @@ def _table(source: SourceConfig, config: DataConfig, encoder: Encoder, fingerpri
     table = load_table(directory)
     if table is not None:
         return table
-    reading = Reading()
-    encoded = encode_all(read_documents(source, reading), encoder, config.num_proc)
-    counts = write_table(directory, _with_progress(encoded, source), reading)
+    counts = write_table(directory, source, encoder, config.num_proc)
     table = load_table(directory)
     if table is None:
         raise ValueError(_nothing_left(config, source, counts))
     return table
-
-
-def _with_progress(encoded: Iterable[Encoded], source: SourceConfig) -> Iterator[Encoded]:
-    hidden = not (sys.stderr.isatty() and _is_main())
-    with tqdm(desc=f"tokenising {source.path}", unit=" documents", unit_scale=True, disable=hidden) as bar:
-        for part in encoded:
-            yield part
-            bar.update(part.documents)
 
 
 def _report(config: DataConfig, tables: dict[int, TokenTable], selection: Selection) -> DataReport:
@@ -190,7 +156,7 @@ def _report(config: DataConfig, tables: dict[int, TokenTable], selection: Select
                 config.sources[number].path,
                 table.documents,
                 len(table.pieces),
-                len(table.tokens),
+                int(table.pieces["length"].sum()),
                 len(train),
                 len(held_out),
                 dict(table.counts),

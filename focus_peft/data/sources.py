@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,27 +146,45 @@ def load(source: SourceConfig) -> Any:
             "datasets of the Hub and folders; leave them out."
         )
     try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            f"The dataset {source.path!r} is read by the package datasets; install it with `pip install 'focus_peft[train]'`."
-        ) from error
-    hide = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    try:
-        if hide:
-            datasets.disable_progress_bars()
-        return datasets.load_dataset(
-            os.path.expanduser(source.path),
-            source.name,
-            split=source.split,
-            streaming=source.streaming,
-            revision=source.revision,
-        )
+        with progress_bars():
+            return import_datasets().load_dataset(
+                os.path.expanduser(source.path),
+                source.name,
+                split=source.split,
+                streaming=source.streaming,
+                revision=source.revision,
+            )
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"`path` of a source is {source.path!r}, which is no file, folder or glob here, and no dataset that can be loaded from "
             f"the Hub: {error}"
         ) from error
+
+
+def import_datasets() -> Any:
+    """The package `datasets`.
+
+    Raises:
+        ImportError: if it is missing.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            "Training data is read and kept by the package datasets; install it with `pip install 'focus_peft[train]'`."
+        ) from error
+    return datasets
+
+
+@contextmanager
+def progress_bars() -> Iterator[None]:
+    """Within the context, `datasets` shows progress bars on a terminal only."""
+    datasets = import_datasets()
+    hide = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    try:
+        if hide:
+            datasets.disable_progress_bars()
+        yield
     finally:
         if hide:
             datasets.enable_progress_bars()

@@ -1,58 +1,23 @@
-"""Documents as tokens: cut to length, with the tokens that are labels. Pure but for the processes that share the work."""
+"""Documents as tokens: cut to length, with the tokens that are labels."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
-import os
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
-from multiprocessing import get_context
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .sources import Document
-
 
 SHORT, LONG, ENDS = "documents that are too short", "instruction pairs that are too long", "ends of documents"
-# Documents, and characters, that are tokenised at once
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 2_000_000
 
-# One piece of a document. `start` and `length` say where its tokens are, `label_start` and `label_end` which of them are labels,
-# `text` is a hash of the whole document, `part` the piece's number in it.
-PIECE = np.dtype(
-    [
-        ("start", np.int64),
-        ("length", np.int32),
-        ("label_start", np.int32),
-        ("label_end", np.int32),
-        ("part", np.int32),
-        ("text", np.uint64),
-    ]
-)
-
-
-@dataclass
-class Encoded:
-    """Some documents as tokens.
-
-    Attributes:
-        tokens (`np.ndarray` of int32): Of all pieces, one after another.
-        pieces (`np.ndarray` of `PIECE`): `start` counts from the first of `tokens`.
-        counts (`Counter[str]`): What was left out, by reason.
-        documents (`int`): How many there were.
-    """
-
-    tokens: np.ndarray
-    pieces: np.ndarray
-    counts: Counter[str] = field(default_factory=Counter)
-    documents: int = 0
+# What is known of a piece of a document: tokens, the first that is a label (all later ones are), the number of the piece in its
+# document, and a hash of the whole document
+PIECE = np.dtype([("length", np.int32), ("first_label", np.int32), ("part", np.int32), ("text", np.uint64)])
 
 
 @dataclass(frozen=True)
@@ -70,52 +35,48 @@ class Encoder:
     min_tokens: int
     max_tokens: int
 
-    def __call__(self, documents: list[Document]) -> Encoded:
-        counts: Counter[str] = Counter()
-        tokens: list[np.ndarray] = []
-        pieces: list[tuple[int, int, int, int, int, int]] = []
-        end = 0
-        for document, (ids, first_label) in zip(documents, self._rows(documents)):
-            digest = text_hash(document)
-            for part, (start, stop) in enumerate(self._cuts(document, len(ids), counts)):
-                length = stop - start
-                tokens.append(np.asarray(ids[start:stop], dtype=np.int32))
-                pieces.append((end, length, first_label, length, part, digest))
-                end += length
-        joined = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
-        return Encoded(joined, np.array(pieces, dtype=PIECE), counts, len(documents))
+    def __call__(self, texts: list[str], answers: list[str | None]) -> dict[str, list[Any]]:
+        """Tokenize documents: a text each, or an instruction and its answer.
 
-    def _cuts(self, document: Document, length: int, counts: Counter[str]) -> list[tuple[int, int]]:
-        """Where the pieces of a document begin and end."""
+        Returns:
+            `dict[str, list]`: a row for each piece, with its `input_ids` and the fields of `PIECE`; and a row with the reason as
+            `left_out` for each that is left out.
+        """
+        pieces = []
+        for text, answer, (ids, first_label) in zip(texts, answers, self._rows(texts, answers)):
+            cuts, reason = self._cuts(len(ids), answer is not None)
+            for part, (start, stop) in enumerate(cuts):
+                pieces.append((ids[start:stop], stop - start, first_label, part, text_hash(text, answer), None))
+            if reason is not None:
+                pieces.append(([], 0, 0, 0, 0, reason))
+        names = ("input_ids", "length", "first_label", "part", "text", "left_out")
+        return {name: [piece[column] for piece in pieces] for column, name in enumerate(names)}
+
+    def _cuts(self, length: int, is_pair: bool) -> tuple[list[tuple[int, int]], str | None]:
+        """Where the pieces of a document begin and end, and why some or all of it is left out."""
         if length < self.min_tokens:
-            counts[SHORT] += 1
-            return []
-        if length > self.max_tokens and document.answer is not None:
-            counts[LONG] += 1  # a piece without its question teaches nothing
-            return []
-        starts = range(0, length, self.max_tokens)
-        cuts = [(start, min(start + self.max_tokens, length)) for start in starts]
+            return [], SHORT
+        if length > self.max_tokens and is_pair:
+            return [], LONG  # a piece without its question teaches nothing
+        cuts = [(start, min(start + self.max_tokens, length)) for start in range(0, length, self.max_tokens)]
         if cuts[-1][1] - cuts[-1][0] < self.min_tokens:
-            counts[ENDS] += 1
-            del cuts[-1]
-        return cuts
+            return cuts[:-1], ENDS
+        return cuts, None
 
-    def _rows(self, documents: list[Document]) -> Iterator[tuple[list[int], int]]:
+    def _rows(self, texts: list[str], answers: list[str | None]) -> Iterator[tuple[list[int], int]]:
         """For each document its ids, and the number of the first that is a label."""
-        texts = iter(self._ids([d.text for d in documents if d.answer is None], special=True))
-        pairs = [d for d in documents if d.answer is not None]
-        prompts = self._prompts(pairs)
-        answers = iter(self._ids([answer for _, answer in prompts], special=False))
-        questions = iter(self._ids([prompt for prompt, _ in prompts], special=False))
-        for document in documents:
-            if document.answer is None:
-                yield next(texts), 0
-            else:  # two calls, so that the prompt's last tokens are what generation will see
-                question, answer = next(questions), next(answers)
-                if not self._has_template:
-                    before, after = self._frame
-                    question, answer = [*before, *question], [*answer, *after]
-                yield [*question, *answer], len(question)
+        plain = iter(self._ids([text for text, answer in zip(texts, answers) if answer is None], special=True))
+        pairs = [self._prompt(text, answer) for text, answer in zip(texts, answers) if answer is not None]
+        # two calls, so that the prompt's last tokens are what generation will see
+        prompts = iter(self._ids([prompt for prompt, _ in pairs], special=False))
+        replies = iter(self._ids([reply for _, reply in pairs], special=False))
+        before, after = ([], []) if self._has_template or not pairs else self._frame
+        for answer in answers:
+            if answer is None:
+                yield next(plain), 0
+            else:
+                prompt = [*before, *next(prompts)]
+                yield [*prompt, *next(replies), *after], len(prompt)
 
     def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"] if texts else []
@@ -124,22 +85,18 @@ class Encoder:
     def _has_template(self) -> bool:
         return self.chat_template and bool(self.tokenizer.chat_template)
 
-    def _prompts(self, pairs: list[Document]) -> list[tuple[str, str]]:
-        """Each pair as the text up to the answer, and the answer with whatever ends it."""
+    def _prompt(self, text: str, answer: str) -> tuple[str, str]:
+        """A pair as the text up to the answer, and the answer with whatever ends it."""
         if not self._has_template:
-            return [(f"{pair.text}\n\n", str(pair.answer)) for pair in pairs]
-        written = []
-        for pair in pairs:
-            messages = [{"role": "user", "content": pair.text}]
-            prompt = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            messages.append({"role": "assistant", "content": str(pair.answer)})
-            full = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
-            if full.startswith(prompt):
-                answer = full[len(prompt) :]
-            else:  # a template whose prompt for an answer is not how it writes one
-                answer = f"{pair.answer}{self.tokenizer.eos_token or ''}"
-            written.append((prompt, answer))
-        return written
+            return f"{text}\n\n", answer
+        messages = [{"role": "user", "content": text}]
+        prompt = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        messages.append({"role": "assistant", "content": answer})
+        full = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        if full.startswith(prompt):
+            return prompt, full[len(prompt) :]
+        # the template prompts for an answer in another way than it writes one
+        return prompt, f"{answer}{self.tokenizer.eos_token or ''}"
 
     @functools.cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
@@ -171,62 +128,9 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def text_hash(document: Document) -> int:
-    """64 bits that are the same for the same text."""
-    digest = hashlib.blake2b(document.text.encode(), digest_size=8)
-    if document.answer is not None:
-        digest.update(b"\0" + document.answer.encode())
-    return int.from_bytes(digest.digest(), "little")
-
-
-def in_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Lists of documents whose size is bounded in number and in characters."""
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text) + len(document.answer or "")
-        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def encode_all(documents: Iterable[Document], encoder: Encoder, num_proc: int | None) -> Iterator[Encoded]:
-    """Tokenise documents; what comes out, and its order, do not depend on `num_proc`.
-
-    Args:
-        documents (`Iterable[Document]`): Read as they are needed.
-        encoder (`Encoder`): Is sent to every process.
-        num_proc (`int`, *optional*): Processes. None or 1: this one, where a fast tokenizer uses threads of its own.
-    """
-    batches = in_batches(documents)
-    if num_proc is None or num_proc == 1:
-        yield from map(encoder, batches)
-        return
-    # spawned, because this process may hold threads and a GPU, which do not survive a fork
-    with ProcessPoolExecutor(num_proc, get_context("spawn"), _start_worker, (encoder,)) as pool:
-        waiting = deque(pool.submit(_encode, batch) for batch in islice(batches, 2 * num_proc))
-        try:
-            while waiting:
-                encoded = waiting.popleft().result()
-                waiting.extend(pool.submit(_encode, batch) for batch in islice(batches, 1))
-                yield encoded
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-_worker: Encoder | None = None
-
-
-def _start_worker(encoder: Encoder) -> None:
-    global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
-    _worker = encoder
-
-
-def _encode(batch: list[Document]) -> Encoded:
-    assert _worker is not None
-    return _worker(batch)
+def text_hash(text: str, answer: str | None = None) -> int:
+    """64 bits, as a signed integer, that are the same for the same document."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8)
+    if answer is not None:
+        digest.update(b"\0" + answer.encode())
+    return int.from_bytes(digest.digest(), "little", signed=True)

@@ -21,12 +21,19 @@ MEANS = (
     ("loss_local_continuation", "loss_local_continuation", "num_continuation"),
     ("loss_local_repetition", "loss_local_repetition", "num_repetition"),
 )
-# after sums and counts of the means: the distillation term and how many micro-batches had it, tokens
-SIZE = 2 * len(MEANS) + 3
+# A vector of what was measured holds the sum and the count of each mean, then these
+DISTILLATION = 2 * len(MEANS)  # the distillation term, and how many micro-batches had it
+TOKENS, LOSS, STEPS, SIZE = range(DISTILLATION + 2, DISTILLATION + 6)
+
+
+def zeros(device: torch.device) -> torch.Tensor:
+    """A vector to add up in: (`SIZE`,)."""
+    # not every device has float64
+    return torch.zeros(SIZE, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
 
 def measured(output: Mapping[str, Any], inputs: Mapping[str, Any], device: torch.device) -> torch.Tensor:
-    """What one micro-batch adds, as a vector (`SIZE`,): sums over labels and their counts, and tokens read."""
+    """What one micro-batch adds, as a vector (`SIZE`,); its part of the step's loss is added by others."""
     values: list[Any] = []
     for _, loss, count in MEANS:
         value, labels = output.get(loss), output.get(count)
@@ -35,9 +42,8 @@ def measured(output: Mapping[str, Any], inputs: Mapping[str, Any], device: torch
     mask = inputs.get("attention_mask")
     tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
     values += [0.0, 0] if divergence is None else [divergence, 1]
-    values.append(tokens)
-    # not every device has float64
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    values += [tokens, 0.0, 0]
+    dtype = zeros(device).dtype
     return torch.stack([torch.as_tensor(value, device=device).detach().to(dtype) for value in values])
 
 
@@ -54,8 +60,8 @@ def summary(sums: Sequence[float]) -> dict[str, float]:
     alone = sums[4:8]
     if alone[1] + alone[3]:
         means["loss_local"] = (alone[0] + alone[2]) / (alone[1] + alone[3])
-    if sums[9]:
-        means["loss_distillation"] = sums[8] / sums[9]
+    if sums[DISTILLATION + 1]:
+        means["loss_distillation"] = sums[DISTILLATION] / sums[DISTILLATION + 1]
     return means
 
 

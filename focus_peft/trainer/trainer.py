@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -17,15 +14,19 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..hub.card import write_run_card
-from ..hub.run_folder import checkpoints, last_checkpoint, publish, rotate, scratch_of
+from ..hub.run_folder import checkpoints, last_checkpoint, scratch_of
 from ..losses.distractors import Distractors
 from ..model import FocusModel
+from .checkpoints import WholeCheckpoints
 from .documents import check_documents
-from .metrics import SIZE, Clock, is_focus_output, label_count, measured, peak_memory, summary
+from .metrics import LOSS, STEPS, TOKENS, Clock, is_focus_output, label_count, measured, peak_memory, summary, zeros
 from .stopping import Interrupt, LossWatch, TrainingDiverged
 
 
 logger = logging.getLogger(__name__)
+
+# Where the state of a checkpoint has what was measured since the last log
+INTERVAL = "FocusTrainer"
 
 
 class FocusCallback(TrainerCallback):
@@ -38,12 +39,15 @@ class FocusCallback(TrainerCallback):
         trainer = self.trainer
         if trainer.is_local_process_zero():
             shutil.rmtree(scratch_of(args.output_dir), ignore_errors=True)
-        if trainer._resumed_from is None and checkpoints(args.output_dir):
+        if not state.global_step and checkpoints(args.output_dir):
             logger.warning(
                 "`output_dir` (%r) holds checkpoints of another run; they are counted and replaced as this run's own.",
                 args.output_dir,
             )
-        trainer._load_interval()
+        trainer._interval.zero_()
+        sums = state.stateful_callbacks.get(INTERVAL)
+        if sums and trainer.is_world_process_zero():  # they are those of all processes
+            trainer._interval += trainer._interval.new_tensor(sums["attributes"]["sums"])
         trainer._clock.restart()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -53,11 +57,18 @@ class FocusCallback(TrainerCallback):
             set_epoch(int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if hasattr(Trainer, "_get_grad_norm"):
-            return
-        # older transformers hand the norm to nobody; gradients that were clipped to one that is no number are no numbers
-        gradients = [p.grad for p in self.trainer.tuner.parameters() if p.grad is not None]
-        self.trainer._check_grad_norm(float(get_total_norm(gradients)) if gradients else None)
+        trainer = self.trainer
+        if trainer.is_deepspeed_enabled:
+            norm = trainer.model_wrapped.get_global_grad_norm()
+        else:  # the Trainer has clipped gradients, but whatever is clipped to a norm that is not finite is not finite either
+            norm = get_total_norm([p.grad for p in trainer.tuner.parameters() if p.grad is not None])
+            norm = getattr(norm, "full_tensor", lambda: norm)()  # of weights that processes share
+        # in float16 such gradients are ordinary: the scaler skips the step
+        if norm is not None and not args.fp16 and not math.isfinite(float(norm)):
+            raise trainer._diverged(f"`grad_norm` is {float(norm)}")
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._interval[STEPS] += 1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
@@ -74,7 +85,7 @@ class FocusCallback(TrainerCallback):
 EvalTask = Callable[[Any, Any], dict[str, float]]
 
 
-class FocusTrainer(Trainer):
+class FocusTrainer(WholeCheckpoints):
     """
     Trains a focus adapter with both losses of the paper (section 3.3).
 
@@ -111,15 +122,12 @@ class FocusTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.eval_tasks = dict(eval_tasks or {})
         self.tuner = self._find_tuner()
-        self._interval = self._zeros()
-        self._evaluated = self._zeros()
+        self._interval, self._evaluated = zeros(self.args.device), zeros(self.args.device)
         self._clock = Clock()
         self._distractors: Distractors | None = None
         self._losses = LossWatch(self.tuner.facts.vocab_size, getattr(self.args, "max_loss", None))
         self._interrupt = Interrupt()
         self._stops = False
-        self._scratch: Path | None = None
-        self._resumed_from: Path | None = None
         self.add_callback(FocusCallback(self))
 
     def _find_tuner(self) -> FocusModel:
@@ -131,10 +139,6 @@ class FocusTrainer(Trainer):
                 "FocusConfig())`."
             )
         return tuner
-
-    def _zeros(self) -> torch.Tensor:
-        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
-        return torch.zeros(SIZE, dtype=dtype, device=self.args.device)
 
     # Training
 
@@ -150,25 +154,22 @@ class FocusTrainer(Trainer):
             TrainingDiverged: if a loss or gradient is not finite, or the loss explodes. What was saved before stays.
             KeyboardInterrupt: after Ctrl-C, when a checkpoint was saved.
         """
-        directory = cast(str, self.args.output_dir)
-        if resume_from_checkpoint is True or resume_from_checkpoint == "auto":
-            last = last_checkpoint(directory)
-            if last is None and resume_from_checkpoint is True:
-                raise ValueError(
-                    f"`resume_from_checkpoint` is True, but there is no whole checkpoint in {directory!r}; leave it out to "
-                    "start anew."
-                )
-            resume_from_checkpoint = str(last) if last is not None else None
-        self._resumed_from = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
+        checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         if self.train_dataset is not None:
             check_documents(self.train_dataset, self.tuner.settings())
         with self._interrupt.listening():
-            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            output = super().train(checkpoint, *args, **kwargs)
         if self._stops and self.state.global_step < self.state.max_steps:
             raise KeyboardInterrupt(
                 f"Training was interrupted after step {self.state.global_step}; a checkpoint was saved."
             )
         return output
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A micro-batch, as `Trainer.training_step`; its share of the step's loss is noted for the logs."""
+        loss = super().training_step(*args, **kwargs)
+        self._interval[LOSS] += loss
+        return loss
 
     def compute_loss(
         self,
@@ -183,7 +184,9 @@ class FocusTrainer(Trainer):
         if seeds is not None:
             inputs["sample_seeds"] = seeds
         if "labels" in inputs and self.tuner.adapters_enabled:
-            inputs["local_loss"] = getattr(self.args, "log_local_loss", True) and self._will_log(model.training)
+            inputs["local_loss"] = getattr(self.args, "log_local_loss", True) and (
+                not model.training or self._will_log()
+            )
             if model.training:
                 inputs["distractors"] = self.distractors()
         # TRL's trainer, between this class and `Trainer`, has a loss of its own
@@ -213,9 +216,7 @@ class FocusTrainer(Trainer):
                 self._distractors = Distractors.of(self.tuner.reader, self.tuner.settings(), self.train_dataset, count)
         return self._distractors
 
-    def _will_log(self, training: bool) -> bool:
-        if not training:
-            return True
+    def _will_log(self) -> bool:
         step = self.state.global_step + 1
         if self.args.logging_strategy != "steps" or not self.state.logging_steps:
             return False
@@ -233,16 +234,6 @@ class FocusTrainer(Trainer):
             raise self._diverged(f"{complaint or 'the loss diverges'}{who}{which}")
         self._stops = bool(flags[:, 1].any())
 
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self._check_grad_norm(norm)
-        return norm
-
-    def _check_grad_norm(self, norm: Any) -> None:
-        # in float16 such gradients are ordinary: the scaler skips the step
-        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
-            raise self._diverged(f"`grad_norm` is {float(norm)}")
-
     def _diverged(self, what: str) -> TrainingDiverged:
         last = last_checkpoint(cast(str, self.args.output_dir))
         remedy = f"The last good checkpoint is {str(last)!r}" if last else "No checkpoint was saved before"
@@ -257,8 +248,9 @@ class FocusTrainer(Trainer):
         if "loss" in logs:
             sums = self.accelerator.reduce(self._interval.clone(), reduction="sum").tolist()
             logs.update(summary(sums))
+            logs["loss"] = sums[LOSS] / sums[STEPS]
             seconds = self._clock.seconds()
-            logs["tokens_per_second"] = sums[-1] / seconds
+            logs["tokens_per_second"] = sums[TOKENS] / seconds
             logs["label_tokens_per_second"] = label_count(sums) / seconds
             peak = torch.tensor([peak_memory(self.args.device)], dtype=torch.float32, device=self.args.device)
             logs["peak_memory_gb"] = float(self.accelerator.gather(peak).max()) / 1e9
@@ -300,69 +292,13 @@ class FocusTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The adapter's card, as `Trainer.create_model_card`, whose own would take its place in an upload."""
         if self.is_world_process_zero():
-            folder = cast(str, self.args.output_dir)
-            write_run_card(folder, self.tuner.active_config, self.hub_model_id, kwargs.get("license"))
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return super()._get_output_dir(trial) if self._scratch is None else str(self._scratch)
-
-    @contextlib.contextmanager
-    def _writing_to(self, scratch: Path) -> Iterator[None]:
-        """Within the context, checkpoints go to a scratch folder and are not uploaded."""
-        uploads = self.args.push_to_hub
-        self._scratch, self.args.push_to_hub = scratch, False
-        try:
-            yield
-        finally:
-            self._scratch, self.args.push_to_hub = None, uploads
+            write_run_card(
+                str(self.args.output_dir), self.tuner.active_config, self.hub_model_id, kwargs.get("license")
+            )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        directory = self._get_output_dir(trial)
-        scratch = scratch_of(directory)
-        final = Path(directory) / f"checkpoint-{self.state.global_step}"
         with self._clock.stopped():
-            if self.is_local_process_zero():
-                shutil.rmtree(scratch, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            with self._writing_to(scratch):
-                super()._save_checkpoint(model, trial)
-            self._save_interval(scratch / final.name)
-            self.accelerator.wait_for_everyone()
-            if self.state.best_model_checkpoint == str(scratch / final.name):
-                self.state.best_model_checkpoint = str(final)
-            # one process for a shared disk, then one for each node that has a disk of its own
-            for turn in (self.is_world_process_zero(), self.is_local_process_zero()):
-                if turn:
-                    publish(scratch, self.state)
-                self.accelerator.wait_for_everyone()
-            if self.args.push_to_hub:
-                self._push_from_checkpoint(str(final))
-            if self.args.should_save:
-                rotate(directory, self.args.save_total_limit, self.state.best_model_checkpoint)
-            if self.is_local_process_zero():
-                shutil.rmtree(scratch, ignore_errors=True)
-
-    def _save_interval(self, folder: Path) -> None:
-        """What has been added up since the last log, so that the next one after resuming is the same."""
-        if not hasattr(self, "_tr_loss"):  # transformers before 5.20 or so keeps it to itself
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "processes": self.args.world_size,
-            "sums": self._interval.tolist(),
-            "loss": float(self._tr_loss),
-            "last_logged": self._globalstep_last_logged,
-        }
-        (folder / f"interval_{self.args.process_index}.json").write_text(json.dumps(state))
-
-    def _load_interval(self) -> None:
-        self._interval.zero_()
-        file = self._resumed_from and self._resumed_from / f"interval_{self.args.process_index}.json"
-        if not file or not file.is_file():
-            return
-        state = json.loads(file.read_text())
-        if state["processes"] == self.args.world_size and hasattr(self, "_tr_loss"):
-            self._interval.copy_(torch.tensor(state["sums"], dtype=self._interval.dtype))
-            self._tr_loss.fill_(state["loss"])
-            self._total_loss_scalar = -state["loss"]  # the mean loss of this call is over its own steps
-            self._globalstep_last_logged = state["last_logged"]
+            # what has been added up since the last log, so that the next one after resuming is the same
+            sums = self.accelerator.reduce(self._interval.clone(), reduction="sum").tolist()
+            self.state.stateful_callbacks[INTERVAL] = {"args": {}, "attributes": {"sums": sums}}
+            super()._save_checkpoint(model, trial)

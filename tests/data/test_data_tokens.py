@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,8 +20,8 @@ from tokenizers import processors
 from focus_peft.config import IGNORE
 from focus_peft.data import cache
 from focus_peft.data.cache import load_table, write_table
-from focus_peft.data.sources import Document, Reading
-from focus_peft.data.tokenizing import Encoder, encode_all, tokenizer_fingerprint
+from focus_peft.data.config import SourceConfig
+from focus_peft.data.tokenizing import Encoder, tokenizer_fingerprint
 
 
 PAIR = {"instruction_column": "instruction", "answer_column": "output"}
@@ -66,9 +66,9 @@ def test_every_token_of_a_text_is_a_label(tmp_path: Path) -> None:
 
 
 def test_documents_of_min_tokens_are_kept_and_shorter_ones_are_not() -> None:
-    encoded = encoder(min_tokens=10)([Document("x" * 10), Document("x" * 9)])
-    assert encoded.pieces["length"].tolist() == [10]
-    assert encoded.counts == {"documents that are too short": 1}
+    encoded = encoder(min_tokens=10)(["x" * 10, "x" * 9], [None, None])
+    assert encoded["length"] == [10, 0]
+    assert encoded["left_out"] == [None, "documents that are too short"]
 
 
 # Instruction pairs
@@ -83,11 +83,11 @@ def test_of_an_instruction_pair_only_the_answer_is_labelled(tmp_path: Path) -> N
 
 def test_the_prompt_of_a_pair_is_what_generation_sees() -> None:
     made = encoder()
-    piece = made([Document("Why?", "Because.")])
+    piece = made(["Why?"], ["Because."])
     seen = made.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Why?"}], add_generation_prompt=True, return_dict=False
     )
-    assert piece.tokens[: piece.pieces["label_start"][0]].tolist() == seen
+    assert piece["input_ids"][0][: piece["first_label"][0]] == seen
 
 
 @pytest.mark.parametrize("without", [{"template": None}, {"use_template": False}])
@@ -99,18 +99,18 @@ def test_without_a_chat_template_a_pair_is_plain_text_that_ends(without: dict[st
                 single="<s> $A", special_tokens=[("<s>", BOS)]
             )
         made = Encoder(made.tokenizer, made.chat_template, 4, 1000)
-        piece = made([Document("Why?", "Because.")])
-        assert made.tokenizer.decode(piece.tokens) == "<s>" * bos + "Why?\n\nBecause.</s>"
-        assert made.tokenizer.decode(piece.tokens[piece.pieces["label_start"][0] :]) == "Because.</s>"
-        assert piece.tokens[-1] == EOS
+        piece = made(["Why?"], ["Because."])
+        assert made.tokenizer.decode(piece["input_ids"][0]) == "<s>" * bos + "Why?\n\nBecause.</s>"
+        assert made.tokenizer.decode(piece["input_ids"][0][piece["first_label"][0] :]) == "Because.</s>"
+        assert piece["input_ids"][0][-1] == EOS
 
 
 def test_a_template_that_prompts_otherwise_than_it_writes_still_labels_the_answer() -> None:
     template = "{% for m in messages %}{{ m['role'] }}={{ m['content'] }};{% endfor %}{% if add_generation_prompt %}>>{% endif %}"
     made = encoder(template=template)
-    piece = made([Document("Why?", "Because.")])
-    assert made.tokenizer.decode(piece.tokens) == "user=Why?;>>Because.</s>"
-    assert made.tokenizer.decode(piece.tokens[piece.pieces["label_start"][0] :]) == "Because.</s>"
+    piece = made(["Why?"], ["Because."])
+    assert made.tokenizer.decode(piece["input_ids"][0]) == "user=Why?;>>Because.</s>"
+    assert made.tokenizer.decode(piece["input_ids"][0][piece["first_label"][0] :]) == "Because.</s>"
 
 
 def test_pairs_that_are_too_long_are_left_out_rather_than_cut(tmp_path: Path) -> None:
@@ -134,14 +134,17 @@ def test_pairs_without_instruction_or_answer_are_counted(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_tokens_do_not_depend_on_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("focus_peft.data.tokenizing.BATCH_DOCUMENTS", 7)
-    documents = [Document(text(number, 20 + number)) for number in range(60)] + [Document("Why?", "Because.")]
-    alone, shared = (list(encode_all(iter(documents), encoder(max_tokens=50), processes)) for processes in (1, 2))
-    assert len(alone) == 9
-    for mine, theirs in zip(alone, shared, strict=True):
-        assert np.array_equal(mine.tokens, theirs.tokens) and np.array_equal(mine.pieces, theirs.pieces)
-        assert (mine.counts, mine.documents) == (theirs.counts, theirs.documents)
+def test_tokens_do_not_depend_on_the_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "BATCH", 7)
+    rows = [{"text": text(number, 20 + number)} for number in range(60)]
+    source = SourceConfig(str(write_lines(tmp_path / "a.jsonl", rows)))
+    for processes in (1, 2):
+        write_table(tmp_path / str(processes), source, encoder(min_tokens=22, max_tokens=50), processes)
+    alone, shared = load_table(tmp_path / "1"), load_table(tmp_path / "2")
+    assert np.array_equal(alone.pieces, shared.pieces) and len(alone.pieces) > 60
+    assert [alone.ids(piece) for piece in range(len(alone.pieces))] == shared.tokens["input_ids"][:]
+    assert (alone.counts, alone.documents) == (shared.counts, shared.documents)
+    assert alone.counts == {"documents that are too short": 2, "ends of documents": 21}
 
 
 # The cache
@@ -158,7 +161,6 @@ def test_a_source_is_tokenised_once(tmp_path: Path) -> None:
     files = written(tmp_path)
     second = prepared(tmp_path, {"path": str(path), "weight": 3.0}, seed=5, held_out=1, num_proc=4)
     assert written(tmp_path) == files
-    assert len(files) == 4  # a folder of three files
     assert texts(first.train) == sorted(texts(second.train) + texts(second.held_out))
 
 
@@ -205,18 +207,40 @@ def test_a_source_may_have_a_max_tokens_of_its_own(tmp_path: Path) -> None:
     assert [source.train for source in data.report.sources] == [3, 6]
 
 
-class Interrupt(Exception):
+class Interrupt(BaseException):
     pass
 
 
-def test_an_interrupted_write_leaves_no_cache(tmp_path: Path) -> None:
-    def failing() -> Any:
-        yield encoder()([Document(text(1))])
+class Interrupted(Encoder):
+    """Is interrupted by the document that says "stop"."""
+
+    def __call__(self, texts: list[str], answers: list[str | None]) -> dict[str, list[Any]]:
+        if "stop" in texts[0]:
+            self.stop()
+        return super().__call__(texts, answers)
+
+    def stop(self) -> None:
         raise Interrupt
 
+
+class Killed(Interrupted):
+    """Is killed by it."""
+
+    def stop(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_until_stopped(kind: type[Interrupted], directory: Path, path: Path) -> None:
+    cache.BATCH = 2
+    rows = [{"text": text(number)} for number in range(4)] + [{"text": "stop here and now"}]
+    write_table(directory, SourceConfig(str(write_lines(path, rows))), kind(TOKENIZER, True, 4, 1000), None)
+
+
+def test_an_interrupted_write_leaves_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "BATCH", 2)
     directory = tmp_path / "cache" / "table"
     with pytest.raises(Interrupt):
-        write_table(directory, failing(), Reading())
+        write_until_stopped(Interrupted, directory, tmp_path / "a.jsonl")
     assert load_table(directory) is None
     assert list(directory.parent.iterdir()) == []
 
@@ -225,26 +249,22 @@ def test_an_interrupted_write_leaves_no_cache(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_no_cache_and_is_swept_up_later(tmp_path: Path) -> None:
     directory = tmp_path / "cache" / "table"
     program = f"""
-import os, pathlib, signal
-from focus_peft.data.cache import write_table
-from focus_peft.data.sources import Document, Reading
-from test_data_tokens import encoder
-def killed():
-    yield encoder()([Document("a text that is long enough")])
-    os.kill(os.getpid(), signal.SIGKILL)
-write_table(pathlib.Path({str(directory)!r}), killed(), Reading())
+from pathlib import Path
+from test_data_tokens import Killed, write_until_stopped
+write_until_stopped(Killed, Path({str(directory)!r}), Path({str(tmp_path / "a.jsonl")!r}))
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == -9
     (scratch,) = directory.parent.iterdir()
     assert load_table(directory) is None
-    write_table(directory, [encoder()([Document(text(1))])], Reading())
-    assert load_table(directory).ids(0) == TOKENIZER(text(1))["input_ids"]
+    source = SourceConfig(str(write_texts(tmp_path, 2)))
+    write_table(directory, source, encoder(), None)
+    assert load_table(directory).ids(0) == TOKENIZER(text(0))["input_ids"]
     assert scratch.exists()  # it might be another process's, still writing
     old = time.time() - cache.ABANDONED - 1
-    for path in (scratch, *scratch.iterdir()):
+    for path in (scratch, *scratch.rglob("*")):
         os.utime(path, (old, old))
-    write_table(directory, [encoder()([Document(text(1))])], Reading())
+    write_table(directory, source, encoder(), None)
     assert not scratch.exists()
 
 
@@ -258,11 +278,43 @@ def test_a_cache_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path:
         prepared(tmp_path / "file", path)
 
 
-@pytest.mark.parametrize("damage", ["tokens.bin", "pieces.npy", "description.json"])
+@pytest.mark.parametrize("damage", ["data-*.arrow", "dataset_info.json", "state.json"])
 def test_a_damaged_table_is_written_again(tmp_path: Path, damage: str) -> None:
     path = write_texts(tmp_path, 5)
     before = texts(prepared(tmp_path, path).train)
     (file,) = (tmp_path / "cache").rglob(damage)
-    file.write_bytes(file.read_bytes()[:-8])
+    whole = file.stat().st_size
+    file.write_bytes(file.read_bytes()[: whole // 2])
     assert texts(prepared(tmp_path, path).train) == before
-    assert file.stat().st_size > 8 and json.loads((file.parent / "description.json").read_text())["pieces"] == 5
+    (file,) = (tmp_path / "cache").rglob(damage)
+    assert file.stat().st_size == whole
+
+
+def test_a_table_that_lacks_rows_is_written_again(tmp_path: Path) -> None:
+    path = write_texts(tmp_path, 5)
+    before = texts(prepared(tmp_path, path).train)
+    (directory,) = (tmp_path / "cache").iterdir()
+    whole = load_table(directory).tokens
+    shorter = whole.select(range(4))
+    shorter.save_to_disk(tmp_path / "shorter")
+    (tmp_path / "shorter").rename(directory.rename(tmp_path / "old").parent / "cache" / directory.name)
+    assert load_table(directory) is None
+    assert texts(prepared(tmp_path, path).train) == before
+
+
+@pytest.mark.slow
+def test_without_datasets_a_sentence_names_the_extra(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["datasets"] = None
+import focus_peft.data
+from test_data_tokens import prepared, write_texts
+from pathlib import Path
+prepared(Path({str(tmp_path)!r}), write_texts(Path({str(tmp_path)!r}), 2))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == (
+        "ImportError: Training data is read and kept by the package datasets; install it with "
+        "`pip install 'focus_peft[train]'`."
+    )

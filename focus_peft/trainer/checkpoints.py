@@ -1,0 +1,77 @@
+"""Checkpoints that are whole or not there, whatever kills the run."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import Trainer
+
+from ..hub.run_folder import last_checkpoint, publish, rotate, scratch_of
+
+
+class WholeCheckpoints(Trainer):
+    """A `Trainer` that writes each checkpoint to a scratch folder, and renames it when every process is done."""
+
+    _scratch: Path | None = None
+
+    def checkpoint_to_resume(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        """The folder that `train` resumes from.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A folder; True: the last whole checkpoint in `output_dir`; "auto": that, or none if there is none.
+
+        Raises:
+            ValueError: for True, if there is no whole checkpoint.
+        """
+        if resume_from_checkpoint is not True and resume_from_checkpoint != "auto":
+            return resume_from_checkpoint or None
+        last = last_checkpoint(cast(str, self.args.output_dir))
+        if last is None and resume_from_checkpoint is True:
+            raise ValueError(
+                f"`resume_from_checkpoint` is True, but there is no whole checkpoint in {self.args.output_dir!r}; leave it out to "
+                "start anew."
+            )
+        return None if last is None else str(last)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._scratch is None else str(self._scratch)
+
+    @contextlib.contextmanager
+    def _writing_to(self, scratch: Path) -> Iterator[None]:
+        """Within the context, checkpoints go to a scratch folder and are not uploaded."""
+        uploads = self.args.push_to_hub
+        self._scratch, self.args.push_to_hub = scratch, False
+        try:
+            yield
+        finally:
+            self._scratch, self.args.push_to_hub = None, uploads
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        directory = self._get_output_dir(trial)
+        scratch = scratch_of(directory)
+        final = Path(directory) / f"checkpoint-{self.state.global_step}"
+        if self.is_local_process_zero():
+            shutil.rmtree(scratch, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with self._writing_to(scratch):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint == str(scratch / final.name):
+            self.state.best_model_checkpoint = str(final)
+        # one process for a shared disk, then one for each node that has a disk of its own
+        for turn in (self.is_world_process_zero(), self.is_local_process_zero()):
+            if turn:
+                publish(scratch, self.state)
+            self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            rotate(directory, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.is_local_process_zero():
+            shutil.rmtree(scratch, ignore_errors=True)
