@@ -1,4 +1,4 @@
-"""Training data: any mix of texts and instruction pairs, tokenised once. Import it where it is needed; `focus_peft` does not.
+"""Training data: any mix of texts and instruction pairs, tokenized once. `import focus_peft` leaves it out.
 
 data = prepare(DataConfig(sources=[SourceConfig("docs/**/*.md")], held_out=20), tokenizer)
 """

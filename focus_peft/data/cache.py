@@ -1,4 +1,4 @@
-"""Tokens on disk, written once with `datasets`. A table is written beside its place and renamed, so it is whole or not there."""
+"""Tokens on disk, written once with `datasets`: beside their place, then renamed, so that no table is half one."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def default_cache_dir() -> Path:
 def cache_key(source: SourceConfig, fingerprint: str) -> str:
     """A name for a source's tokens that changes with the source's content and with the tokenizer.
 
-    Files count by path, size and time of their last change, a dataset by its own fingerprint. A dataset that is streamed from the
-    Hub counts by name, split and revision alone, so that a finished cache needs no connection.
+    Files count by path, size and time of their last change, a dataset by its own fingerprint. A dataset that is
+    streamed from the Hub counts by name, split and revision alone, so that a finished cache needs no connection.
 
     Args:
         source (`SourceConfig`): Its `weight` does not matter.
@@ -130,7 +130,8 @@ def write_table(directory: Path, source: SourceConfig, encoder: Encoder, num_pro
             raise failures[0] from None
         if isinstance(error.__cause__ or error, OSError):
             raise OSError(
-                f"`cache_dir` {str(directory.parent)!r} could not be written: {error.__cause__ or error}; name another one."
+                f"`cache_dir` {str(directory.parent)!r} could not be written: {error.__cause__ or error}; name "
+                "another one."
             ) from error
         if reading.documents:
             raise
@@ -166,7 +167,7 @@ def _write(scratch: Path, rows: Any, encoder: Encoder, num_proc: int | None, rea
     kept = [number for number, reason in enumerate(reasons) if reason is None]
     if kept:
         table = tokens.select(kept).remove_columns("left_out")
-        size = int(np.sum(table.with_format("numpy")["length"]))
+        size = int(tokens.data.column("length").to_numpy().sum())
         description = {"documents": reading.documents, "pieces": len(table), "tokens": size, "counts": counts}
         table.info.description = json.dumps(description)
         table.save_to_disk(str(scratch / "table"))

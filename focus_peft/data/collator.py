@@ -16,7 +16,7 @@ class DocumentCollator:
     """Pads items on the right.
 
     Attributes:
-        pad_token_id (`int`): Stands at padding. It is masked, so any id of the vocabulary will do. Default: 0.
+        pad_token_id (`int`): Stands at padding. It is masked, so any id of the vocabulary will do. Defaults to 0.
     """
 
     pad_token_id: int = 0
@@ -27,8 +27,8 @@ class DocumentCollator:
             items (`Sequence`): Dictionaries with `input_ids`, `labels` and, all or none, `sample_seed`.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels` (-100 at padding) of shape (batch, tokens), and `sample_seeds`, of shape
-            (batch,); all int64.
+            `input_ids`, `attention_mask` and `labels` (-100 at padding) of shape (batch, tokens), and `sample_seeds`,
+            of shape (batch,); all int64.
         """
         longest = max(len(item["input_ids"]) for item in items)
         ids = torch.full((len(items), longest), self.pad_token_id)

@@ -21,21 +21,22 @@ class SourceConfig:
 
     Attributes:
         path (`str`):
-            A dataset's name on the Hub; or a local file, folder or glob. `.jsonl`, `.json` and `.parquet` hold rows, anything
-            else is one document a file; `.gz` is unpacked. A folder is searched for files, hidden and binary ones left out.
-            A local folder with a `name`, a `split` or `streaming` is read as `datasets.load_dataset` reads it. "synthetic:facts"
-            hides made-up facts in the documents of another source.
+            A dataset's name on the Hub; or a local file, folder or glob. `.jsonl`, `.json` and `.parquet` hold rows,
+            anything else is one document a file; `.gz` is unpacked. A folder is searched for files, hidden and binary
+            ones left out. A local folder with a `name`, a `split` or `streaming` is read as `datasets.load_dataset`
+            reads it. "synthetic:facts" hides made-up facts in the documents of another source.
         name (`str`, *optional*): The dataset's configuration (subset).
-        split (`str`): The dataset's split. Default: "train".
-        text_column (`str`): The column of rows that holds the document. Default: "text".
+        split (`str`): The dataset's split. Defaults to "train".
+        text_column (`str`): The column of rows that holds the document. Defaults to "text".
         instruction_column, answer_column (`str`, *optional*):
             Columns of an instruction and its answer, in place of a text; only the answer's tokens are labels.
-        weight (`float`): The source's share of the samples of an epoch, relative to the other sources'. Default: 1. With 0, it is
-            not trained on by itself, but may lend its documents to "synthetic:facts".
-        streaming (`bool`): Read the dataset without downloading all of it. Needs `max_documents`. Default: False.
-        max_documents (`int`, *optional*): Read the first so many documents. Default: all.
+        weight (`float`): The source's share of the samples of an epoch, relative to the other sources'. Defaults to 1.
+            With 0, it is not trained on by itself, but may lend its documents to "synthetic:facts".
+        streaming (`bool`): Read the dataset without downloading all of it. Needs `max_documents`. Defaults to False.
+        max_documents (`int`, *optional*): Read the first so many documents. Defaults to all.
         revision (`str`, *optional*): The dataset's branch, tag or commit.
-        documents (`int` or `str`, *optional*): For "synthetic:facts": the number (from 0) or path of the source to hide facts in.
+        documents (`int` or `str`, *optional*): For "synthetic:facts": the number (from 0) or path of the source to
+            hide facts in.
         max_tokens (`int`, *optional*): In place of the `max_tokens` of the whole data, for this source.
 
     Raises:
@@ -69,18 +70,18 @@ class SourceConfig:
             _check_int("max_tokens", self.max_tokens, 1, f" {where}")
         if (self.instruction_column is None) != (self.answer_column is None):
             raise ValueError(
-                f"`instruction_column` {where} is {self.instruction_column!r} and `answer_column` is {self.answer_column!r}; "
-                "give both, or neither."
+                f"`instruction_column` {where} is {self.instruction_column!r} and `answer_column` is "
+                f"{self.answer_column!r}; give both, or neither."
             )
         if self.streaming and self.max_documents is None:
             raise ValueError(
-                f"`streaming` {where} needs `max_documents`, because what is read is tokenised once and kept; say how many "
-                "documents to read."
+                f"`streaming` {where} needs `max_documents`, because what is read is tokenized once and kept; say how "
+                "many documents to read."
             )
         if self.is_synthetic != (self.documents is not None):
             raise ValueError(
-                f"`documents` {where} is {self.documents!r}; it names the source that {FACTS!r} hides its facts in, and no other "
-                "source takes it."
+                f"`documents` {where} is {self.documents!r}; it names the source that {FACTS!r} hides its facts in, "
+                "and no other source takes it."
             )
 
     @property
@@ -127,15 +128,16 @@ class DataConfig:
     Attributes:
         sources (`list[SourceConfig]`): Where documents come from. Entries may be given as dictionaries.
         bands (`list[LengthBand]`, *optional*):
-            Only texts of these lengths are used, counted over all sources together. Instruction pairs are left alone. Where
-            bands overlap, a text belongs to the first that has its length. Entries may be given as dictionaries.
+            Only texts of these lengths are used, counted over all sources together. Instruction pairs are left alone.
+            Where bands overlap, a text belongs to the first that has its length. Entries may be given as dictionaries.
         min_tokens, max_tokens (`int`):
-            Shorter documents are left out. Longer ones are cut into pieces of `max_tokens`, of which the last is kept if it has
-            `min_tokens`; instruction pairs, which cannot be cut, are left out. Default: 64 and 8192.
-        held_out (`int`): So many documents, chosen by a hash of their text, are kept for evaluation. Default: 0.
-        seed (`int`): Decides the order of documents, which ones are held out and which ones fill a band, and spans. Default: 0.
-        cache_dir (`str`, *optional*): Where tokens are kept. Default: `focus_peft/data` in the Hugging Face home.
-        num_proc (`int`, *optional*): Processes that tokenise. Default: this one, with the tokenizer's own threads.
+            Shorter documents are left out. Longer ones are cut into pieces of `max_tokens`, of which the last is kept
+            if it has `min_tokens`; instruction pairs, which cannot be cut, are left out. Defaults to 64 and 8192.
+        held_out (`int`): So many documents, chosen by a hash of their text, are kept for evaluation. Defaults to 0.
+        seed (`int`): Decides the order of documents, which ones are held out and which ones fill a band, and spans.
+            Defaults to 0.
+        cache_dir (`str`, *optional*): Where tokens are kept. Defaults to `focus_peft/data` in the Hugging Face home.
+        num_proc (`int`, *optional*): Processes that tokenize. Defaults to this one, with the tokenizer's own threads.
 
     Raises:
         ValueError: if a field has a value that cannot work; the message names the field, the value and the remedy.
@@ -206,8 +208,8 @@ class DataConfig:
         ]
         if not numbers or isinstance(source.documents, bool):
             raise ValueError(
-                f"`documents` of the source {source.path!r} is {source.documents!r}, which is neither the number nor the path of "
-                f"a source of texts; there are {[other.path for other in self.sources]}."
+                f"`documents` of the source {source.path!r} is {source.documents!r}, which is neither the number nor "
+                f"the path of a source of texts; there are {[other.path for other in self.sources]}."
             )
         return numbers[0]
 

@@ -25,16 +25,16 @@ NAMES = (
 # What is hidden, by the kind of its value
 NOUNS = {
     "number": (
-        "locker code", "badge number", "parcel number", "seat number", "room number", "account number", "meter reading",
-        "ticket number", "invoice number", "door code",
+        "locker code", "badge number", "parcel number", "seat number", "room number", "account number",
+        "meter reading", "ticket number", "invoice number", "door code",
     ),
     "word": (
-        "boat's name", "favourite dish", "horse's name", "home village", "nickname", "stage name", "team's name", "cottage's name",
-        "username", "favourite song",
+        "boat's name", "favourite dish", "horse's name", "home village", "nickname", "stage name",
+        "team's name", "cottage's name", "username", "favourite song",
     ),
     "hex": (
-        "device id", "order hash", "router key", "licence string", "commit id", "session token", "sensor id", "file checksum",
-        "voucher", "firmware tag",
+        "device id", "order hash", "router key", "licence string", "commit id", "session token", "sensor id",
+        "file checksum", "voucher", "firmware tag",
     ),
 }  # fmt: skip
 STATEMENTS = (
@@ -62,22 +62,23 @@ SYLLABLES = (
 ENDINGS = (".", "!", "?", "\n")
 # How many facts a sample has: mostly a few, at times many, so that other chunks hold others that look alike
 COUNTS = (1, 1, 2, 2, 3, 4, 6, 8)
-# The share of samples whose facts are about one noun; and of those in which an excerpt of the document, of so many tokens, is
-# repeated up to the document's length, so that a chunk learns to be silent however many others say the same
+# The share of samples whose facts are about one noun; and of those in which an excerpt of the document, of so many
+# tokens, is repeated up to the document's length, so that a chunk learns to be silent however many others say the same
 SAME_NOUN, REPEATED = 0.3, 0.2
 EXCERPT = (8, 64)
-# The share of numbers and hex strings that are made of two or three digits: where one digit follows itself, or two others in turn, the
-# last one alone does not say how to go on
+# The share of numbers and hex strings that are made of two or three digits: where one digit follows itself, or two
+# others in turn, the last one alone does not say how to go on
 FEW_DIGITS = 0.4
 
 
 class FactsPart:
-    """Samples made from documents: one to eight facts each, of which one is asked for. Only the answer's tokens are labels.
+    """Samples made from documents: one to eight facts each, of which one is asked for.
 
-    In a fifth of the samples, the document is a short excerpt of it, repeated.
+    Only the answer's tokens are labels. In a fifth of the samples, the document is a short excerpt of it, repeated.
 
     Args:
-        lender (`TablePart`): Documents to hide facts in; each gives one sample in a round, with other facts in every round.
+        lender (`TablePart`): Documents to hide facts in; each gives one sample in a round, with other facts in every
+            round.
         tokenizer: The model's.
         max_tokens (`int`): The end of a document that leaves no room for the facts is cut off.
     """

@@ -30,8 +30,8 @@ def is_local(path: str) -> bool:
 def find_files(path: str) -> list[Path]:
     """The files of a path, in an order that is the same everywhere.
 
-    Folders are searched; hidden files and folders and `__pycache__` are left out. A glob takes the files that it matches; one that
-    matches only folders takes what is in them.
+    Folders are searched; hidden files and folders and `__pycache__` are left out. A glob takes the files that it
+    matches; one that matches only folders takes what is in them.
 
     Args:
         path (`str`): A file, a folder or a glob; `**` stands for any folders.
@@ -41,20 +41,20 @@ def find_files(path: str) -> list[Path]:
     """
     path = os.path.expanduser(path)
     if os.path.isdir(path):
-        found = _walk(Path(path))
+        found = _files_below(Path(path))
     elif os.path.exists(path):
         return [Path(path)]
     else:
         matches = [Path(match) for match in glob.glob(path, recursive=True)]
         found = [match for match in matches if match.is_file()]
-        found = found or [file for match in matches if match.is_dir() for file in _walk(match)]
+        found = found or [file for match in matches if match.is_dir() for file in _files_below(match)]
         found = [file for file in found if "__pycache__" not in file.parts]
     if not found:
         raise FileNotFoundError(f"`path` of a source is {path!r}, but no file is there; correct it.")
     return sorted(set(found), key=lambda file: file.as_posix())
 
 
-def _walk(folder: Path) -> list[Path]:
+def _files_below(folder: Path) -> list[Path]:
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
@@ -97,7 +97,8 @@ def read_text(file: Path, counts: Counter[str]) -> str | None:
 def read_rows(file: Path, columns: tuple[str, ...], counts: Counter[str]) -> Iterator[dict[str, Any]]:
     """The rows of a file. Broken ones are counted.
 
-    A row of a Parquet file has those of `columns` that there are, and None for every other, so that not all of it is read.
+    A row of a Parquet file has those of `columns` that there are, and None for every other, so that not all of it is
+    read.
     """
     kind = kind_of(file)
     try:

@@ -63,9 +63,9 @@ def epoch_order(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The order of an epoch.
 
-    An epoch has as many samples as all sources have together, shared out by weight. A source goes through its samples in a seeded
-    order, and when it is through, in another; where an epoch ends, the next goes on. Sources are interleaved evenly, so that
-    every stretch of an epoch has about the right shares.
+    An epoch has as many samples as all sources have together, shared out by weight. A source goes through its samples
+    in a seeded order, and when it is through, in another; where an epoch ends, the next goes on. Sources are
+    interleaved evenly, so that every stretch of an epoch has about the right shares.
 
     Args:
         sizes (`Sequence[int]`): Samples of each source, at least 1.
@@ -102,7 +102,8 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 class HeldOutDataset(Dataset):
     """Documents for evaluation, in a fixed order and with the same spans at every evaluation.
 
-    Items are dictionaries with `input_ids` and `labels` (lists of int of one length, -100 is no label) and `sample_seed` (int).
+    Items are dictionaries with `input_ids` and `labels` (lists of int of one length, -100 is no label) and
+    `sample_seed` (int).
 
     Args:
         parts (`Sequence[Part]`): Samples of each source.
@@ -131,7 +132,8 @@ class HeldOutDataset(Dataset):
 class MixedDataset(Dataset):
     """Training samples of several sources, mixed by weight, in a new order with new seeds in every epoch.
 
-    Items are dictionaries with `input_ids` and `labels` (lists of int of one length, -100 is no label) and `sample_seed` (int).
+    Items are dictionaries with `input_ids` and `labels` (lists of int of one length, -100 is no label) and
+    `sample_seed` (int).
 
     Args:
         parts (`Sequence[Part]`): Samples of each source; none is empty.
@@ -150,7 +152,7 @@ class MixedDataset(Dataset):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch, counted from 0. `accelerate`'s DataLoader calls it in a single process only; a callback must."""
+        """Go to an epoch, counted from 0. A callback must call it: `accelerate` does so in a single process only."""
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
             raise ValueError(f"`epoch` must be an integer, 0 or above, got {epoch!r}.")
         self._epoch.fill_(epoch)

@@ -1,4 +1,4 @@
-"""From a configuration to datasets: read, tokenise once, choose, mix; and a report of what became of it all."""
+"""From a configuration to datasets: read, tokenize once, choose, mix; and a report of what became of it all."""
 
 from __future__ import annotations
 
@@ -75,23 +75,24 @@ class PreparedData:
 
 
 def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, chat_template: bool = True) -> PreparedData:
-    """Read and tokenise the sources, or find their tokens in the cache, and mix them.
+    """Read and tokenize the sources, or find their tokens in the cache, and mix them.
 
-    Among several processes the main one reads first, and the others find what it has cached; if that takes longer than the
-    process group's timeout, raise `ddp_timeout`, or prepare once in a single process.
+    Among several processes the main one reads first, and the others find what it has cached; if that takes longer than
+    the process group's timeout, raise `ddp_timeout`, or prepare once in a single process.
 
     Args:
         config (`DataConfig`): The sources.
         tokenizer: The model's.
-        chat_template (`bool`): Write instruction pairs with the tokenizer's chat template, if it has one. Without: instruction,
-            an empty line, answer, with the tokenizer's special tokens and an end-of-sequence token.
+        chat_template (`bool`): Write instruction pairs with the tokenizer's chat template, if it has one. Without:
+            instruction, an empty line, answer, with the tokenizer's special tokens and an end-of-sequence token.
 
     Returns:
         `PreparedData`: datasets for training and evaluation, and a report.
 
     Raises:
         FileNotFoundError: if a source is not there.
-        ValueError: if a source lacks its column, or nothing is left of it; the message says what was left out and what to do.
+        ValueError: if a source lacks its column, or nothing is left of it; the message says what was left out and what
+            to do.
         ImportError: if a package is missing that a source needs.
         OSError: if the cache cannot be written.
     """
@@ -210,6 +211,6 @@ def _nothing_chosen(config: DataConfig, source: SourceConfig) -> str:
     bands = ", ".join(f"{band.minimum} to {band.maximum}" for band in config.bands or [])
     lengths = f"`bands` ({bands} tokens) and " if bands else ""
     return (
-        f"Of the source {source.path!r}, {lengths}`held_out` ({config.held_out} documents) leave nothing to train on; change them, "
-        "or give more documents."
+        f"Of the source {source.path!r}, {lengths}`held_out` ({config.held_out} documents) leave nothing to train on; "
+        "change them, or give more documents."
     )

@@ -33,8 +33,8 @@ def select(
 ) -> Selection:
     """Choose pieces for training and for evaluation.
 
-    What is chosen depends on the texts and the seed, not on the order of documents. All pieces of a held-out text are held out,
-    wherever it occurs.
+    What is chosen depends on the texts and the seed, not on the order of documents. All pieces of a held-out text are
+    held out, wherever it occurs.
 
     Args:
         sources (`Sequence[np.ndarray]`): The pieces of each source, of the type `PIECE`.
@@ -57,8 +57,8 @@ def select(
     texts = np.unique(np.concatenate([pieces["text"][use] for pieces, use in zip(sources, usable)]))
     if held_out and held_out >= len(texts):
         raise ValueError(
-            f"`held_out` is {held_out}, but there are {len(texts)} different documents that could be trained on; hold out fewer, "
-            "or give more."
+            f"`held_out` is {held_out}, but there are {len(texts)} different documents that could be trained on; hold "
+            "out fewer, or give more."
         )
     chosen = texts[np.argsort(scrambled(texts, seed), kind="stable")[:held_out]]
 

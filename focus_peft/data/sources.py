@@ -138,12 +138,13 @@ def load(source: SourceConfig) -> Any:
     """
     if not is_local(source.path) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path):
         raise FileNotFoundError(
-            f"`path` of a source is {source.path!r}, which is no file, folder or glob here, and no name of a dataset; correct it."
+            f"`path` of a source is {source.path!r}, which is no file, folder or glob here, and no name of a dataset; "
+            "correct it."
         )
     if is_local(source.path) and not os.path.isdir(os.path.expanduser(source.path)):
         raise ValueError(
-            f"`path` of a source is {source.path!r}, which names files, but `name`, `split`, `revision` and `streaming` are for "
-            "datasets of the Hub and folders; leave them out."
+            f"`path` of a source is {source.path!r}, which names files, but `name`, `split`, `revision` and "
+            "`streaming` are for datasets of the Hub and folders; leave them out."
         )
     try:
         with progress_bars():
@@ -156,8 +157,8 @@ def load(source: SourceConfig) -> Any:
             )
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
-            f"`path` of a source is {source.path!r}, which is no file, folder or glob here, and no dataset that can be loaded from "
-            f"the Hub: {error}"
+            f"`path` of a source is {source.path!r}, which is no file, folder or glob here, and no dataset that can "
+            f"be loaded from the Hub: {error}"
         ) from error
 
 
@@ -171,7 +172,8 @@ def import_datasets() -> Any:
         import datasets
     except ImportError as error:
         raise ImportError(
-            "Training data is read and kept by the package datasets; install it with `pip install 'focus_peft[train]'`."
+            "Training data is read and kept by the package datasets; install it with `pip install "
+            "'focus_peft[train]'`."
         ) from error
     return datasets
 

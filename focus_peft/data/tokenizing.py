@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 SHORT, LONG, ENDS = "documents that are too short", "instruction pairs that are too long", "ends of documents"
 
-# What is known of a piece of a document: tokens, the first that is a label (all later ones are), the number of the piece in its
-# document, and a hash of the whole document
+# What is known of a piece of a document: tokens, the first that is a label (all later ones are), the number of the
+# piece in its document, and a hash of the whole document
 PIECE = np.dtype([("length", np.int32), ("first_label", np.int32), ("part", np.int32), ("text", np.uint64)])
 
 
@@ -39,8 +39,8 @@ class Encoder:
         """Tokenize documents: a text each, or an instruction and its answer.
 
         Returns:
-            `dict[str, list]`: a row for each piece, with its `input_ids` and the fields of `PIECE`; and a row with the reason as
-            `left_out` for each that is left out.
+            `dict[str, list]`: a row for each piece, with its `input_ids` and the fields of `PIECE`; and a row with the
+            reason as `left_out` for each that is left out.
         """
         pieces = []
         for text, answer, (ids, first_label) in zip(texts, answers, self._rows(texts, answers)):
@@ -109,13 +109,13 @@ class Encoder:
         return before, after or ([] if eos is None else [eos])
 
     def fingerprint(self, tokenizer: str) -> str:
-        """Changes when the same documents would give other tokens; `tokenizer` is what `tokenizer_fingerprint` says."""
+        """Changes when the same documents would give other tokens; `tokenizer` is its `tokenizer_fingerprint`."""
         described = [tokenizer, self._has_template, self.min_tokens, self.max_tokens]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Changes when the tokenizer would give other tokens, or its chat template another text. Using it changes nothing."""
+    """Changes when the tokenizer would give other tokens, or its chat template another text, not when it is used."""
     described: list[Any] = [type(tokenizer).__name__, tokenizer.special_tokens_map, tokenizer.chat_template]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

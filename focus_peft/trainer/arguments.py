@@ -15,35 +15,38 @@ class FocusTrainingArguments(TrainingArguments):
 
     Parameters that control what is logged:
         report_to (`str` or `list[str]`, *optional*):
-            "tensorboard", "wandb", "trackio", ..., or "none". Default: "tensorboard" where it is installed.
+            "tensorboard", "wandb", "trackio", ..., or "none". Defaults to "tensorboard" where it is installed.
         log_local_loss (`bool`): Measure the loss of the local window alone, at the steps that are logged and in
-            evaluation. It costs one more pass over each local window, without a gradient. Default: True.
-        eval_tasks_steps (`int`, *optional*): Run the trainer's `eval_tasks` every so many steps. Default: with each evaluation.
+            evaluation. It costs one more pass over each local window, without a gradient. Defaults to True.
+        eval_tasks_steps (`int`, *optional*): Run the trainer's `eval_tasks` every so many steps. By default, with each
+            evaluation.
 
     Parameters that control what is trained on:
         distractors (`int`, *optional*):
-            So many chunks of training documents are read before the first step, and up to so many stand among those of every
-            document from then on (see [`Distractors`]). They take as much memory as an encoded input of as many
-            chunks. Not in evaluation. Default: none.
+            So many chunks of training documents are read before the first step, and up to so many stand among those of
+            every document from then on (see [`Distractors`]). They take as much memory as an encoded input of as many
+            chunks. Not in evaluation. Defaults to none.
 
     Parameters that control when a run ends early:
         max_loss (`float`, *optional*):
-            The mean loss of the last ten batches must not be higher. 0: it may. Default: three times the first loss,
-            or the loss of guessing uniformly, whichever is higher.
-        logging_nan_inf_filter (`bool`): False here: a loss that is not finite ends the run, and is never replaced by another.
+            The mean loss of the last ten batches must not be higher. 0: it may. Defaults to three times the first
+            loss, or the loss of guessing uniformly, whichever is higher.
+        logging_nan_inf_filter (`bool`): False here: a loss that is not finite ends the run, and is never replaced by
+            another.
 
     Raises:
         ValueError: if a value cannot work.
     """
 
     report_to: None | str | list[str] = field(
-        default=None, metadata={"help": "Where to log. Default: tensorboard, where it is installed."}
+        default=None, metadata={"help": "Where to log. Defaults to tensorboard, where it is installed."}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Replace losses that are not finite."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns that the model does not take."})
     log_local_loss: bool = field(default=True, metadata={"help": "Measure the loss of the local window alone too."})
     eval_tasks_steps: int | None = field(
-        default=None, metadata={"help": "Run the evaluation tasks every so many steps. Default: with each evaluation."}
+        default=None,
+        metadata={"help": "Run the evaluation tasks every so many steps. By default, with each evaluation."},
     )
     distractors: int | None = field(
         default=None, metadata={"help": "Chunks of other documents that may stand among a document's own."}
@@ -67,8 +70,8 @@ class FocusTrainingArguments(TrainingArguments):
 def join_processes(args: TrainingArguments) -> None:
     """Make the processes of a run known to each other. Call it before a model is loaded.
 
-    ZeRO-3 divides a model's weights while it is loaded. transformers joins the processes when a device is first asked for, and on
-    CPUs does so without DeepSpeed's knowledge.
+    ZeRO-3 divides a model's weights while it is loaded. transformers joins the processes when a device is first asked
+    for, and on CPUs does so without DeepSpeed's knowledge.
     """
     _ = args.device
     if is_deepspeed_zero3_enabled() and args.world_size > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any, cast
 import torch
 from transformers import Trainer
 
-from ..hub.run_folder import last_checkpoint, publish, rotate, scratch_of
+from ..hub.run_folder import checkpoints, last_checkpoint, publish, rotate, scratch_of
+
+
+logger = logging.getLogger(__name__)
 
 
 class WholeCheckpoints(Trainer):
@@ -34,10 +38,21 @@ class WholeCheckpoints(Trainer):
         last = last_checkpoint(cast(str, self.args.output_dir))
         if last is None and resume_from_checkpoint is True:
             raise ValueError(
-                f"`resume_from_checkpoint` is True, but there is no whole checkpoint in {self.args.output_dir!r}; leave it out to "
-                "start anew."
+                f"`resume_from_checkpoint` is True, but there is no whole checkpoint in {self.args.output_dir!r}; "
+                "leave it out to start anew."
             )
         return None if last is None else str(last)
+
+    def check_output_dir(self) -> None:
+        """Remove what a killed run left there; warn if a run that starts anew finds checkpoints."""
+        directory = cast(str, self.args.output_dir)
+        if self.is_local_process_zero():
+            shutil.rmtree(scratch_of(directory), ignore_errors=True)
+        if not self.state.global_step and checkpoints(directory):
+            logger.warning(
+                "`output_dir` (%r) holds checkpoints of another run; they are counted and replaced as this run's own.",
+                directory,
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._scratch is None else str(self._scratch)

@@ -101,6 +101,7 @@ class Cost:
         return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
 
 
+# More than six parameters: each is one setting of a run, given by name
 def training_cost(
     config: PreTrainedConfig,
     focus: FocusConfig,
@@ -124,8 +125,8 @@ def training_cost(
         tokens (`int`): Tokens of a document.
         batch_size (`int`): Documents on a device at once. Their graphs add up.
         precision (`str`): "float32", "bfloat16" (autocast), "deepspeed-bfloat16" or "4bit" (with bfloat16 autocast).
-        zero_stage (`int`): 0 to 3: from 1 on the optimizer's state, from 2 on gradients, with 3 weights are divided among
-            `processes`.
+        zero_stage (`int`): 0 to 3: from 1 on the optimizer's state, from 2 on gradients, with 3 weights are divided
+            among `processes`.
         offload_optimizer (`bool`): The optimizer's state is in RAM.
         checkpointing (`bool`): Gradient checkpointing: each layer keeps its input only.
 
@@ -160,7 +161,7 @@ def training_cost(
 def _activations(
     config: PreTrainedConfig, focus: FocusConfig, tokens: int, element: int, checkpointing: bool
 ) -> tuple[float, float, float]:
-    """(keys and values without a graph, what the backward pass needs, what comes and goes), in bytes, for one document."""
+    """Bytes for one document: keys and values without a graph, what the backward pass needs, what comes and goes."""
     facts = cast(Any, config)
     hidden, layers, vocabulary = facts.hidden_size, facts.num_hidden_layers, facts.vocab_size
     heads = facts.num_attention_heads

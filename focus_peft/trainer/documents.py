@@ -8,26 +8,22 @@ from typing import Any
 import torch
 
 from ..config import IGNORE
-from ..losses.sampling import (
-    draw_sample,
-    row_generators,
-)
+from ..losses.sampling import draw_sample, row_generators
 from ..passes.settings import Settings
 
 
 logger = logging.getLogger(__name__)
 
-
-# Documents whose lengths are looked at before training
-LOOKED_AT = 256
+# Documents that are checked before training
+SAMPLED = 256
 
 
 def check_documents(rows: Any, settings: Settings) -> None:
-    """Look at documents before training on them; warn if none is as long as a chunk and a local window.
+    """Check documents before training on them; warn if none is as long as a chunk and a local window.
 
     Args:
-        rows (`Sequence[Mapping]`): Documents with `input_ids` and maybe `labels` and `sample_seed`. What has no length is
-            not looked at.
+        rows (`Sequence[Mapping]`): Documents with `input_ids` and maybe `labels` and `sample_seed`. Those of an
+            iterable dataset, which has no length, are not checked.
         settings (`Settings`): As in `draw_sample`.
 
     Raises:
@@ -35,18 +31,19 @@ def check_documents(rows: Any, settings: Settings) -> None:
     """
     if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
         return
-    order = range(0, len(rows), max(1, len(rows) // LOOKED_AT))
+    order = range(0, len(rows), max(1, len(rows) // SAMPLED))
     if not any(_has_spans(rows[index], settings) for places in (order, range(len(rows))) for index in places):
         raise ValueError(
-            f"No spans can be drawn from any of the {len(rows)} documents of `train_dataset`: they are too short, or have no "
-            "labels behind their first tokens. Give documents that hold a memory, a local window and labels."
+            f"No spans can be drawn from any of the {len(rows)} documents of `train_dataset`: they are too short, or "
+            "have no labels behind their first tokens. Give documents that hold a memory, a local window and labels."
         )
     longest = max(len(rows[index]["input_ids"]) for index in order)
     sizes = settings.sizes
     if longest < sizes.chunk + sizes.local:
         logger.warning(
-            "The longest of %d documents has %d tokens, less than `chunk_size` (%d) + `local_size` (%d): training never shows "
-            "the adapter a whole chunk before a whole local window. Train on longer documents, or with smaller sizes.",
+            "The longest of %d documents has %d tokens, less than `chunk_size` (%d) + `local_size` (%d): training "
+            "never shows the adapter a whole chunk before a whole local window. Train on longer documents, or with "
+            "smaller sizes.",
             len(order),
             longest,
             sizes.chunk,

@@ -50,7 +50,8 @@ def measured(output: Mapping[str, Any], inputs: Mapping[str, Any], device: torch
 def summary(sums: Sequence[float]) -> dict[str, float]:
     """The means of added-up vectors. What was never measured is left out.
 
-    Every mean is over labels: a micro-batch with more labels counts for more. `loss_local` is the mean over all labels.
+    Every mean is over labels: a micro-batch with more labels counts for more. `loss_local` is the mean over all
+    labels.
     """
     means = {}
     for number, (name, _, _) in enumerate(MEANS):

@@ -13,13 +13,14 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
     """
     TRL's `SFTTrainer` with the losses of FocusLLM.
 
-    Datasets, chat templates and masks are TRL's; the loss, logs and checkpoints are `FocusTrainer`'s. Documents keep their
-    boundaries: a span never crosses from one into the next, so packing is refused. `SFTConfig` truncates documents to
-    1,024 tokens unless `max_length` says otherwise; give `max_length=None`, or the length of your documents.
+    Datasets, chat templates and masks are TRL's; the loss, logs and checkpoints are `FocusTrainer`'s. Documents keep
+    their boundaries: a span never crosses from one into the next, so packing is refused. `SFTConfig` truncates
+    documents to 1,024 tokens unless `max_length` says otherwise; give `max_length=None`, or the length of your
+    documents.
 
     Args:
-        *args, **kwargs: As for `SFTTrainer`, and `eval_tasks` as for `FocusTrainer`. `peft_config=FocusConfig(...)` makes the
-            adapter; or give a model that has one.
+        *args, **kwargs: As for `SFTTrainer`, and `eval_tasks` as for `FocusTrainer`.
+            `peft_config=FocusConfig(...)` makes the adapter; or give a model that has one.
 
     Raises:
         ValueError: if `packing`, `eval_packing` or `padding_free` is set, or there is no focus adapter.
@@ -29,7 +30,7 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
         for name in ("packing", "eval_packing", "padding_free"):
             if getattr(args, name, None):
                 raise ValueError(
-                    f"`{name}` is {getattr(args, name)!r}, but spans must not cross from one document into the next; set "
-                    f"`{name}=False`."
+                    f"`{name}` is {getattr(args, name)!r}, but spans must not cross from one document into the next; "
+                    f"set `{name}=False`."
                 )
         super().__init__(model, args, **kwargs)

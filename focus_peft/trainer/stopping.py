@@ -29,13 +29,13 @@ class TrainingDiverged(RuntimeError):
     """The loss or the gradient is not finite, or the loss explodes."""
 
 
-class LossWatch:
+class LossLimit:
     """Says what is wrong with a loss, if anything is.
 
     Args:
         vocab_size (`int`): Guessing uniformly costs its logarithm.
-        max_loss (`float`, *optional*): The mean loss of the last `WINDOW` micro-batches must not be higher. Default: `FACTOR`
-            times the first loss or that of guessing, whichever is higher. 0: no limit.
+        max_loss (`float`, *optional*): The mean loss of the last `WINDOW` micro-batches must not be higher. Defaults
+            to `FACTOR` times the first loss or that of guessing, whichever is higher. 0: no limit.
     """
 
     def __init__(self, vocab_size: int, max_loss: float | None) -> None:
@@ -50,7 +50,7 @@ class LossWatch:
             return self.max_loss or math.inf
         return FACTOR * max(self.first or 0.0, self.guessing)
 
-    def complaint(self, loss: float, outputs: Mapping[str, Any]) -> str | None:
+    def problem(self, loss: float, outputs: Mapping[str, Any]) -> str | None:
         """What is wrong with the loss of a micro-batch, or None."""
         if not math.isfinite(loss):
             parts = [name for name in outputs if name.startswith("loss_") and not _finite(outputs[name])]
@@ -59,7 +59,10 @@ class LossWatch:
         self.recent.append(loss)
         mean = sum(self.recent) / len(self.recent)
         if len(self.recent) == WINDOW and mean > self.limit:
-            return f"`loss` explodes: the mean of the last {WINDOW} batches is {mean:.4g}, above {self.limit:.4g} (`max_loss`)"
+            return (
+                f"`loss` explodes: the mean of the last {WINDOW} batches is {mean:.4g}, above {self.limit:.4g} "
+                "(`max_loss`)"
+            )
         return None
 
 
@@ -79,7 +82,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the context, the first Ctrl-C is only noted. Signals reach the main thread alone; elsewhere nothing changes."""
+        """Within the context, the first Ctrl-C is only noted. In other threads than the main one, nothing changes."""
         self.pressed_at = None
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -14,36 +12,28 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..hub.card import write_run_card
-from ..hub.run_folder import checkpoints, last_checkpoint, scratch_of
+from ..hub.run_folder import last_checkpoint
 from ..losses.distractors import Distractors
 from ..model import FocusModel
 from .checkpoints import WholeCheckpoints
 from .documents import check_documents
 from .metrics import LOSS, STEPS, TOKENS, Clock, is_focus_output, label_count, measured, peak_memory, summary, zeros
-from .stopping import Interrupt, LossWatch, TrainingDiverged
+from .stopping import Interrupt, LossLimit, TrainingDiverged
 
-
-logger = logging.getLogger(__name__)
 
 # Where the state of a checkpoint has what was measured since the last log
 INTERVAL = "FocusTrainer"
 
 
 class FocusCallback(TrainerCallback):
-    """Takes up where a checkpoint was saved, tells the data its epoch, runs evaluation tasks, and ends an interrupted run."""
+    """What happens between the steps of a `FocusTrainer`."""
 
     def __init__(self, trainer: FocusTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        if trainer.is_local_process_zero():
-            shutil.rmtree(scratch_of(args.output_dir), ignore_errors=True)
-        if not state.global_step and checkpoints(args.output_dir):
-            logger.warning(
-                "`output_dir` (%r) holds checkpoints of another run; they are counted and replaced as this run's own.",
-                args.output_dir,
-            )
+        trainer.check_output_dir()
         trainer._interval.zero_()
         sums = state.stateful_callbacks.get(INTERVAL)
         if sums and trainer.is_world_process_zero():  # they are those of all processes
@@ -60,7 +50,7 @@ class FocusCallback(TrainerCallback):
         trainer = self.trainer
         if trainer.is_deepspeed_enabled:
             norm = trainer.model_wrapped.get_global_grad_norm()
-        else:  # the Trainer has clipped gradients, but whatever is clipped to a norm that is not finite is not finite either
+        else:  # gradients are clipped by now: by a norm that is not finite, to values that are not
             norm = get_total_norm([p.grad for p in trainer.tuner.parameters() if p.grad is not None])
             norm = getattr(norm, "full_tensor", lambda: norm)()  # of weights that processes share
         # in float16 such gradients are ordinary: the scaler skips the step
@@ -89,29 +79,30 @@ class FocusTrainer(WholeCheckpoints):
     """
     Trains a focus adapter with both losses of the paper (section 3.3).
 
-    The loss of a micro-batch is what the model returns (`FocusOutput.loss`): each of the two losses is a mean over its own
-    labels, whatever document they come from. The loss of a step, and its gradient, is the plain mean over the micro-batches of
-    all processes. So a step over N processes with A accumulated micro-batches is that of one process with N·A of them, in the same
-    order. It is that of one large batch where all micro-batches have equally many labels of each loss, which is so where every
-    document has room for `label_size` of them. With one document in a micro-batch (`per_device_train_batch_size=1`, as
-    in the recipes), every document counts the same however the work is divided. The two logged parts are means over
-    labels.
+    The loss of a micro-batch is what the model returns (`FocusOutput.loss`): each of the two losses is a mean over its
+    own labels, whatever document they come from. The loss of a step, and its gradient, is the plain mean over the
+    micro-batches of all processes. So a step over N processes with A accumulated micro-batches is that of one process
+    with N·A of them, in the same order. It is that of one large batch where all micro-batches have equally many labels
+    of each loss, which is so where every document has room for `label_size` of them. With one document in a
+    micro-batch (`per_device_train_batch_size=1`, as in the recipes), every document counts the same however the work
+    is divided. The two logged parts are means over labels.
 
-    Batches may have `sample_seeds`, one for each row: spans are then drawn from it and depend on nothing else, so that neither the number of
-    processes, nor accumulation, nor a resumed run changes them.
+    Batches may have `sample_seeds`, one for each row: spans are then drawn from it and depend on nothing else, so that
+    neither the number of processes, nor accumulation, nor a resumed run changes them.
 
-    Logged with the loss, and with the prefix `eval_` in evaluation: `loss_continuation`, `loss_repetition`; `loss_local`,
-    `loss_local_continuation` and `loss_local_repetition`, those of the base model with the local window alone, on the same
-    labels (in training on those of the logged step only); in training also `tokens_per_second` (of documents),
-    `label_tokens_per_second`, and `peak_memory_gb` (of the process that used most; GPU memory, or else resident memory).
+    Logged with the loss, and with the prefix `eval_` in evaluation: `loss_continuation`, `loss_repetition`;
+    `loss_local`, `loss_local_continuation` and `loss_local_repetition`, those of the base model with the local window
+    alone, on the same labels (in training on those of the logged step only); in training also `tokens_per_second` (of
+    documents), `label_tokens_per_second`, and `peak_memory_gb` (of the process that used most; GPU memory, or else
+    resident memory).
 
     Checkpoints are written to a scratch folder and renamed, so that one that was being written when the run was killed
     is never taken for a whole one. Ctrl-C saves one more at the end of the step. A resumed run goes on to the digit.
 
     Args:
         eval_tasks (`Mapping[str, Callable]`, *optional*):
-            Functions `(model, tokenizer) -> dict[str, float]` by name, run with each evaluation, or every `eval_tasks_steps`. What
-            they return is logged as `eval_{name}_{key}`. Every process runs them.
+            Functions `(model, tokenizer) -> dict[str, float]` by name, run with each evaluation, or every
+            `eval_tasks_steps`. What they return is logged as `eval_{name}_{key}`. Every process runs them.
         *args, **kwargs: As for `Trainer`. With [`FocusTrainingArguments`] as `args`, more can be set.
 
     Raises:
@@ -125,7 +116,7 @@ class FocusTrainer(WholeCheckpoints):
         self._interval, self._evaluated = zeros(self.args.device), zeros(self.args.device)
         self._clock = Clock()
         self._distractors: Distractors | None = None
-        self._losses = LossWatch(self.tuner.facts.vocab_size, getattr(self.args, "max_loss", None))
+        self._losses = LossLimit(self.tuner.facts.vocab_size, getattr(self.args, "max_loss", None))
         self._interrupt = Interrupt()
         self._stops = False
         self.add_callback(FocusCallback(self))
@@ -147,7 +138,8 @@ class FocusTrainer(WholeCheckpoints):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint's folder; True: the last whole one in `output_dir`; "auto": that, or none if there is none.
+                A checkpoint's folder; True: the last whole one in `output_dir`; "auto": that, or none if there is
+                none.
 
         Raises:
             ValueError: before the first step, if there is no such checkpoint, or no spans can be drawn from the data.
@@ -223,23 +215,23 @@ class FocusTrainer(WholeCheckpoints):
         return step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
 
     def _check_loss(self, loss: torch.Tensor, outputs: Mapping[str, Any], seeds: torch.Tensor | None) -> None:
-        complaint = self._losses.complaint(float(loss.detach()), outputs)
+        problem = self._losses.problem(float(loss.detach()), outputs)
         # all processes stop together, or none
-        flags = torch.tensor([[complaint is not None, self._interrupt.pressed]], dtype=torch.int32)
+        flags = torch.tensor([[problem is not None, self._interrupt.pressed]], dtype=torch.int32)
         flags = self.accelerator.gather(flags.to(self.args.device)) if self.args.world_size > 1 else flags
         bad = flags[:, 0].nonzero().flatten().tolist()
         if bad:
             who = "" if self.args.world_size == 1 else f" on process {', '.join(map(str, bad))}"
-            which = "" if seeds is None or complaint is None else f", in samples with the seeds {seeds.tolist()}"
-            raise self._diverged(f"{complaint or 'the loss diverges'}{who}{which}")
+            which = "" if seeds is None or problem is None else f", in samples with the seeds {seeds.tolist()}"
+            raise self._diverged(f"{problem or 'the loss diverges'}{who}{which}")
         self._stops = bool(flags[:, 1].any())
 
     def _diverged(self, what: str) -> TrainingDiverged:
         last = last_checkpoint(cast(str, self.args.output_dir))
         remedy = f"The last good checkpoint is {str(last)!r}" if last else "No checkpoint was saved before"
         return TrainingDiverged(
-            f"Training stopped in step {self.state.global_step + 1} (epoch {self.state.epoch or 0:.2f}): {what}. {remedy}; "
-            "try a lower `learning_rate` or more `warmup_steps`, and look at the samples."
+            f"Training stopped in step {self.state.global_step + 1} (epoch {self.state.epoch or 0:.2f}): {what}. "
+            f"{remedy}; try a lower `learning_rate` or more `warmup_steps`, and look at the samples."
         )
 
     # Logs and evaluation

@@ -234,7 +234,7 @@ def processes(tmp_path: Path, path: Path, count: int) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_of_two_processes_one_tokenises_and_both_see_the_same(tmp_path: Path) -> None:
+def test_of_two_processes_one_tokenizes_and_both_see_the_same(tmp_path: Path) -> None:
     first, second = processes(tmp_path, write_texts(tmp_path, 10), 2)
     assert first == second and len(first.split()) > 10
     assert len(list((tmp_path / "cache").iterdir())) == 1

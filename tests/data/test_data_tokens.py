@@ -1,4 +1,4 @@
-"""Tokens: what a document becomes, which of it are labels, and that it is tokenised once."""
+"""Tokens: what a document becomes, which of it are labels, and that it is tokenized once."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def written(tmp_path: Path) -> dict[str, int]:
     return {path.as_posix(): path.stat().st_mtime_ns for path in sorted((tmp_path / "cache").rglob("*"))}
 
 
-def test_a_source_is_tokenised_once(tmp_path: Path) -> None:
+def test_a_source_is_tokenized_once(tmp_path: Path) -> None:
     path = write_texts(tmp_path, 5)
     first = prepared(tmp_path, path)
     files = written(tmp_path)
@@ -164,7 +164,7 @@ def test_a_source_is_tokenised_once(tmp_path: Path) -> None:
     assert texts(first.train) == sorted(texts(second.train) + texts(second.held_out))
 
 
-def test_what_matters_is_tokenised_again(tmp_path: Path) -> None:
+def test_what_matters_is_tokenized_again(tmp_path: Path) -> None:
     path = write_texts(tmp_path, 5)
     prepared(tmp_path, path)
     tables = len(list((tmp_path / "cache").iterdir()))
@@ -176,7 +176,7 @@ def test_what_matters_is_tokenised_again(tmp_path: Path) -> None:
         assert len(list((tmp_path / "cache").iterdir())) == tables
 
 
-def test_a_file_that_changes_is_tokenised_again(tmp_path: Path) -> None:
+def test_a_file_that_changes_is_tokenized_again(tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
     path = write_texts(folder, 5)

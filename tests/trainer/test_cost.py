@@ -1,4 +1,4 @@
-"""The formulas of memory and cost agree with what small models measure, and the page has the tables as they are printed."""
+"""The formulas of memory and cost agree with what small models measure, and the page has the printed tables."""
 
 from __future__ import annotations
 

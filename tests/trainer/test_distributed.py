@@ -1,4 +1,4 @@
-"""Several processes log the losses, and save the adapter, of one process with the same global batch: DDP and DeepSpeed."""
+"""Several processes log the losses and save the adapter of one process with the same batch: DDP and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.cpp_extension import get_default_build_root
 
 
 DEEPSPEED = Path(__file__).parents[2] / "recipes" / "deepspeed"
-# one document is too short for spans, some are too long for the teacher, and they have from one to nine chunks, three to a pass
+# one document is too short for spans, some are too long for the teacher; they have one to nine chunks, three to a pass
 LENGTHS = (2, 100, 17)
 FIELDS = {"label_size": 4, "distill_weight": 0.5, "chunk_batch_size": 3}
 ARGS = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from focus_peft.hub.run_folder import last_checkpoint
+from focus_peft.trainer.arguments import FocusTrainingArguments
 from focus_peft.trainer.stopping import TrainingDiverged
 from focus_peft.trainer.trainer import FocusTrainer
 
@@ -157,8 +160,6 @@ def test_tasks_are_run_with_each_evaluation_or_every_so_many_steps(tmp_path: Pat
 
 def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    from focus_peft.trainer.arguments import FocusTrainingArguments
-
     assert FocusTrainingArguments(output_dir=str(tmp_path), use_cpu=True).report_to == ["tensorboard"]
     trainer = trainer_of(tmp_path, report_to="tensorboard", max_steps=1)
     trainer.train()
@@ -250,6 +251,34 @@ def test_ctrl_c_saves_a_checkpoint_that_the_run_goes_on_from(tmp_path: Path) -> 
         trainer.train()
     assert last_checkpoint(directory) == directory / "checkpoint-2"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = trainer_of(directory)
+    resumed.train(resume_from_checkpoint="auto")
+    assert losses(resumed.state.log_history) == losses(whole.state.log_history)
+
+
+class Terminate(TrainerCallback):
+    """Sends what a cluster sends before it takes a machine away, and waits until the Trainer believes it."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "enable_jit_checkpoint" not in FocusTrainingArguments.__dataclass_fields__,
+    reason="transformers has no such option",
+)
+def test_sigterm_saves_a_checkpoint_that_the_run_goes_on_from(tmp_path: Path) -> None:
+    whole = trainer_of(tmp_path / "whole")
+    whole.train()
+    directory = tmp_path / "terminated"
+    terminated = trainer_of(directory, callbacks=[Terminate()], enable_jit_checkpoint=True)
+    terminated.train()
+    assert terminated.state.global_step < 4
+    (checkpoint,) = directory.iterdir()
+    assert last_checkpoint(directory) == checkpoint and not list(checkpoint.glob("*incomplete*"))
     resumed = trainer_of(directory)
     resumed.train(resume_from_checkpoint="auto")
     assert losses(resumed.state.log_history) == losses(whole.state.log_history)
