@@ -33,8 +33,10 @@ class WholeCheckpoints(Trainer):
         Raises:
             ValueError: for True, if there is no whole checkpoint.
         """
-        if resume_from_checkpoint is not True and resume_from_checkpoint != "auto":
-            return resume_from_checkpoint or None
+        if not resume_from_checkpoint:
+            return None
+        if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint != "auto":
+            return resume_from_checkpoint
         last = last_checkpoint(cast(str, self.args.output_dir))
         if last is None and resume_from_checkpoint is True:
             raise ValueError(
