@@ -10,6 +10,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 from focus_peft.config import FocusConfig
+from focus_peft.hub.markdown import table
 from focus_peft.trainer.cost import Counts, training_cost
 
 
@@ -45,34 +46,39 @@ PLACES: dict[str, dict[str, Any]] = {
 
 def tables(tokens: int = 8192) -> str:
     """The tables of docs/training.md, as Markdown."""
-    gigabyte = 1e9
-    lines = ["| model | frozen | full twins | " + " | ".join(f"`r={r}`" for r in RANKS if r) + " |"]
-    lines.append("|---" * (2 + len(RANKS)) + "|")
+    return "\n\n".join([parameter_table(), memory_table(tokens), activation_table(tokens)])
+
+
+def parameter_table() -> str:
+    rows = []
     for name, config in SHAPES.items():
         counts = [Counts.of(config, FocusConfig(r=rank, **WINDOWS)) for rank in RANKS]
-        cells = [f"{counts[0].frozen / 1e9:.2f}B", *(f"{count.trainable / 1e6:,.1f}M" for count in counts)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", f"| model | twins | {' | '.join(PLACES)} |", "|---" * (2 + len(PLACES)) + "|"]
+        trainable = [f"{count.trainable / 1e6:,.1f}M" for count in counts]
+        rows.append([name, f"{counts[0].frozen / 1e9:.2f}B", *trainable])
+    return table(["model", "frozen", "full twins", *(f"`r={r}`" for r in RANKS if r)], rows)
+
+
+def memory_table(tokens: int) -> str:
+    rows = []
     for name, config in SHAPES.items():
         for rank in (None, 64):
-            cells = []
-            for place in PLACES.values():
-                cost = training_cost(
-                    config, FocusConfig(r=rank, **WINDOWS), tokens, **{"precision": "deepspeed-bfloat16", **place}
-                )
-                host = f" + {cost.host / gigabyte:.0f} RAM" if cost.host else ""
-                cells.append(f"{cost.device / gigabyte:.1f}{host}")
-            lines.append(f"| {name} | {'full' if rank is None else f'`r={rank}`'} | {' | '.join(cells)} |")
-    lines += ["", "| model | cache | activations | with gradient checkpointing | reading |", "|---|---|---|---|---|"]
+            focus = FocusConfig(r=rank, **WINDOWS)
+            places = [{"precision": "deepspeed-bfloat16", **place} for place in PLACES.values()]
+            costs = [training_cost(config, focus, tokens, **place) for place in places]
+            cells = [f"{c.device / 1e9:.1f}" + (f" + {c.host / 1e9:.0f} RAM" if c.host else "") for c in costs]
+            rows.append([name, "full" if rank is None else f"`r={rank}`", *cells])
+    return table(["model", "twins", *PLACES], rows)
+
+
+def activation_table(tokens: int) -> str:
+    rows = []
     for name, config in SHAPES.items():
         focus = FocusConfig(r=64, **WINDOWS)
         plain, checkpointed = (training_cost(config, focus, tokens, checkpointing=on) for on in (False, True))
         sizes = [plain.cache, plain.activations, checkpointed.activations, plain.reading]
-        lines.append(f"| {name} | " + " | ".join(f"{size / gigabyte:.2f}" for size in sizes) + " |")
-    return "\n".join(lines)
+        rows.append([name, *(f"{size / 1e9:.2f}" for size in sizes)])
+    return table(["model", "cache", "activations", "with gradient checkpointing", "reading"], rows)
 
 
 if __name__ == "__main__":
-    import sys
-
-    sys.stdout.write(tables() + "\n")
+    print(tables())

@@ -3,22 +3,24 @@
     apt install python3.11-doc anarchism postgresql-doc-15 debian-reference-en debian-handbook bible-kjv
     python recipes/debian_texts.py --output texts
 
-writes `texts/train/` (manuals, an FAQ and the standard library's sources, a file each) and `texts/test/` (two books that are not
-among them). They stand in for the corpora of the paper where these cannot be had; results on them are results on them only.
+writes `texts/train/` (manuals, an FAQ and the standard library's sources, a file each) and `texts/test/` (two books
+that are not among them). They stand in for the corpora of the paper where these cannot be had; results on them are
+results on them only.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import html
-import json
 import re
 import subprocess
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from lib.command_line import parser_of
+from lib.result_files import write_json
 
 
 DOC = Path("/usr/share/doc")
@@ -114,13 +116,13 @@ def main(output: Path) -> None:
         raise SystemExit(f"error: the program `{command[0]}` is not there; `apt install {name}`.") from None
     found[name] = {"part": "test", "version": version(name), **write(output / "test", iter([(name, text)]))}
     found["standard library"] = {"part": "train", **write(output / "train", sources())}
-    (output / "packages.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(output / "packages.json", found)
     for name, facts in found.items():
         print(f"{name}: {facts['documents']} documents, {facts['characters']:,} characters for {facts['part']}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     try:
         main(parser.parse_args().output)

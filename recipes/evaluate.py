@@ -2,238 +2,30 @@
 
     python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml
     python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml --tasks passkey --lengths 4K,16K --limit 5
-    python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml adapter=path/to/adapter tasks.passkey.samples=50
+    python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml adapter=my/adapter tasks.passkey.samples=50
 
-A configuration is a YAML file with the fields of `Evaluation` (recipes/evaluation.py); `key=value` overrides it. Every sample goes
-to `samples.jsonl` in a folder that is named by a digest of the configuration, the weights of model and adapter, and the texts: the
-same command goes on where it was interrupted, and nothing is ever mixed with samples of something else. `--tasks`,
-`--methods`, `--lengths`, `--limit` and `--max-minutes` run a part of the same evaluation. See docs/evaluation.md.
+A configuration is a YAML file with the fields of `Evaluation` (recipes/evaluating/configuration.py); `key=value`
+overrides it. Every sample goes to `samples.jsonl` in a folder that is named by a digest of the configuration, the
+weights of model and adapter, and the texts: the same command goes on where it was interrupted, and nothing is ever
+mixed with samples of something else. `--tasks`, `--methods`, `--lengths`, `--limit` and `--max-minutes` run a part of
+the same evaluation. See docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import json
-import shlex
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 import transformers
-from evaluating.configuration import KEY_TOKENS, LONGEST, LONGPPL, TEXT_TASKS, Evaluation, chosen, read_texts
-from evaluating.jobs import Job, jobs_of, prompts, record_facts, scored, spread_order
-from evaluating.key_tokens import KeyTokenFinder
-from evaluating.record_tables import averages, ruler_averages
-from evaluating.result_tables import table
-from evaluating.results import (
-    SampleFile,
-    circumstances,
-    git_commit,
-    origins,
-    publishable,
-    summarise,
-    versions,
-    write_text,
-)
-from lib.recipe import load_model
-from peft import PeftConfig, PeftModel, get_peft_model
-from tqdm import tqdm
-
-from focus_peft import FocusConfig
-from focus_peft.frozen.fingerprint import digest
-from focus_peft.hub.results import save_results
-from focus_peft.tasks import METHODS, LongPerplexityTask, Method, Source
-
-
-class Evaluator:
-    """An evaluation with everything loaded.
-
-    Args:
-        evaluation (`Evaluation`): What is run.
-        name (`str`): The folder's name starts with it.
-        command (`str`): What is run, for those who want to run it again.
-    """
-
-    def __init__(self, evaluation: Evaluation, name: str, command: str) -> None:
-        self.evaluation, self.command = evaluation, command
-        self.records = record_facts(evaluation)
-        self.texts = read_texts(evaluation.texts)
-        self.words = [] if evaluation.words is None else "\n".join(read_texts([evaluation.words])).split()
-        self.model, self.tokenizer = load(evaluation)
-        self.methods: dict[str, Method] = {}
-        for label, options in evaluation.methods.items():
-            options = {name: value for name, value in options.items() if name != LONGEST}
-            self.methods[label] = METHODS[options.pop("method", label)](self.model, **options)
-        self.source = Source(self.tokenizer, evaluation.seed, self.texts, self.words, evaluation.chat, evaluation.data)
-        self._documents: list[list[int]] | None = None
-        self.keys: KeyTokenFinder | None = None
-        if LONGPPL in evaluation.tasks:
-            thresholds = {key: getattr(evaluation.tasks[LONGPPL], key) for key in KEY_TOKENS}
-            self.keys = KeyTokenFinder(self.model.get_base_model(), evaluation.evaluator, **thresholds)
-        self.identity = self._identity()
-        self.folder = (
-            Path(evaluation.output_dir) / f"{name}-{digest(json.dumps(self.identity, sort_keys=True).encode())[:12]}"
-        )
-        self.skipped: dict[tuple, dict[str, Any]] = {}
-
-    def _identity(self) -> dict[str, Any]:
-        """Everything that samples depend on, the code left out."""
-        settings = self.evaluation.identity()
-        if self.keys is not None and self.keys.tokenizer is not None:
-            settings["evaluator"].update(self.keys.identity)
-        windows = asdict(self.model.base_model.settings())
-        del windows["chunk_batch_size"], windows["spread_chunks"]  # change no result
-        records = {"records_digests": {name: facts.digest for name, facts in self.records.items()}}
-        return {
-            **settings,
-            **(records if self.records else {}),
-            "windows": windows,
-            "base_model": self.model.base_model.fingerprint.to_dict(),
-            "twins": None if self.evaluation.adapter is None else digest_of_twins(self.model),
-            "texts_digests": [digest(text.encode()) for text in self.texts],
-            "words_digest": digest("\n".join(self.words).encode()),
-        }
-
-    def jobs(self) -> list[Job]:
-        """All tasks at all lengths."""
-        return jobs_of(self.evaluation, self.methods)
-
-    def documents(self) -> list[list[int]]:
-        """The texts in tokens."""
-        if self._documents is None:
-            tokens = (
-                self.tokenizer(self.texts, verbose=False, add_special_tokens=False)["input_ids"] if self.texts else []
-            )
-            self._documents = [list(ids) for ids in tokens]
-        return self._documents
-
-    def run(self, jobs: list[Job], limit: int | None, seconds: float | None) -> bool:
-        """Run what is not there yet. Returns whether everything is there now."""
-        end = float("inf") if seconds is None else time.monotonic() + seconds
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "config.json", json.dumps(self.identity, indent=2) + "\n")
-        samples = SampleFile(self.folder / "samples.jsonl")
-        origin = {"commit": git_commit(), "versions": versions()}
-        todo = []
-        for job in jobs:
-            labels = [label for label in job.methods if self._can_read(label, job)]
-            for number in spread_order(job.samples)[:limit]:
-                missing = [m for m in labels if (job.task, m, job.length, number) not in samples.samples]
-                todo += [(job, number, missing)] if missing else []
-        total = sum(job.tokens(self.records) * len(missing) for job, _, missing in todo)
-        interval = 0.5 if sys.stderr.isatty() else 60
-        try:
-            with tqdm(total=total, unit="tok", unit_scale=True, mininterval=interval, smoothing=0.05) as bar:
-                for place, (job, number, labels) in enumerate(todo):
-                    bar.set_description(str(job), refresh=False)
-                    for sample in self.sample(job, number, labels):
-                        samples.add({**sample, **origin})
-                        bar.update(job.tokens(self.records))
-                        left = place + 1 < len(todo) or sample["method"] != labels[-1]
-                        if left and time.monotonic() > end:
-                            return False
-                    if place + 1 < len(todo) and todo[place + 1][0] is not job:
-                        self.write_summary(samples)
-        finally:
-            self.write_summary(samples)
-            samples.close()
-        return True
-
-    def _can_read(self, label: str, job: Job) -> bool:
-        longest = self.evaluation.methods[label].get(LONGEST)
-        reason = job.refusal(self.methods[label])
-        if longest is not None and (job.length or 0) > longest:
-            reason = f"It is read up to {longest:,} tokens here (`longest`)."
-        if reason is None and job.task == LONGPPL and self.keys is not None:
-            reason = self.keys.refusal(job.length or 0)
-        if reason is not None:
-            self._skip(job, label, reason)
-        return reason is None
-
-    def _skip(self, job: Job, label: str, reason: str) -> None:
-        entry = {"task": job.task, "method": label, "length": job.length, "reason": reason}
-        self.skipped[job.task, label, job.length] = entry
-
-    def sample(self, job: Job, number: int, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Run one sample with several methods."""
-        methods = {label: self.methods[label] for label in labels}
-        try:
-            made = prompts(job, number, self.source, self.documents() if job.task in TEXT_TASKS else [], methods)
-            keys = self._key_tokens(job, number)
-        except ValueError as error:  # what is too short for a task must not end all others
-            for label in labels:
-                self._skip(job, label, str(error))
-            return
-        for label, sample in made.items():
-            begin = time.perf_counter()
-            result = scored(job, methods[label], sample, self.source, keys)
-            entry = {
-                "task": job.task,
-                "method": label,
-                "length": job.length,
-                "number": number,
-                "depth": sample.depth,
-                "input_tokens": len(sample.ids),
-                **result,
-                "seconds": round(time.perf_counter() - begin, 3),
-            }
-            yield {**entry, "cut": sample.cut} if job.task in self.records else entry
-
-    def _key_tokens(self, job: Job, number: int) -> list[int] | None:
-        """Places of the tokens of a text that are scored; None: all labels."""
-        task = job.text_task(self.evaluation.seed) if job.task == LONGPPL else None
-        if self.keys is None or not isinstance(task, LongPerplexityTask):
-            return None
-        return self.keys(task, number, self.documents(), self.texts, self.tokenizer)
-
-    def write_summary(self, samples: SampleFile) -> None:
-        """Write `summary.json` and `table.md` of all samples in the folder."""
-        planned = {(job.task, label, job.length): job.samples for job in self.jobs() for label in job.methods}
-        # a sample of an earlier run tells that it could be made
-        skipped = [entry for key, entry in self.skipped.items() if not any(k[:3] == key for k in samples.samples)]
-        results = summarise(samples.samples.values(), planned)
-        summary = {
-            "results": results,
-            "not_run": skipped,
-            "configuration": self.identity,
-            "origins": origins(samples.samples.values()),
-            **circumstances(self.model.device),
-            "seconds": round(sum(sample["seconds"] for sample in samples.samples.values()), 1),
-        }
-        if means := [*averages(results), *ruler_averages(results)]:
-            summary["averages"] = means
-        write_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        write_text(self.folder / "table.md", f"`{self.command}`\n\n" + table(results, skipped))
-        save_results(publishable(results, self.command, self.evaluation), self.folder / "results.json")
-
-
-def load(evaluation: Evaluation) -> tuple[Any, Any]:
-    """(model with its adapter, tokenizer)."""
-    base, tokenizer = load_model(evaluation.model)
-    if torch.cuda.is_available() and not evaluation.model.load_in_4bit:
-        base.to("cuda")
-    if evaluation.adapter is None:
-        # the same function as full twins, before training, at a small part of their size
-        return get_peft_model(base, FocusConfig(**{"r": 1, **evaluation.focus})).eval(), tokenizer
-    config: Any = PeftConfig.from_pretrained(evaluation.adapter)
-    config = config.with_overrides(**evaluation.focus)
-    return PeftModel.from_pretrained(base, evaluation.adapter, config=config).eval(), tokenizer
-
-
-def digest_of_twins(model: Any) -> str:
-    """Of all weights of the adapter."""
-    found = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if ".focus_" in name:
-            found.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+from evaluating.configuration import Evaluation, chosen
+from evaluating.evaluator import Evaluator
+from evaluating.jobs import Job
+from lib.command_line import command_of, parser_of, positive
 
 
 def prepare(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Evaluator, list[Job]]:
@@ -249,14 +41,10 @@ def prepare(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Evaluat
     lengths = chosen("lengths", args.lengths, sorted(every, key=lambda length: (length is None, length)))
     if evaluation.adapter is None:
         print("warning: no `adapter`, so the twins are untrained.", file=sys.stderr)
-    command = shlex.join(["python", "recipes/evaluate.py", "--config", args.config, *overrides])
+    command = command_of("evaluate.py", ["--config", args.config, *overrides])
     evaluator = Evaluator(evaluation, Path(args.config).stem, command)
-    jobs = [
-        Job(job.task, job.length, job.arguments, tuple(label for label in job.methods if label in methods))
-        for job in evaluator.jobs()
-        if job.task in tasks and job.length in lengths
-    ]
-    return evaluator, jobs
+    jobs = [job for job in evaluator.jobs() if job.task in tasks and job.length in lengths]
+    return evaluator, [replace(job, methods=tuple(m for m in job.methods if m in methods)) for job in jobs]
 
 
 def main(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
@@ -276,19 +64,12 @@ def main(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
 
 
 def parse_args(words: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="the configuration, a YAML file")
+    parser = parser_of(__doc__, config="the configuration")
     for name in ("tasks", "methods", "lengths"):
         parser.add_argument(f"--{name}", help=f"only these {name} of the configuration, separated by commas")
-    parser.add_argument("--limit", type=_positive, help="only so many samples of each task, method and length")
+    parser.add_argument("--limit", type=positive, help="only so many samples of each task, method and length")
     parser.add_argument("--max-minutes", type=float, help="stop after the sample that is running then")
     return parser.parse_known_args(words)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be an integer above 0, got {text}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -4,25 +4,29 @@
     python recipes/plot.py passkey --results outputs/evaluations/FOLDER --method adapter --output passkey.svg
     python recipes/plot.py perplexity --results outputs/evaluations/FOLDER --output perplexity.svg
     python recipes/plot.py scaling --results docs/results/scaling.json --output docs/results/scaling.svg
-    python recipes/plot.py ablations --results outputs/ablations/smollm2/results.json --study "chunk size" --output chunk_size.svg
-    python recipes/plot.py attention --config recipes/evaluations/smollm2.yaml --tokens 16K --depth 0.3 --output attention.svg
-    python recipes/plot.py attention --config recipes/evaluations/smollm2.yaml --document book.txt --question "Who is Ahab?" \\
-        --fact "the captain of the Pequod" --output attention.png
+    python recipes/plot.py ablations --results outputs/ablations/smollm2/results.json --study twins --output twins.svg
+    python recipes/plot.py attention --config recipes/evaluations/smollm2.yaml --tokens 16K --output attention.svg
+    python recipes/plot.py attention --config recipes/evaluations/smollm2.yaml --document book.txt \\
+        --question "Who is Ahab?" --fact "the captain of the Pequod" --output attention.png
 
-`curves`: both losses of a training run, from its TensorBoard files, beside the local window alone on the same labels. Held-out losses
-have marks; those of single training steps are thin lines. `passkey`: the scores of one method over length and depth, from the samples
-of an evaluation. `perplexity`: against length, a line for each method. `scaling`: time and memory against length, from what
-`benchmark.py scaling` wrote. `ablations`: one study of `ablations.py`, with 95 % intervals. `attention`: the attention that each chunk
-has from each token of an answer, with model and adapter of an evaluation (`key=value` overrides it); the numbers go to a JSON file beside
-the picture. All are readable without colours; the name's ending chooses SVG or PNG.
+- `curves`: both losses of a training run, from its TensorBoard files, beside the local window alone on the same
+  labels. Held-out losses have marks; those of single training steps are thin lines.
+- `passkey`: the scores of one method over length and depth, from the samples of an evaluation.
+- `perplexity`: perplexity against length, a line for each method.
+- `scaling`: time and memory against length, from what `benchmark.py scaling` wrote.
+- `ablations`: one study of `ablations.py`, with 95 % intervals.
+- `attention`: the attention that each chunk has from each token of an answer, with model and adapter of an evaluation
+  (`key=value` overrides it); the numbers go to a JSON file beside the picture.
+
+All are readable without colors; the name's ending chooses SVG or PNG.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lib.command_line import parser_of
 from plots.ablations import ablations
 from plots.attention import attention
 from plots.evaluation import passkey, perplexity
@@ -31,7 +35,7 @@ from plots.training import curves
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("curves", help="losses of a training run")
     one.add_argument("--logdir", type=Path, required=True, help="the run's output folder")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from evaluating.configuration import Evaluation
-from lib.recipe import load_recipe, read_values
+from lib.recipe import load_recipe
+from lib.yaml_files import build, check_names, read_yaml
 from peft import PeftConfig
 
 from focus_peft import FocusConfig
@@ -28,9 +29,10 @@ class Variant:
     Attributes:
         study, name (`str`): The table, and the row.
         train, evaluate (`dict`): What is changed, as overrides of the recipe and of the evaluation.
-        training (`str`, *optional*): A digest of the recipe with all overrides: variants with the same one share an adapter. None: nothing
-            is trained.
-        model (`dict`, *optional*): The recipe's base model, which the adapter is evaluated with. None: the evaluation's.
+        training (`str`, *optional*): A digest of the recipe with all overrides: variants with the same one share an
+            adapter. None: nothing is trained.
+        model (`dict`, *optional*): The recipe's base model, which the adapter is evaluated with. None: the
+            evaluation's.
     """
 
     study: str
@@ -46,13 +48,14 @@ class Ablations:
     """A configuration.
 
     Attributes:
-        evaluation (`str`): The evaluation. Its adapter is that of each variant, and so is its model if a recipe is given.
+        evaluation (`str`): The evaluation. Its adapter is that of each variant, and so is its model if a recipe is
+            given.
         studies (`dict`): For each study its variants by name, each with `train` or `evaluate` or both, or nothing.
         recipe (`str`, *optional*): The training recipe.
         adapter (`str`, *optional*): The folder of a trained adapter, in place of a recipe: all variants read with it.
         train, evaluate (`dict`): Overrides of all variants, before their own: `{focus.r: 8}`.
-        output_dir (`str`): Where adapters, samples and tables go. Default: "outputs/ablations/" and the name of the file.
-        variants (`list[Variant]`): All of them, checked.
+        output_dir (`str`): Where adapters, samples and tables go. Defaults to "outputs/ablations/" and the name of the
+            file.
     """
 
     evaluation: str
@@ -62,7 +65,6 @@ class Ablations:
     train: dict[str, Any] = field(default_factory=dict)
     evaluate: dict[str, Any] = field(default_factory=dict)
     output_dir: str = ""
-    variants: list[Variant] = field(init=False)
 
     @classmethod
     def load(cls, file: str, overrides: Sequence[str] = ()) -> Ablations:
@@ -71,25 +73,19 @@ class Ablations:
         Raises:
             ValueError: for whatever cannot be.
         """
-        values = read_values(file, overrides, lambda key: key.split("."))
-        known = [entry.name for entry in fields(cls) if entry.init]
-        for name in values:
-            if name not in known:
-                raise ValueError(
-                    f"The configuration {file!r} has the unknown entry `{name}`; there are {', '.join(known)}."
-                )
+        values = {name: value for name, value in read_yaml(file, overrides).items() if value is not None}
         for name in ("evaluation", "studies"):
             if not values.get(name):
                 raise ValueError(f"`{name}` is missing in {file!r}; see recipes/ablations for complete ones.")
-        given = {name: value for name, value in values.items() if value is not None}
-        return cls(**{"output_dir": f"outputs/ablations/{Path(file).stem}", **given})
+        return build(cls, {"output_dir": f"outputs/ablations/{Path(file).stem}", **values})
 
     def __post_init__(self) -> None:
         if (self.recipe is None) == (self.adapter is None):
             raise ValueError(
-                f"Give either `recipe`, which is trained, or `adapter`, which is read with, got {self.recipe!r} and {self.adapter!r}."
+                "Give either `recipe`, which is trained, or `adapter`, which is read with, got "
+                f"{self.recipe!r} and {self.adapter!r}."
             )
-        self.variants = []
+        self.variants: list[Variant] = []
         for study, variants in self.studies.items():
             for name, changes in (variants or {}).items():
                 self.variants.append(self._variant(str(study), str(name), changes or {}))
@@ -98,9 +94,7 @@ class Ablations:
 
     def _variant(self, study: str, name: str, changes: dict[str, Any]) -> Variant:
         where = f"`studies.{study}.{name}`"
-        for entry in changes:
-            if entry not in ("train", "evaluate"):
-                raise ValueError(f"{where} has the unknown entry `{entry}`; there are train and evaluate.")
+        check_names(where, changes, ("train", "evaluate"))
         train, evaluate = changes.get("train") or {}, changes.get("evaluate") or {}
         try:
             focus, key, model = self._trained(train) if self.adapter is None else (self._given(train), None, None)
@@ -108,8 +102,8 @@ class Ablations:
             evaluation = Evaluation.load(self.evaluation, self.evaluate_words(variant))
             for entry in evaluation.focus:
                 if entry not in READING_FIELDS:
-                    there = ", ".join(READING_FIELDS)
-                    raise ValueError(f"`focus.{entry}` cannot be changed after training; {there} can.")
+                    can = ", ".join(READING_FIELDS)
+                    raise ValueError(f"`focus.{entry}` cannot be changed after training; {can} can.")
             focus.with_overrides(**evaluation.focus)
         except ValueError as error:
             raise ValueError(f"{where} cannot be: {error}") from error
@@ -119,17 +113,15 @@ class Ablations:
         """(the adapter's configuration, a digest, the base model) of the recipe with some changes."""
         recipe = load_recipe(str(self.recipe), words(self.train, train))
         said = {**recipe.values, "training": {**(recipe.values.get("training") or {}), "output_dir": None}}
-        return (
-            recipe.focus,
-            digest(json.dumps(said, sort_keys=True, default=str).encode())[:12],
-            recipe.values["model"],
-        )
+        key = digest(json.dumps(said, sort_keys=True, default=str).encode())[:12]
+        return recipe.focus, key, recipe.values["model"]
 
     def _given(self, train: dict[str, Any]) -> FocusConfig:
         """The configuration of the adapter that is there."""
         if self.train or train:
             raise ValueError(
-                f"`train` changes {words(self.train, train)}, but nothing is trained with `adapter`; give a `recipe`, or change `evaluate`."
+                f"`train` changes {words(self.train, train)}, but nothing is trained with `adapter`; give a `recipe`, "
+                "or change `evaluate`."
             )
         folder = Path(str(self.adapter))
         if not (folder / "adapter_config.json").is_file():

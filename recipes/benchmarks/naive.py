@@ -1,7 +1,8 @@
-"""The training loss as one would write it first: every chunk row in one piece, with the graph kept through all of its tokens.
+"""The training loss as one would write it first: every chunk row in one piece, with the graph kept through all of its
+tokens.
 
-The competitor of `benchmark.py training`. Losses and gradients are those of `focus_loss`; each of the two losses reads the chunks anew, as the
-released code does when it runs them as two batches.
+The competitor of `benchmark.py training`. Losses and gradients are those of `focus_loss`; each of the two losses reads
+the chunks anew, as the released code does when it runs them as two batches.
 """
 
 from __future__ import annotations

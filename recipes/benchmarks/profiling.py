@@ -20,7 +20,8 @@ from focus_peft.passes.reader import Reader
 from .setting import Pieces, document, load, sizes_of, timed
 
 
-# What is timed by itself: (phase, where its function is, the function's name). Time in a phase within another counts for the inner one
+# What is timed by itself: (phase, where its function is, the function's name). Time in a phase within another counts
+# for the inner one
 PHASES: list[tuple[str, Any, str]] = [
     ("chunk pass: where tokens go, and masks", focus_peft.passes.chunk_pass, "chunk_pass_input"),
     ("local pass: where tokens go, and masks", focus_peft.decoding.cache, "local_pass_input"),
@@ -59,7 +60,7 @@ class Phases:
             self.switch()
             self._stack.pop()
 
-    def watched(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, timed as a phase. Of a context manager, entering and leaving are timed."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -97,15 +98,15 @@ class Marks:
 
 
 def step_profile(options: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each phase of a streaming step (medians are not taken: the mean of all steps but the first two), and of the base
-    model alone over as many tokens with the same caches (median)."""
+    """Seconds of each phase of a streaming step (medians are not taken: the mean of all steps but the first two), and
+    of the base model alone over as many tokens with the same caches (median)."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
     phases = Phases()
     new, steps = options["new_tokens"], options["new_tokens"] - 1
     with contextlib.ExitStack() as patches:
         for phase, owner, name in PHASES:
-            patches.enter_context(patch.object(owner, name, phases.watched(phase, getattr(owner, name))))
+            patches.enter_context(patch.object(owner, name, phases.timed(phase, getattr(owner, name))))
         model.generate(ids, max_new_tokens=new + 1, min_new_tokens=new + 1, streamer=Marks(phases), do_sample=False)
     pieces = Pieces(ids, model.settings())
     with model.disable_adapter():

@@ -46,7 +46,8 @@ def generating(model: Any, ids: torch.Tensor, new_tokens: int, **options: Any) -
 
 
 def focus(options: dict[str, Any]) -> dict[str, Any]:
-    """Our `generate`, in the mode and with the storage that are asked for; `compiled`, with parts of the model compiled."""
+    """Our `generate`, in the mode and with the storage that are asked for; `compiled`, with parts of the model
+    compiled."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
     names = ("decoding", "storage", "spread_chunks", "refresh_interval", "top_chunks", "chunk_batch_size")
@@ -57,9 +58,11 @@ def focus(options: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def parts_compiled(model: Any, ids: torch.Tensor) -> Iterator[None]:
-    """Within the context, what stands between the attentions is compiled: every MLP and norm, in the static shapes of a step.
+    """Within the context, what stands between the attentions is compiled: every MLP and norm, in the static shapes of
+    a step.
 
-    Attention writes to caches in place, which breaks the graph in every layer, so compiling more gives no larger graphs.
+    Attention writes to caches in place, which breaks the graph in every layer, so compiling more gives no larger
+    graphs.
     """
     for layer in model.get_base_model().model.layers:
         for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
@@ -79,7 +82,8 @@ def full_attention(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def reading_floor(options: dict[str, Any]) -> dict[str, Any]:
-    """The base model over the same number of tokens in the same shapes as our prefill, with transformers' own caches."""
+    """The base model over the same number of tokens in the same shapes as our prefill, with transformers' own
+    caches."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     pieces = Pieces(document(tokenizer, options["tokens"]), model.settings())
     with model.disable_adapter():
@@ -89,7 +93,8 @@ def reading_floor(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def step_floor(options: dict[str, Any]) -> dict[str, Any]:
-    """The base model over the tokens of one step: streaming, 2 · chunks + 1 with the same caches; exact, the window + 2 · chunks."""
+    """The base model over the tokens of one step: streaming, 2 · chunks + 1 with the same caches; exact, the window +
+    2 · chunks."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     pieces = Pieces(document(tokenizer, options["tokens"]), model.settings())
     with model.disable_adapter():

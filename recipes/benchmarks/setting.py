@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import transformers
+from lib.base_model import ModelArguments, load_model
 from lib.packaged_model import PACKAGED
-from lib.recipe import ModelArguments, load_model
 from peft import get_peft_model
 from transformers import StaticCache
 
@@ -28,7 +28,8 @@ CHARACTERS_PER_TOKEN = 12
 
 
 def load(dtype: str = "float32", **fields: Any) -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct with a focus adapter, untrained, which changes answers and not times; and its tokenizer."""
+    """SmolLM2-135M-Instruct with a focus adapter, untrained, which changes answers and not times; and its
+    tokenizer."""
     transformers.logging.set_verbosity_error()
     base, tokenizer = load_model(ModelArguments(PACKAGED, dtype=dtype))
     torch.manual_seed(0)
@@ -36,7 +37,8 @@ def load(dtype: str = "float32", **fields: Any) -> tuple[Any, Any]:
 
 
 def document(tokenizer: Any, tokens: int) -> torch.Tensor:
-    """Ids of shape (1, tokens): the language reference that every Python carries for its `help()`, and its standard library."""
+    """Ids of shape (1, tokens): the language reference that every Python carries for its `help()`, and its standard
+    library."""
     text = "\n".join(topics.values()) + "\n".join(
         path.read_text(encoding="utf-8") for path in sorted(Path(argparse.__file__).parent.glob("*.py"))
     )
@@ -63,7 +65,8 @@ def with_peak(result: dict[str, Any]) -> dict[str, Any]:
 
 
 class Pieces:
-    """A document as the method splits it, for passes of the base model over the same number of tokens in the same shapes.
+    """A document as the method splits it, for passes of the base model over the same number of tokens in the same
+    shapes.
 
     Args:
         ids (`torch.Tensor` of shape (1, tokens)): The document.
@@ -94,7 +97,8 @@ class Pieces:
         base(ids, use_cache=False, logits_to_keep=1)
 
     def step_caches(self, base: Any) -> list[StaticCache]:
-        """Transformers' preallocated caches, filled like those of a streaming step: of all chunks with their prompts, and the window."""
+        """Transformers' preallocated caches, filled like those of a streaming step: of all chunks with their prompts,
+        and the window."""
         held = self.sizes.chunk + self.nominal
         shapes = [(len(self.chunks), held), (1, len(self.chunks) + len(self.local))]
         caches = []

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lib.recipe import ModelArguments, expanded, read_values
+from lib.base_model import ModelArguments
+from lib.yaml_files import build, check_names, expanded, read_yaml
 
-from evaluating.hub_texts import check_entry, is_dataset, read_dataset
 from focus_peft.tasks import METHODS, RECORD_TASKS, TASKS, LongPerplexityTask, PerplexityTask
 from focus_peft.tasks.longppl import ALPHA, BETA, SHORT, STRIDE
 
@@ -33,16 +31,17 @@ class TaskArguments:
     """One task.
 
     Attributes:
-        samples (`int`, *optional*): Prompts at each length. Default: 20; of published records all, which is also the most.
-        lengths (`list`, *optional*): Tokens of prompt and answer; "4K" is 4096. Default: the evaluation's. Published records that
-            are longer are cut in the middle; "whole", their default, leaves them as they are.
-        methods (`list[str]`, *optional*): Labels of the methods that it is run with. Default: all.
-        new_tokens (`int`, *optional*): Tokens of an answer. Default: as published.
-        labels (`int`): Of "perplexity": tokens at the end of a text that are scored. Default: 256.
-        short, stride (`int`): Of "longppl": tokens of the short context, behind which key tokens stand, and that share its start.
-            Default: 4096 and 1024.
-        alpha, beta (`float`): Of "longppl": thresholds of the long-short difference and the long-context likelihood, in nats. Default: 2
-            and -2.
+        samples (`int`, *optional*): Prompts at each length. Defaults to 20; of published records all, which is also
+            the most.
+        lengths (`list`, *optional*): Tokens of prompt and answer; "4K" is 4096. Defaults to the evaluation's.
+            Published records that are longer are cut in the middle; "whole", their default, leaves them as they are.
+        methods (`list[str]`, *optional*): Labels of the methods that it is run with. Defaults to all.
+        new_tokens (`int`, *optional*): Tokens of an answer. Defaults to as published.
+        labels (`int`): Of "perplexity": tokens at the end of a text that are scored. Defaults to 256.
+        short, stride (`int`): Of "longppl": tokens of the short context, behind which key tokens stand, and that share
+            its start. Defaults to 4096 and 1024.
+        alpha, beta (`float`): Of "longppl": thresholds of the long-short difference and the long-context likelihood,
+            in nats. Defaults to 2 and -2.
     """
 
     samples: int | None = None
@@ -55,6 +54,17 @@ class TaskArguments:
     alpha: float = ALPHA
     beta: float = BETA
 
+    def text_task(self, name: str, length: int, seed: int = 0) -> PerplexityTask:
+        """One of `TEXT_TASKS` at one length; `seed` chooses its texts.
+
+        Raises:
+            ValueError: if a text of that length has not enough tokens.
+        """
+        longest, samples = max(self.lengths or [length]), self.samples or SAMPLES
+        if name == LONGPPL:
+            return LongPerplexityTask(length, samples, None, longest, seed, self.short)
+        return PerplexityTask(length, samples, self.labels if name == PERPLEXITY else None, longest, seed)
+
 
 @dataclass
 class Evaluation:
@@ -63,27 +73,33 @@ class Evaluation:
     Attributes:
         model (`ModelArguments`): The base model, as in a training recipe.
         tasks (`dict`): Names of tasks, and the fields of `TaskArguments` for each.
-        methods (`list` or `dict`): Names of methods, or labels with options: `{wide: {method: adapter, local_size: 1024}}`. With
-            `longest` a method is left out at larger lengths, where it would take too long: `{yarn: {longest: 16K}}`.
+        methods (`list` or `dict`): Names of methods, or labels with options:
+            `{wide: {method: adapter, local_size: 1024}}`. With `longest` a method is left out at larger lengths, where
+            it would take too long: `{yarn: {longest: 16K}}`.
         lengths (`list`): Lengths of all tasks that have none of their own.
         adapter (`str`, *optional*): Folder or name of the trained adapter. None: untrained twins.
         focus (`dict`): Fields of the adapter's configuration to replace, such as `chunk_size` and `local_size`.
-        texts (`list`): Held-out text, for perplexity and as haystacks: files (patterns), or datasets (see `hub_texts.read_dataset`).
-        data (`dict`): Folders with the original files of "longbench" and "infinitebench". Default: they come from the Hub.
-        words (`str`, *optional*): A file of words for tasks that list some, one a line. Default: those of `focus_peft.tasks.ruler.word_list`.
-        chat (`bool`): Put the prompts of all tasks but "passkey", and LongBench's few-shot and code tasks, into the chat template.
-            Default: False.
-        seed (`int`): Chooses keys, values and texts. Default: 0.
-        evaluator (`ModelArguments`, *optional*): Tells the key tokens of "longppl". None: the base model, with full attention.
-        keep_chunks_gb (`float`): GiB for chunks that were read, so that the next method or prompt with the same chunks at the same
-            places does not read them again (`model.keeping_chunks`). Changes no result, but the seconds of samples. Default: 0, none.
-        output_dir (`str`): Where the folder is made. Default: "outputs/evaluations".
+        texts (`list`): Held-out text, for perplexity and as haystacks: files (patterns), or datasets (see
+            `texts.read_dataset`).
+        data (`dict`): Folders with the original files of "longbench" and "infinitebench". Without one they come from
+            the Hub.
+        words (`str`, *optional*): A file of words for tasks that list some, one a line. Defaults to those of
+            `focus_peft.tasks.ruler.word_list`.
+        chat (`bool`): Put the prompts of all tasks but "passkey", and LongBench's few-shot and code tasks, into the
+            chat template. Defaults to False.
+        seed (`int`): Chooses keys, values and texts. Defaults to 0.
+        evaluator (`ModelArguments`, *optional*): Tells the key tokens of "longppl". None: the base model, with full
+            attention.
+        keep_chunks_gb (`float`): GiB for chunks that were read, so that the next method or prompt with the same chunks
+            at the same places does not read them again (`model.keeping_chunks`). Changes no result, but the seconds of
+            samples. Defaults to 0.
+        output_dir (`str`): Where the folder is made. Defaults to "outputs/evaluations".
     """
 
     model: ModelArguments
     tasks: dict[str, TaskArguments]
     methods: dict[str, dict[str, Any]]
-    lengths: list[int] = field(default_factory=list)
+    lengths: list[Any] = field(default_factory=list)
     adapter: str | None = None
     focus: dict[str, Any] = field(default_factory=dict)
     texts: list[Any] = field(default_factory=list)
@@ -100,50 +116,42 @@ class Evaluation:
         """Read a configuration, and check all names in it.
 
         Raises:
-            ValueError: for an entry, a task or a method that there is not, or a task without lengths.
+            ValueError: for an unknown entry, task or method, a value of another type, or a task without lengths.
         """
-        values = expanded(read_values(file, overrides, lambda key: key.split(".")))
-        _check_names("the configuration", values, [entry.name for entry in fields(cls)])
+        said = expanded(read_yaml(file, overrides))
+        values = {name: value for name, value in said.items() if value is not None}
         for name in ("model", "tasks", "methods"):
             if not values.get(name):
                 raise ValueError(f"`{name}` is missing in {file!r}; see recipes/evaluations for complete ones.")
-        _check_names("`tasks`", values["tasks"], [*TEXT_TASKS, *TASKS, *RECORD_TASKS])
-        data = values.get("data") or {}
-        _check_names("`data`", data, dict.fromkeys(task.benchmark.name for task in RECORD_TASKS.values()))
-        named = values["methods"]
-        methods = {n: {} for n in named} if isinstance(named, list) else {n: dict(v or {}) for n, v in named.items()}
-        for entry in methods.values():
+        if isinstance(values["methods"], list):
+            values["methods"] = dict.fromkeys(values["methods"])
+        for name in ("tasks", "methods"):
+            if isinstance(values[name], dict):
+                values[name] = {entry: options or {} for entry, options in values[name].items()}
+        return build(cls, values)
+
+    def __post_init__(self) -> None:
+        check_names("`tasks`", self.tasks, [*TEXT_TASKS, *TASKS, *RECORD_TASKS])
+        check_names("`data`", self.data, dict.fromkeys(task.benchmark.name for task in RECORD_TASKS.values()))
+        check_names("`methods`", [entry.get("method", label) for label, entry in self.methods.items()], METHODS)
+        for entry in self.methods.values():
             if LONGEST in entry:
                 entry[LONGEST] = tokens_of(entry[LONGEST])
-        _check_names("`methods`", [entry.get("method", label) for label, entry in methods.items()], METHODS)
-        lengths = [tokens_of(length) for length in values.get("lengths") or []]
-        tasks = {}
-        for name, entry in values["tasks"].items():
-            _check_names(f"`tasks.{name}`", entry or {}, [one.name for one in fields(TaskArguments)])
-            task = TaskArguments(**(entry or {}))
-            own = [None] if name in RECORD_TASKS else lengths
+        self.lengths = [tokens_of(length) for length in self.lengths]
+        for name, task in self.tasks.items():
+            own: list[Any] = [None] if name in RECORD_TASKS else self.lengths
             task.lengths = own if task.lengths is None else [_length(entry, name) for entry in task.lengths]
             if task.samples is None and name not in RECORD_TASKS:
                 task.samples = SAMPLES
             if not task.lengths or (task.samples is not None and task.samples < 1):
                 raise ValueError(f"`tasks.{name}` needs at least one of `lengths`, and `samples` above 0, got {task}.")
-            _check_names(f"`tasks.{name}.methods`", task.methods or [], methods)
+            check_names(f"`tasks.{name}.methods`", task.methods or [], self.methods)
             if name in TEXT_TASKS:
-                text_task(name, task, min(task.lengths))
-            tasks[name] = task
-        given = values.get("evaluator")
-        read = {
-            "model": ModelArguments(**values["model"]),
-            "tasks": tasks,
-            "methods": methods,
-            "lengths": lengths,
-            "data": data,
-            "evaluator": given and ModelArguments(**given),
-        }
-        return cls(**{**values, **read})
+                task.text_task(name, min(task.lengths))
 
     def identity(self) -> dict[str, Any]:
-        """What samples depend on, files left out. Without "longppl" and `evaluator` it is what it was before there were any.
+        """What samples depend on, files left out. Without "longppl" and `evaluator` it is what it was before there
+        were any.
 
         Which methods a task is run with, and up to which length, is not in it: that changes no sample.
         """
@@ -159,18 +167,6 @@ class Evaluation:
                 for key in KEY_TOKENS:
                     del task[key]
         return settings
-
-
-def text_task(name: str, arguments: TaskArguments, length: int, seed: int = 0) -> PerplexityTask:
-    """One of `TEXT_TASKS` at one length.
-
-    Raises:
-        ValueError: if a text of that length has not enough tokens.
-    """
-    longest, samples = max(arguments.lengths or [length]), arguments.samples or SAMPLES
-    if name == LONGPPL:
-        return LongPerplexityTask(length, samples, None, longest, seed, arguments.short)
-    return PerplexityTask(length, samples, arguments.labels if name == PERPLEXITY else None, longest, seed)
 
 
 def tokens_of(length: Any) -> int:
@@ -210,37 +206,7 @@ def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
         if entry not in known:
             have = ", ".join(WHOLE if one is None else str(one) for one in known)
             raise ValueError(
-                f"`--{option}` names {word if entry is None else entry}, but the configuration has {have}; override the configuration "
-                "itself, which makes it another evaluation."
+                f"`--{option}` names {word if entry is None else entry}, but the configuration has {have}; override "
+                "the configuration itself, which makes it another evaluation."
             )
     return picked
-
-
-def read_texts(entries: Sequence[Any]) -> list[str]:
-    """All files, in the order of their names, and then documents of datasets.
-
-    Raises:
-        ValueError: if a pattern fits none, or a dataset has none.
-        FileNotFoundError: if a dataset cannot be read.
-    """
-    files: list[str] = []
-    for pattern in entries:
-        if is_dataset(pattern):
-            check_entry(pattern)
-            continue
-        found = sorted(glob.glob(pattern, recursive=True))
-        if not found:
-            raise ValueError(
-                f"`texts` or `words` names {pattern!r}, but there is no such file; see recipes/debian_texts.py for some."
-            )
-        files += found
-    texts = [Path(file).read_text(encoding="utf-8") for file in dict.fromkeys(files)]
-    return texts + [text for entry in entries if is_dataset(entry) for text in read_dataset(entry)]
-
-
-def _check_names(where: str, names: Any, known: Any) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(
-                f"{where[0].upper() + where[1:]} has the unknown entry `{name}`; there are {', '.join(known)}."
-            )

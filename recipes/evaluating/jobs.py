@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from evaluating.configuration import PERPLEXITY, TEXT_TASKS, Evaluation, TaskArguments, length_name, text_task
+from evaluating.configuration import PERPLEXITY, TEXT_TASKS, Evaluation, TaskArguments, length_name
 from focus_peft.tasks import RECORD_TASKS, TASKS, Method, PerplexityTask, RecordTask, Sample, Source, Task
 from focus_peft.tasks.records import RecordFacts
 
@@ -45,10 +45,11 @@ class Job:
 
     def text_task(self, seed: int = 0) -> PerplexityTask:
         """The task of one of `TEXT_TASKS`; `seed` chooses its texts."""
-        return text_task(self.task, self.arguments, self.length or 0, seed)
+        return self.arguments.text_task(self.task, self.length or 0, seed)
 
     def refusal(self, method: Method) -> str | None:
-        """Why a method cannot run it, if it cannot. Records are cut for a method that reads less, so one prompt token is enough."""
+        """Why a method cannot run it, if it cannot. Records are cut for a method that reads less, so one prompt token
+        is enough."""
         tokens = self.new_tokens + 1 if self.task in RECORD_TASKS or self.length is None else self.length
         return method.refusal(tokens, self.new_tokens)
 
@@ -136,7 +137,8 @@ def scored(
         method (`Method`): What reads it.
         sample (`Sample`): What `prompts` made for the method.
         source (`Source`): What it was made from.
-        keys (`Sequence[int]`, *optional*): Places of a text's tokens that are scored. Default: all labels. With none there is no score.
+        keys (`Sequence[int]`, *optional*): Places of a text's tokens that are scored. Default: all labels. With none
+            there is no score.
     """
     if job.task in TEXT_TASKS:
         losses = job.text_task(source.seed).losses(method, sample.ids, keys)

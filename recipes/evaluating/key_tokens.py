@@ -1,10 +1,11 @@
-"""Which tokens of an evaluation's texts are key tokens of LongPPL: told by the base model, or by an evaluator with a tokenizer of its own."""
+"""Which tokens of an evaluation's texts are key tokens of LongPPL: told by the base model, or by an evaluator with a
+tokenizer of its own."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lib.recipe import ModelArguments, load_model
+from lib.base_model import ModelArguments, load_model
 
 from focus_peft.frozen.fingerprint import Fingerprint
 from focus_peft.tasks.longppl import KeyTokens, LongPerplexityTask, covered
@@ -15,8 +16,8 @@ class KeyTokenFinder:
 
     Args:
         base (`PreTrainedModel`): The adapter's base model: the evaluator, if no other is given.
-        arguments (`ModelArguments`, *optional*): Another one. Texts are tokenised for it, and what counts are tokens that lie within
-            its key tokens' characters.
+        arguments (`ModelArguments`, *optional*): Another one. Texts are tokenised for it, and what counts are tokens
+            that lie within its key tokens' characters.
         **thresholds: Fields of `KeyTokens`.
     """
 

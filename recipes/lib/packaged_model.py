@@ -28,7 +28,8 @@ def find_model() -> tuple[Path, str]:
 
 
 def unquantized(model: Any) -> Any:
-    """A model from a GGUF file: its weights are ordinary ones by now, but recent transformers would still refuse to train them."""
+    """A model from a GGUF file: its weights are ordinary ones by now, but recent transformers would still refuse to
+    train them."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(model)
@@ -36,9 +37,11 @@ def unquantized(model: Any) -> Any:
 
 
 def saved_model() -> Path:
-    """Folder of the model and its tokenizer as transformers saves them, in float32, beside the models that were downloaded.
+    """Folder of the model and its tokenizer as transformers saves them, in float32, beside the models that were
+    downloaded.
 
-    Written once for every release of transformers and of the file: parsing GGUF takes half a minute, which every command would spend.
+    Written once for every release of transformers and of the file: parsing GGUF takes half a minute, which every
+        command would spend.
     """
     folder, gguf_file = find_model()
     size = (folder / gguf_file).stat().st_size

@@ -7,11 +7,9 @@ import json
 import math
 from typing import Any
 
+from evaluating.means import Z
+
 from .drawing import plt, save, short, styles
-
-
-# Of a normal distribution, what holds 95 %
-Z = 1.959964
 
 
 def ablations(args: argparse.Namespace) -> None:

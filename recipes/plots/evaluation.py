@@ -40,7 +40,8 @@ def cells(found: list[dict[str, Any]], bands: int) -> dict[tuple[int, int], floa
 
 
 def at_shared_places(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The samples of places that every method has at every length that it was run at: places differ more than methods do."""
+    """The samples of places that every method has at every length that it was run at: places differ more than methods
+    do."""
     places: dict[tuple[str, int], set[int]] = {}
     for sample in found:
         places.setdefault((sample["method"], sample["length"]), set()).add(sample["number"])
@@ -82,8 +83,8 @@ def perplexity(args: argparse.Namespace) -> None:
     found = at_shared_places([sample for sample in found if sample["method"] in chosen])
     if not found:
         raise SystemExit(
-            f"error: no place in `--results` {str(args.results)!r} was read by every method at every length; run more of it, or "
-            "draw fewer `--methods`."
+            f"error: no place in `--results` {str(args.results)!r} was read by every method at every length; run more "
+            "of it, or draw fewer `--methods`."
         )
     lengths, count = sorted({sample["length"] for sample in found}), len({sample["number"] for sample in found})
     figure, panel = plt.subplots(figsize=(6, 3.6), layout="constrained")

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model
-from demos.asking import answers, haystack, question_ids, read, shades
-from demos.desk import Desk, DeskError, strip
+from demos.answers import answers, read
+from demos.chunk_strip import html_strip, shades
+from demos.page_text import summary
+from demos.questions import haystack, question_ids
+from demos.session import DocumentSession, SessionError
 
 
 LOCAL, CHUNK = 128, 32
@@ -26,8 +29,8 @@ def model() -> Any:
 
 
 @pytest.fixture
-def desk(model: Any, tokenizer: Any) -> Desk:
-    return Desk(model, tokenizer, new_tokens=6, max_tokens=3000, example_tokens=2000)
+def session(model: Any, tokenizer: Any) -> DocumentSession:
+    return DocumentSession(model, tokenizer, new_tokens=6, max_tokens=3000, example_tokens=2000)
 
 
 @pytest.fixture
@@ -77,68 +80,76 @@ def test_an_error_of_the_model_reaches_whoever_waits_for_the_answer(model: Any, 
         list(answers(model, tokenizer, torch.full((1, 5), 999), 4))
 
 
-def test_a_file_is_read_once_and_asked_many_times(desk: Desk, book: Path, model: Any, tokenizer: Any) -> None:
-    number = desk.read_file(book, ignore)
-    document = desk.held(number)
+def test_a_file_is_read_once_and_asked_many_times(
+    session: DocumentSession, book: Path, model: Any, tokenizer: Any
+) -> None:
+    number = session.read_file(book, ignore)
+    document = session.held(number)
     text = book.read_text(encoding="utf-8")
     assert tokenizer.decode(document.ids[0]) == text
-    whole = "".join(desk.chunk_texts(document)) + tokenizer.decode(document.end[0])
+    whole = "".join(session.chunk_texts(document)) + tokenizer.decode(document.end[0])
     assert whole.replace("ü", "") == text.replace("ü", "")  # whose two bytes a chunk may end between
     assert document.end.shape[1] == LOCAL // 2
 
-    first = [*desk.ask(number, QUESTION)][-1]
-    [*desk.ask(number, "And where?")]
-    again = [*desk.ask(number, f"  {QUESTION}\n")][-1]
+    first = [*session.ask(number, QUESTION)][-1]
+    [*session.ask(number, "And where?")]
+    again = [*session.ask(number, f"  {QUESTION}\n")][-1]
     assert (again.alone.text, again.adapter.text, again.shares) == (first.alone.text, first.adapter.text, first.shares)
 
     ids = torch.cat([document.end, question_ids(tokenizer, QUESTION)], dim=1)
     (expected,) = model.chunk_attention(ids, memory=document.memory)
     assert first.shares == expected.tolist()
-    *_, adapter = answers(model, tokenizer, ids, desk.new_tokens, document.memory)
+    *_, adapter = answers(model, tokenizer, ids, session.new_tokens, document.memory)
     assert first.adapter.text == adapter.text
 
 
-def test_the_model_alone_is_the_base_model_with_the_end_of_the_document(desk: Desk, book: Path, model: Any) -> None:
-    number = desk.read_file(book, ignore)
-    reply = [*desk.ask(number, QUESTION)][-1]
-    tokenizer = desk.tokenizer
-    ids = torch.cat([desk.held(number).ids, question_ids(tokenizer, QUESTION)], dim=1)[:, -LOCAL:]
+def test_the_model_alone_is_the_base_model_with_the_end_of_the_document(
+    session: DocumentSession, book: Path, model: Any
+) -> None:
+    number = session.read_file(book, ignore)
+    reply = [*session.ask(number, QUESTION)][-1]
+    tokenizer = session.tokenizer
+    ids = torch.cat([session.held(number).ids, question_ids(tokenizer, QUESTION)], dim=1)[:, -LOCAL:]
     with model.disable_adapter():
-        output = model.get_base_model().generate(input_ids=ids, max_new_tokens=desk.new_tokens, do_sample=False)
+        output = model.get_base_model().generate(input_ids=ids, max_new_tokens=session.new_tokens, do_sample=False)
     text = tokenizer.decode(output[0, LOCAL:], skip_special_tokens=True)
     assert reply.alone.text == text.partition("\n")[0].strip()
 
 
-def test_a_question_that_nobody_waits_for_leaves_the_adapter_enabled(desk: Desk, book: Path, model: Any) -> None:
-    number = desk.read_file(book, ignore)
-    expected = [*desk.ask(number, QUESTION)][-1]
-    abandoned = desk.ask(number, QUESTION)
+def test_a_question_that_nobody_waits_for_leaves_the_adapter_enabled(
+    session: DocumentSession, book: Path, model: Any
+) -> None:
+    number = session.read_file(book, ignore)
+    expected = [*session.ask(number, QUESTION)][-1]
+    abandoned = session.ask(number, QUESTION)
     next(abandoned)
     abandoned.close()
-    again = [*desk.ask(number, QUESTION)][-1]
+    again = [*session.ask(number, QUESTION)][-1]
     assert model.base_model.adapters_enabled
     assert (again.adapter.text, again.shares) == (expected.adapter.text, expected.shares)
 
 
-def test_a_short_document_needs_no_memory(desk: Desk, tmp_path: Path) -> None:
+def test_a_short_document_needs_no_memory(session: DocumentSession, tmp_path: Path) -> None:
     file = tmp_path / "note.txt"
     file.write_text("A short note.")
-    number = desk.read_file(file, ignore)
-    document = desk.held(number)
-    assert document.memory is None and desk.chunk_texts(document) == []
-    assert "fit the local window" in desk.summary(document)
-    reply = [*desk.ask(number, QUESTION)][-1]
+    number = session.read_file(file, ignore)
+    document = session.held(number)
+    assert document.memory is None and session.chunk_texts(document) == []
+    assert "fit the local window" in summary(document, session.local)
+    reply = [*session.ask(number, QUESTION)][-1]
     assert reply.shares == []
     assert reply.adapter.text == reply.alone.text
 
 
 def test_the_example_hides_its_number_and_says_so(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("demos.asking.topics", dict(sorted(topics.items())[:8]))  # of which 2000 bytes are cut sooner
-    desk = Desk(model, tokenizer, example_tokens=2000)
-    document = desk.held(desk.read_example(ignore))
+    monkeypatch.setattr(
+        "demos.questions.topics", dict(sorted(topics.items())[:8])
+    )  # of which 2000 bytes are cut sooner
+    session = DocumentSession(model, tokenizer, example_tokens=2000)
+    document = session.held(session.read_example(ignore))
     assert document.number == haystack(tokenizer, 2000, 0)[1]
     assert document.number in tokenizer.decode(document.ids[0])
-    assert f"is {document.number}." in desk.summary(document)
+    assert f"is {document.number}." in summary(document, session.local)
 
 
 @pytest.mark.parametrize(
@@ -153,28 +164,28 @@ def test_the_example_hides_its_number_and_says_so(model: Any, tokenizer: Any, mo
     ],
 )
 def test_what_cannot_be_read_is_said_in_a_sentence_and_the_old_document_stays(
-    desk: Desk, book: Path, tmp_path: Path, data: bytes | None, sentence: str
+    session: DocumentSession, book: Path, tmp_path: Path, data: bytes | None, sentence: str
 ) -> None:
-    number = desk.read_file(book, ignore)
+    number = session.read_file(book, ignore)
     file = tmp_path / "given.txt"
     if data is not None:
         file.write_bytes(data)
-    with pytest.raises(DeskError, match=f"^{re.escape(sentence)}"):
-        desk.read_file(None if data is None else file, ignore)
-    assert desk.held(number).name == book.name
+    with pytest.raises(SessionError, match=f"^{re.escape(sentence)}"):
+        session.read_file(None if data is None else file, ignore)
+    assert session.held(number).name == book.name
 
 
-def test_what_cannot_be_asked_is_said_in_a_sentence(desk: Desk, book: Path) -> None:
-    with pytest.raises(DeskError, match="Read a document first"):
-        next(desk.ask(None, QUESTION))
-    number = desk.read_file(book, ignore)
-    with pytest.raises(DeskError, match="Write a question first"):
-        next(desk.ask(number, "  \n"))
-    with pytest.raises(DeskError, match=f"there is room for {LOCAL // 2}; ask a shorter one"):
-        next(desk.ask(number, "why " * 40))
-    desk.read_file(book, ignore)
-    with pytest.raises(DeskError, match="was put away"):
-        next(desk.ask(number, QUESTION))
+def test_what_cannot_be_asked_is_said_in_a_sentence(session: DocumentSession, book: Path) -> None:
+    with pytest.raises(SessionError, match="Read a document first"):
+        next(session.ask(None, QUESTION))
+    number = session.read_file(book, ignore)
+    with pytest.raises(SessionError, match="Write a question first"):
+        next(session.ask(number, "  \n"))
+    with pytest.raises(SessionError, match=f"there is room for {LOCAL // 2}; ask a shorter one"):
+        next(session.ask(number, "why " * 40))
+    session.read_file(book, ignore)
+    with pytest.raises(SessionError, match="was put away"):
+        next(session.ask(number, QUESTION))
 
 
 class Cells(HTMLParser):
@@ -195,7 +206,7 @@ class Cells(HTMLParser):
 
 def test_the_strip_has_a_cell_for_each_chunk_and_says_the_same_in_words() -> None:
     texts = ['One\n "quoted" <b>', "Two: 12345", "Three"]
-    parsed = Cells(strip([0.1, 0.4, 0.0], texts, "12345"))
+    parsed = Cells(html_strip([0.1, 0.4, 0.0], texts, "12345"))
     assert [cell["style"] for cell in parsed.cells] == ["--shade:0.250", "--shade:1.000", "--shade:0.000"]
     assert [cell["data-chunk"] for cell in parsed.cells] == ["1", "2", "3"]
     assert parsed.cells[0]["title"] == 'Chunk 1 (10.0% of the attention): One "quoted" <b> …'
@@ -206,25 +217,25 @@ def test_the_strip_has_a_cell_for_each_chunk_and_says_the_same_in_words() -> Non
 
 
 def test_before_a_question_all_cells_are_alike() -> None:
-    parsed = Cells(strip(None, ["one", "two"]))
+    parsed = Cells(html_strip(None, ["one", "two"]))
     assert [cell["style"] for cell in parsed.cells] == ["--shade:0.000"] * 2
     assert parsed.cells[0]["title"] == "Chunk 1: one …"
-    assert strip(None, []) == ""
+    assert html_strip(None, []) == ""
     assert shades([0.0, 0.0]) == [0.0, 0.0]
 
 
-def test_names_of_files_are_no_markup(desk: Desk, book: Path) -> None:
-    document = desk.held(desk.read_file(book, ignore))
-    assert "book &lt;1&gt;.txt" in desk.summary(document)
+def test_names_of_files_are_no_markup(session: DocumentSession, book: Path) -> None:
+    document = session.held(session.read_file(book, ignore))
+    assert "book &lt;1&gt;.txt" in summary(document, session.local)
 
 
 @pytest.mark.slow
-def test_the_page_is_served_to_this_machine_and_asks_no_other(desk: Desk) -> None:
+def test_the_page_is_served_to_this_machine_and_asks_no_other(session: DocumentSession) -> None:
     pytest.importorskip("gradio")
     import demo_page
     import httpx
 
-    page = demo_page.build_page(desk)
+    page = demo_page.build_page(session)
     _, address, share = demo_page.launch(page, None, prevent_thread_lock=True)
     try:
         assert address.startswith("http://127.0.0.1:") and share is None

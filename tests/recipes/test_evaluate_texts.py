@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
+from evaluating.configuration import Evaluation
+from evaluating.evaluator import Evaluator
 from refusal import assert_sentence
-from test_evaluate import config, read, recipe, run
+from small_evaluation import MODEL, config, read, run, summary_of
 
 from focus_peft.tasks import FullAttention, KeyTokens, LongPerplexityTask, PerplexityTask
 
@@ -22,7 +24,7 @@ def test_every_token_and_key_tokens_are_scored(config: Path) -> None:
     done, folder = run(config, TASKS)
     assert done
     samples = read(folder)
-    evaluator = recipe.Evaluator(recipe.Evaluation.load(str(config), [TASKS]), "small", "command")
+    evaluator = Evaluator(Evaluation.load(str(config), [TASKS]), "small", "command")
     assert evaluator.folder == folder
     documents, method = evaluator.documents(), FullAttention(evaluator.model)
     for sample in samples:
@@ -39,7 +41,7 @@ def test_every_token_and_key_tokens_are_scored(config: Path) -> None:
             losses = method.losses(ids, 336)[[key - 64 for key in keys]]
         assert sample["labels"] == len(losses)
         assert sample["score"] == (pytest.approx(float(losses.mean()), rel=1e-5) if len(losses) else None)
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = summary_of(folder)
     for result in summary["results"]:
         own = [
             s for s in samples if (s["task"], s["method"], s["length"]) == tuple(result.values())[:3] and s["labels"]
@@ -55,12 +57,9 @@ def test_every_token_and_key_tokens_are_scored(config: Path) -> None:
 
 def test_an_evaluator_with_more_positions_tells_key_tokens_of_longer_texts(config: Path) -> None:
     tasks = "tasks={longppl: {samples: 2, short: 64, stride: 32, alpha: 0, beta: -9, lengths: [600]}}"
-    model = (
-        "{random: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2, "
-        "num_key_value_heads: 2, max_position_embeddings: 1024}}"
-    )
-    words = [tasks, "methods=[adapter]", f"evaluator={model}"]
-    evaluator = recipe.Evaluator(recipe.Evaluation.load(str(config), words), "small", "command")
+    model = {"random": {**MODEL, "max_position_embeddings": 1024}}
+    words = [tasks, "methods=[adapter]", f"evaluator={json.dumps(model)}"]
+    evaluator = Evaluator(Evaluation.load(str(config), words), "small", "command")
     task = LongPerplexityTask(600, 2, None, 600, short=64)
     documents = evaluator.documents()
     for number in (0, 1):
@@ -74,12 +73,12 @@ def test_an_evaluator_with_more_positions_tells_key_tokens_of_longer_texts(confi
 
 
 def test_evaluations_without_key_tokens_keep_their_folder(config: Path) -> None:
-    identity = recipe.Evaluation.load(str(config)).identity()
+    identity = Evaluation.load(str(config)).identity()
     assert "evaluator" not in identity and "output_dir" not in identity
     assert all(not {"short", "stride", "alpha", "beta"} & set(task) for task in identity["tasks"].values())
 
 
 def test_lengths_without_a_label_are_refused(config: Path) -> None:
     with pytest.raises(ValueError) as caught:
-        recipe.Evaluation.load(str(config), ["tasks={longppl: {}}"])
+        Evaluation.load(str(config), ["tasks={longppl: {}}"])
     assert_sentence(str(caught.value), "`tokens`", "400", "4096")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluating import hub_texts as hub_texts
+from evaluating import texts as evaluation_texts
+from evaluating.texts import read_texts
 from refusal import refusal
-from test_evaluate import config, recipe, run  # which skips without `datasets`
+from small_evaluation import config, run  # which skips without `datasets`
 
 
 __all__ = ["config"]  # a fixture
@@ -31,25 +32,25 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def mirrored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder stands in for CodeParrot's repository, of which there is no copy without a network."""
-    monkeypatch.setitem(hub_texts.NAMED["codeparrot"], "path", str(folder))
+    monkeypatch.setitem(evaluation_texts.NAMED["codeparrot"], "path", str(folder))
 
 
 @pytest.mark.usefixtures("mirrored")
 def test_a_named_dataset_is_streamed_up_to_the_wanted_number() -> None:
-    assert recipe.read_texts(["hub:codeparrot"]) == TEXTS[:20]
-    assert recipe.read_texts([{"path": "hub:codeparrot", "max_documents": 3}]) == TEXTS[:3]
+    assert read_texts(["hub:codeparrot"]) == TEXTS[:20]
+    assert read_texts([{"path": "hub:codeparrot", "max_documents": 3}]) == TEXTS[:3]
     long = {"path": "hub:codeparrot", "max_documents": 2, "min_characters": len(TEXTS[24])}
-    assert recipe.read_texts([long]) == TEXTS[24:26]
+    assert read_texts([long]) == TEXTS[24:26]
 
 
 def test_any_folder_is_a_dataset(folder: Path, tmp_path: Path) -> None:
     entry: dict[str, Any] = {"path": str(folder), "split": "train", "text_column": "content", "streaming": True}
-    assert recipe.read_texts([entry]) == TEXTS[:20]
+    assert read_texts([entry]) == TEXTS[:20]
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "test.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS[:4]))
     (tmp_path / "a.txt").write_text("a file")
     rows = {"path": str(tmp_path / "rows"), "split": "test"}
-    assert recipe.read_texts([rows, str(tmp_path / "*.txt")]) == ["a file", *TEXTS[:4]]
+    assert read_texts([rows, str(tmp_path / "*.txt")]) == ["a file", *TEXTS[:4]]
 
 
 @pytest.mark.usefixtures("mirrored")
@@ -62,14 +63,16 @@ def test_an_evaluation_runs_on_a_named_dataset(config: Path) -> None:
     assert {result["dataset"] for result in results} == {"hub:codeparrot", "made from seed 0"}
     identity = json.loads((folder / "config.json").read_text())
     assert len(identity["texts_digests"]) == 4 and identity["texts"][0]["min_characters"] == 700
-    _, other = run(config, texts.replace("4", "5"), tasks, "methods=[adapter]")
+    _, other = run(
+        config, texts.replace("4", "5"), tasks, "methods=[adapter]", "--tasks", "perplexity", "--limit", "1"
+    )
     assert other != folder
 
 
-@pytest.mark.parametrize("name", hub_texts.NAMED)
+@pytest.mark.parametrize("name", evaluation_texts.NAMED)
 def test_without_a_network_one_sentence_says_so(name: str) -> None:
-    with refusal("`texts`", f"'hub:{name}'", str(hub_texts.NAMED[name]["path"]), error=FileNotFoundError):
-        recipe.read_texts([f"hub:{name}"])
+    with refusal("`texts`", f"'hub:{name}'", str(evaluation_texts.NAMED[name]["path"]), error=FileNotFoundError):
+        read_texts([f"hub:{name}"])
 
 
 @pytest.mark.parametrize(
@@ -80,16 +83,17 @@ def test_without_a_network_one_sentence_says_so(name: str) -> None:
         (3, ("`path`", "3")),
         ({"path": "hub:pg19", "colour": 1}, ("`colour`", "min_characters")),
         ({"path": "hub:pg19", "max_documents": 0}, ("`max_documents`", "0")),
+        ({"path": "hub:pg19", "max_documents": "few"}, ("`texts.max_documents`", "'few'")),
         ({"path": "hub:pg19", "min_characters": -1}, ("`min_characters`", "-1")),
         ({"path": "hub:codeparrot", "min_characters": 10**6}, ("`min_characters`", "1000000")),
     ],
 )
 @pytest.mark.usefixtures("mirrored")
 def test_entries_that_cannot_be_are_refused(entry: Any, named: tuple[str, ...]) -> None:
-    with refusal("`texts`" if "`m" not in named[0] else named[0], *named):
-        recipe.read_texts([entry])
+    with refusal("`texts" if "`m" not in named[0] else named[0], *named):
+        read_texts([entry])
 
 
 def test_what_cannot_be_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with refusal("'hub:pg20'"):
-        recipe.read_texts(["hub:pg19", "hub:pg20"])
+        read_texts(["hub:pg19", "hub:pg20"])

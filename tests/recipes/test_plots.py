@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from refusal import refusal
 
 
@@ -20,16 +17,16 @@ pytest.importorskip("datasets")
 
 import matplotlib
 import plot
+from evaluating.configuration import Evaluation
+from evaluating.evaluator import load
 from lib.byte_tokenizer import byte_tokenizer
 from plots.ablations import interval
-from plots.attention import chunks_with
+from plots.attention_shares import chunks_with
 from plots.drawing import styles
 from plots.evaluation import at_shared_places
+from small_evaluation import MODEL, write_config
 
 from focus_peft.tasks.passkey import INFORMATION, passkey_prompt
-
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -38,40 +35,19 @@ def readable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`evaluate.py`, under its name for a test only: there is a package `evaluate`, which other tests may want."""
-    spec: Any = importlib.util.spec_from_file_location("evaluate", ROOT / "recipes" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "evaluate", module)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
 def config(tmp_path: Path) -> Path:
-    model = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    model |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
-    values = {
-        "model": {"random": model},
-        "focus": {"chunk_size": 64, "local_size": 64, "prompt_size": 16},
-        "methods": ["adapter"],
-        "tasks": {"passkey": {"lengths": [400]}},
-    }
-    file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return file
+    model = {"random": {**MODEL, "num_hidden_layers": 2}}
+    return write_config(tmp_path, model=model, tasks={"passkey": {"lengths": [400]}})
 
 
 @pytest.mark.parametrize("decoding", ["streaming", "exact"])
-def test_the_attention_that_is_drawn_is_that_of_the_tokens_that_generate_answers(
-    config: Path, recipe: Any, decoding: str
-) -> None:
+def test_the_attention_that_is_drawn_is_that_of_the_tokens_that_generate_answers(config: Path, decoding: str) -> None:
     output = config.parent / "attention.svg"
     words = ["attention", "--config", str(config), "--tokens", "500", "--depth", "0.4", "--new-tokens", "3"]
     plot.main([*words, "--output", str(output), f"focus.decoding={decoding}"])
     found = json.loads(output.with_suffix(".json").read_text())
-    evaluation = recipe.Evaluation.load(str(config), [f"focus.decoding={decoding}"])
-    model, tokenizer = recipe.load(evaluation)
+    evaluation = Evaluation.load(str(config), [f"focus.decoding={decoding}"])
+    model, tokenizer = load(evaluation)
     made = passkey_prompt(tokenizer, 500, 0.4, 0)
     assert (found["tokens"], found["decoding"]) == (made.ids.shape[1], decoding)
     wanted = model.generate(input_ids=made.ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
@@ -87,7 +63,7 @@ def test_the_attention_that_is_drawn_is_that_of_the_tokens_that_generate_answers
     assert "▲ holds the fact" in svg and f"{made.ids.shape[1]:,} tokens" in svg
 
 
-def test_the_attention_from_a_question_about_a_document(config: Path, recipe: Any, tmp_path: Path) -> None:
+def test_the_attention_from_a_question_about_a_document(config: Path, tmp_path: Path) -> None:
     book, output = tmp_path / "book.txt", tmp_path / "attention.png"
     book.write_text("It was a dark night. " * 12 + "The key is 41. " + "It was a dark night. " * 12)
     words = ["attention", "--config", str(config), "--document", str(book), "--output", str(output)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -9,12 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from families import IS_OLD
-from refusal import assert_sentence
+from refusal import assert_sentence, refusal
 from runs import ROOT, TINY, environment, history, train
 from safetensors.torch import load_file
 
@@ -25,14 +27,15 @@ from focus_peft.hub.provenance import Provenance
 pytest.importorskip("focus_peft.data")
 pytest.importorskip("datasets")
 
+from lib.base_model import load_model
+from lib.recipe import load_recipe
+
+
 RECIPES = ROOT / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
 LAUNCHES = sorted((RECIPES / "accelerate").glob("*.yaml"))
 # no matter which machine: what a config asks of a GPU is left out
 ON_CPU = {"training__use_cpu": True, "training__bf16": False, "training__optim": "adamw_torch"}
-
-sys.path.insert(0, str(RECIPES))
-from lib.recipe import load_model, load_recipe  # noqa: E402
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -86,6 +89,8 @@ def test_overrides_reach_their_section(tmp_path: Path) -> None:
     words = [
         "eval_strategy=no",
         "use_cpu=true",
+        "logging_nan_inf_filter=off",
+        "add_bos=no",
         "learning_rate=1e-2",
         "--focus.r",
         "4",
@@ -96,6 +101,7 @@ def test_overrides_reach_their_section(tmp_path: Path) -> None:
     recipe = load_recipe(RECIPES / "configs" / "tiny_debug.yaml", words, training__output_dir=str(tmp_path))
     assert (recipe.training.learning_rate, recipe.training.max_steps) == (0.01, 3)
     assert (recipe.training.eval_strategy, recipe.training.use_cpu) == ("no", True)
+    assert recipe.training.logging_nan_inf_filter is recipe.focus.add_bos is False  # off and no: switches, not words
     assert (recipe.focus.r, recipe.data.sources[0].path, recipe.run.passkey_every) == (4, "texts/*.md", None)
 
 
@@ -107,6 +113,11 @@ def test_overrides_reach_their_section(tmp_path: Path) -> None:
         (["training.colour=red"], ("`colour`", "`training`")),
         (["--max_steps"], ("'--max_steps'", "key=value")),
         (["model.random=null"], ("`name_or_path`", "`random`")),
+        (["focus.colour=red"], ("`focus`", "`colour`", "chunk_size")),
+        (["focus.r=many"], ("`focus.r`", "'many'")),
+        (["use_cpu=perhaps"], ("`training.use_cpu`", "'perhaps'")),
+        (["data.sources.0.weigth=1"], ("`data", "`weigth`", "weight")),
+        (["data.sources.7.path=x"], ("`data.sources.7.path`", "tiny_debug.yaml")),
     ],
 )
 def test_overrides_that_cannot_be_are_refused(words: list[str], named: tuple[str, ...]) -> None:
@@ -139,22 +150,14 @@ def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing_behind(tmp_path
 
 @pytest.mark.slow
 def test_the_tiny_recipe_trains_ends_at_ctrl_c_with_130_and_goes_on(tmp_path: Path) -> None:
-    words = [
-        "--config",
-        TINY,
-        "passkey_every=null",
-        "eval_strategy=no",
-        "save_steps=100",
-        f"cache_dir={tmp_path / 'cache'}",
-    ]
-    whole = train(*words, f"output_dir={tmp_path / 'whole'}")
-    assert whole.returncode == 0, whole.stderr
+    words = ["passkey_every=null", "eval_strategy=no", "save_steps=100", f"cache_dir={tmp_path / 'cache'}"]
+    train_here(*words, f"output_dir={tmp_path / 'whole'}")
     assert (tmp_path / "whole" / "adapter_model.safetensors").is_file()
     known = Provenance.of(tmp_path / "whole")  # what its card will say
     assert (known.step, known.section("training")["save_steps"]) == (20, "100")
     known.check(FocusConfig.from_pretrained(tmp_path / "whole"))
     run = tmp_path / "run"
-    command = [sys.executable, "-W", "ignore", "recipes/train.py", *words, f"output_dir={run}"]
+    command = [sys.executable, "-W", "ignore", "recipes/train.py", "--config", TINY, *words, f"output_dir={run}"]
     with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 120
         # tensorboard's file appears when the first step begins
@@ -165,8 +168,7 @@ def test_the_tiny_recipe_trains_ends_at_ctrl_c_with_130_and_goes_on(tmp_path: Pa
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "a checkpoint was saved" in errors
-    resumed = train(*words, f"output_dir={run}")
-    assert resumed.returncode == 0, resumed.stderr
+    train_here(*words, f"output_dir={run}")
     weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
     assert weights[0] == weights[1]
     if not IS_OLD:  # older transformers keep what was added up since the last log to themselves
@@ -181,19 +183,21 @@ def test_environment_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch
     assert recipe.data.sources[0].path == os.path.join(os.path.dirname(os.__file__), "email", "*.py")
 
 
+def train_here(*words: str) -> None:
+    """`recipes/train.py` with the tiny recipe, in this process."""
+    recipe: Any = importlib.import_module("train")
+    recipe.main(load_recipe(ROOT / TINY, words))
+
+
 def test_training_goes_on_from_another_adapter(tmp_path: Path) -> None:
     """A second recipe starts from the twins that a first one left, and refuses twins of another shape."""
     first, second = tmp_path / "first", tmp_path / "second"
-    small = ["passkey_every=null", "eval_strategy=no", "data.held_out=0"]
-    done = train("--config", TINY, *small, "max_steps=2", f"output_dir={first}", f"data.cache_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    onward = [f"initial_adapter={first}", f"output_dir={second}", f"data.cache_dir={tmp_path}", "learning_rate=0"]
-    done = train("--config", TINY, *small, *onward, "max_steps=1")
-    assert done.returncode == 0, done.stderr
+    small = ["passkey_every=null", "eval_strategy=no", "data.held_out=0", f"data.cache_dir={tmp_path}"]
+    train_here(*small, "max_steps=2", f"output_dir={first}")
+    onward = [*small, f"initial_adapter={first}", "learning_rate=0", "max_steps=1"]
+    train_here(*onward, f"output_dir={second}")
     twins = [load_file(folder / "adapter_model.safetensors") for folder in (first, second)]
     assert twins[0].keys() == twins[1].keys()
     assert all(torch.equal(twins[0][name], twins[1][name]) for name in twins[0])
-
-    done = train("--config", TINY, *small, *onward, "max_steps=1", "focus.r=3", f"output_dir={tmp_path / 'third'}")
-    assert done.returncode != 0
-    assert "`r` is 3" in done.stderr and "`initial_adapter`" in done.stderr
+    with refusal("`r` is 3", "`initial_adapter`"):
+        train_here(*onward, "focus.r=3", f"output_dir={tmp_path / 'third'}")

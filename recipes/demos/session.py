@@ -1,31 +1,28 @@
-"""Behind the page of `demo_page.py`: a document that is read once and asked many times, and how its chunks are shown."""
+"""A document that is read once and asked about many times."""
 
 from __future__ import annotations
 
 import contextlib
-import html
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from demos.asking import NEEDLE, Answer, answers, haystack, question_ids, read, shades
+from demos.answers import Answer, answers, read
+from demos.questions import haystack, question_ids
 from focus_peft.cli.console import CommandError
 from focus_peft.cli.generate import decode_document
 from focus_peft.memory.memory import Memory
-from focus_peft.trainer.metrics import peak_memory
 
 
 # Tokens of the local window that are kept free for a question; what stands before them is the end of the document
 QUESTION_ROOM = 128
-# Characters of a chunk in the title of its cell
-FIRST_WORDS = 80
 
 
-class DeskError(ValueError):
+class SessionError(ValueError):
     """What the user can do something about, as a sentence for the page."""
 
 
@@ -59,11 +56,12 @@ class Document:
 
 @dataclass
 class Reply:
-    """Two answers to a question as they grow, and, when both are whole, what the second looked at.
+    """Two answers to a question as they grow, and, when both are whole, the attention behind the second.
 
     Attributes:
         alone, adapter (`Answer`): Of the truncated base model, and of the adapter.
-        shares (`list[float]`, *optional*): The share of attention that the first word of the adapter's answer paid to each chunk.
+        shares (`list[float]`, *optional*): The share of attention that the first word of the adapter's answer paid to
+            each chunk.
     """
 
     alone: Answer = field(default_factory=lambda: Answer(""))
@@ -71,8 +69,8 @@ class Reply:
     shares: list[float] | None = None
 
 
-class Desk:
-    """One model, and one document on it at a time: a memory takes gigabytes.
+class DocumentSession:
+    """One model, and one document at a time: a memory takes gigabytes.
 
     Args:
         model (`PeftModel`): With the adapter.
@@ -103,15 +101,15 @@ class Desk:
         """Read a text file in place of the document that is there, and return the number that `ask` wants.
 
         Raises:
-            DeskError: if there is no file, or no text in it, or too much.
+            SessionError: if there is no file, or no text in it, or too much.
         """
         if file is None:
-            raise DeskError("Choose a text file first, or take the example.")
+            raise SessionError("Choose a text file first, or take the example.")
         path = Path(file)
         try:
             text = decode_document(path.read_bytes(), f"The file {path.name}")
         except (CommandError, OSError) as error:
-            raise DeskError(f"{str(error).rstrip('.')}.") from error
+            raise SessionError(f"{str(error).rstrip('.')}.") from error
         ids = self.tokenizer(text, verbose=False, return_tensors="pt").input_ids
         return self._read(path.name, ids, None, progress)
 
@@ -123,9 +121,9 @@ class Desk:
     def _read(self, name: str, ids: torch.Tensor, number: str | None, progress: Callable[[float], Any]) -> int:
         tokens = ids.shape[1]
         if tokens > self.max_tokens:
-            raise DeskError(
-                f"{name} has {tokens:,} tokens, and this page was started for at most {self.max_tokens:,}; choose a shorter "
-                "text, or start it with a larger --max-tokens, if there is memory for that."
+            raise SessionError(
+                f"{name} has {tokens:,} tokens, and this page was started for at most {self.max_tokens:,}; choose a "
+                "shorter text, or start it with a larger --max-tokens, if there is memory for that."
             )
         with self._busy:
             self.document = None  # its memory is let go before the next is made
@@ -141,26 +139,26 @@ class Desk:
         """The document of that number.
 
         Raises:
-            DeskError: if none was read, or another one since.
+            SessionError: if none was read, or another one since.
         """
         if number is None:
-            raise DeskError("Read a document first: a file of yours, or the example.")
+            raise SessionError("Read a document first: a file of yours, or the example.")
         if self.document is None or number != self.number:
-            raise DeskError("This document was put away, for another one in another window perhaps; read it again.")
+            raise SessionError("This document was put away, for another one in another window perhaps; read it again.")
         return self.document
 
     def ask(self, number: int | None, question: str) -> Iterator[Reply]:
         """Ask about a document, first the truncated base model, then the adapter; yields what there is so far.
 
         Raises:
-            DeskError: if there is no question, or it is too long, or no document of that number.
+            SessionError: if there is no question, or it is too long, or no document of that number.
         """
         question = " ".join(question.split())
         if not question:
-            raise DeskError("Write a question first.")
+            raise SessionError("Write a question first.")
         asked = question_ids(self.tokenizer, question)
         if asked.shape[1] > self.room:
-            raise DeskError(
+            raise SessionError(
                 f"The question has {asked.shape[1]} tokens, and there is room for {self.room}; ask a shorter one."
             )
         document, reply = self.held(number), Reply()
@@ -190,83 +188,3 @@ class Desk:
         (ids,), size = document.memory.documents, document.memory.chunk_size
         texts = [self.tokenizer.decode(ids[begin : begin + size]) for begin in range(0, len(ids), size)]
         return [text.strip("\ufffd") for text in texts]  # of a character that is cut in two
-
-    def summary(self, document: Document) -> str:
-        """What was read, as HTML."""
-        name = html.escape(document.name)
-        if document.memory is None:
-            return (
-                f"<p><b>{name}</b>: {document.tokens:,} tokens. They fit the local window of {self.local}, so the model can "
-                "see all of them by itself, and the adapter adds nothing.</p>"
-            )
-        memory, seconds = document.memory, max(document.seconds, 1e-9)
-        text = (
-            f"<p><b>{name}</b>: {document.tokens:,} tokens, read in {seconds:,.1f} s "
-            f"({memory.num_tokens / seconds:,.0f} tokens/s) into {memory.num_chunks} chunks of {memory.chunk_size}, which "
-            f"take {_bytes(memory.nbytes)}. The last {document.end.shape[1]} tokens stand beside the question.</p>"
-        )
-        if document.number is not None:
-            text += f"<p>The hidden sentence: <q>{NEEDLE.format(number=document.number).strip()}</q></p>"
-        return text
-
-    def speed(self, document: Document, reply: Reply) -> str:
-        """How fast a whole reply was, whether it is right if that is known, and the memory, as HTML."""
-        text = (
-            f"<p>{reply.alone.rate:.1f} tokens/s alone, {reply.adapter.rate:.1f} tokens/s with the adapter; "
-            f"{_bytes(peak_memory(torch.device('cpu')))} of memory at most, all in all.</p>"
-        )
-        if document.number is not None:
-            found = [
-                f"{who} {'finds' if document.number in answer.text else 'misses'} it"
-                for who, answer in (("the model alone", reply.alone), ("the adapter", reply.adapter))
-            ]
-            text = f"<p>The hidden number is {document.number}: {', '.join(found)}.</p>{text}"
-        return text
-
-
-def strip(shares: Sequence[float] | None, texts: Sequence[str], number: str | None = None) -> str:
-    """A cell for each chunk, the stronger its colour the more it was looked at, as HTML.
-
-    Args:
-        shares (`Sequence[float]`, *optional*): Of attention, one for each chunk. None: nothing was asked yet.
-        texts (`Sequence[str]`): Of the chunks.
-        number (`str`, *optional*): What is hidden; the chunk that holds it gets a frame.
-    """
-    if not texts:
-        return ""
-    cells, hidden = [], [index for index, text in enumerate(texts) if number is not None and number in text]
-    for index, (text, shade) in enumerate(zip(texts, shades(shares or [0.0] * len(texts)))):
-        words = " ".join(text[: 4 * FIRST_WORDS].split())[:FIRST_WORDS]
-        looked = "" if shares is None else f" ({shares[index]:.1%} of the attention)"
-        title = html.escape(f"Chunk {index + 1}{looked}: {words} …", quote=True)
-        kind = "chunk holds" if index in hidden else "chunk"
-        cells.append(
-            f'<span class="{kind}" data-chunk="{index + 1}" title="{title}" style="--shade:{shade:.3f}"></span>'
-        )
-    caption = legend(shares, hidden)
-    return (
-        f'<div class="chunks" role="img" aria-label="{html.escape(caption, quote=True)}">{"".join(cells)}</div>'
-        f'<p class="caption" aria-hidden="true">{html.escape(caption)}</p>'
-    )
-
-
-def legend(shares: Sequence[float] | None, hidden: Sequence[int]) -> str:
-    """The strip in words."""
-    if shares is None:
-        text = (
-            "One cell for each chunk, from the first to the last. Ask something to see which ones the answer looks at."
-        )
-    else:
-        most = sorted(range(len(shares)), key=lambda index: -shares[index])[:3]
-        named = ", ".join(f"{index + 1} ({shares[index]:.1%})" for index in most)
-        text = (
-            f"The stronger the colour, the more the first word of the answer looked at the chunk. Most: {named}; "
-            f"{max(0.0, 1 - sum(shares)):.0%} of the attention went to the local window."
-        )
-    if hidden:
-        text += f" The frame is around chunk {hidden[0] + 1}, where the sentence is hidden."
-    return text
-
-
-def _bytes(number: float) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

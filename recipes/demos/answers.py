@@ -1,79 +1,19 @@
-"""What `demo.py` and `demo_page.py` share: the model, a text with a hidden sentence, answers, and what they looked at."""
+"""A document is read, and questions about it are answered, while the caller sees how far that is."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import random
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from lib.packaged_model import PACKAGED, find_model
-from lib.recipe import ModelArguments, fast_dtype, load_model
-from peft import PeftModel
-from transformers import TextIteratorStreamer, logging
+from transformers import TextIteratorStreamer
 
 from focus_peft.memory.memory import Memory
-
-
-ROOT = Path(__file__).resolve().parents[2]
-ADAPTER = ROOT / "hub" / "smollm2-135m-instruct-focus"
-NEEDLE = " By the way, the number of the blue safe in the cellar is {number}."
-QUESTION = "What is the number of the blue safe in the cellar?"
-
-
-def add_options(parser: argparse.ArgumentParser, new_tokens: int) -> None:
-    """The options that both have; `new_tokens` is the default for the longest answer."""
-    parser.add_argument(
-        "--tokens", type=int, default=30000, help="length of the Python reference, the example (default: 30000)"
-    )
-    parser.add_argument(
-        "--new-tokens", type=int, default=new_tokens, help=f"the longest answer (default: {new_tokens})"
-    )
-    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: the one in hub/")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the faster one on this machine")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the hidden number and its place")
-
-
-def load(adapter: Path, dtype: str | None = None) -> tuple[Any, Any]:
-    """(SmolLM2-135M-Instruct with the adapter, tokenizer). `dtype`: default, the faster one on this machine."""
-    logging.set_verbosity_error()
-    warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
-    if not (adapter / "adapter_config.json").is_file():
-        raise SystemExit(f"error: {adapter} holds no adapter; give the folder of one with `--adapter`.")
-    print(f"Loading {find_model()[1]} and the adapter in {adapter} ...", flush=True)
-    fast = str(fast_dtype()).removeprefix("torch.")
-    base, tokenizer = load_model(ModelArguments(PACKAGED, dtype=dtype or fast))
-    return PeftModel.from_pretrained(base, adapter).eval(), tokenizer
-
-
-def haystack(tokenizer: Any, tokens: int, seed: int) -> tuple[torch.Tensor, str]:
-    """The Python reference with the needle between two of its paragraphs: ids of shape (1, about `tokens`), and the number."""
-    draw = random.Random(seed)
-    number = str(draw.randint(10000, 99999))
-    paragraphs = "\n\n".join(text for _, text in sorted(topics.items())).split("\n\n")
-    while len(tokenizer("\n\n".join(paragraphs), verbose=False).input_ids) > tokens:
-        del paragraphs[len(paragraphs) * 9 // 10 :]
-    paragraphs[draw.randrange(len(paragraphs))] += NEEDLE.format(number=number)
-    return tokenizer("\n\n".join(paragraphs), verbose=False, return_tensors="pt").input_ids, number
-
-
-def question_text(question: str) -> str:
-    """What stands behind the document."""
-    return f"\n\nQuestion: {question}\nAnswer:"
-
-
-def question_ids(tokenizer: Any, question: str) -> torch.Tensor:
-    """The same as ids of shape (1, tokens)."""
-    return tokenizer(question_text(question), return_tensors="pt").input_ids
 
 
 def read(model: Any, ids: torch.Tensor, progress: Callable[[float], Any], batch_size: int = 2) -> tuple[Memory, float]:
@@ -171,10 +111,3 @@ def answers(
     if isinstance(result[0], BaseException):
         raise result[0]
     yield Answer(text.strip(), result[0] / (time.perf_counter() - start))
-
-
-def shades(shares: Sequence[float] | torch.Tensor) -> list[float]:
-    """Shares of attention as parts of the largest, from 0 to 1."""
-    values = [float(share) for share in shares]
-    largest = max([1e-9, *values])
-    return [value / largest for value in values]

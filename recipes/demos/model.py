@@ -1,0 +1,38 @@
+"""The model of the demos: SmolLM2-135M-Instruct with the adapter in `hub/`."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lib.base_model import ModelArguments, fast_dtype, load_model
+from lib.packaged_model import PACKAGED, find_model
+from peft import PeftModel
+from transformers import logging
+
+
+ADAPTER = Path(__file__).resolve().parents[2] / "hub" / "smollm2-135m-instruct-focus"
+
+
+def add_options(parser: argparse.ArgumentParser, new_tokens: int) -> None:
+    """The options that both demos have; `new_tokens` is the default for the longest answer."""
+    length = "length of the Python reference, the example (default: 30000)"
+    parser.add_argument("--tokens", type=int, default=30000, help=length)
+    longest = f"the longest answer (default: {new_tokens})"
+    parser.add_argument("--new-tokens", type=int, default=new_tokens, help=longest)
+    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: the one in hub/")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the faster one on this machine")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the hidden number and its place")
+
+
+def load(adapter: Path, dtype: str | None = None) -> tuple[Any, Any]:
+    """(SmolLM2-135M-Instruct with the adapter, tokenizer). `dtype` defaults to the faster one on this machine."""
+    logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
+    if not (adapter / "adapter_config.json").is_file():
+        raise SystemExit(f"error: {adapter} holds no adapter; give the folder of one with `--adapter`.")
+    print(f"Loading {find_model()[1]} and the adapter in {adapter} ...", flush=True)
+    base, tokenizer = load_model(ModelArguments(PACKAGED, dtype=dtype or fast_dtype()))
+    return PeftModel.from_pretrained(base, adapter).eval(), tokenizer
