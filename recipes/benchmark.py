@@ -100,8 +100,7 @@ def write(result: dict[str, Any], output: Path | None) -> None:
 
 
 def profile(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Where the time goes: of `decode` the phases of a streaming step, else the operations of the first way, which are
-    printed."""
+    """The phases of a streaming step of `decode`; of all else, the operations of the first way are printed."""
     from benchmarks.profiling import step_profile
 
     _, what, options = next(jobs(args))

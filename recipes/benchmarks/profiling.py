@@ -98,8 +98,7 @@ class Marks:
 
 
 def step_profile(options: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each phase of a streaming step (medians are not taken: the mean of all steps but the first two), and
-    of the base model alone over as many tokens with the same caches (median)."""
+    """Mean seconds of each phase of a streaming step, and the base model's median over as many tokens."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
     phases = Phases()

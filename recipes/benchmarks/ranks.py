@@ -15,8 +15,7 @@ from torch.multiprocessing import spawn
 
 
 def read(rank: int, folder: str, options: dict[str, Any]) -> None:
-    """One of the processes; the first writes down what it measured. Each waits for the others' candidates, so all take
-    as long."""
+    """One of the processes. The first writes down what it measured: each waits for the others, so all take as long."""
     from .reading import focus  # which takes seconds, and which the process that waits for the others doesn't need
 
     torch.set_num_threads(1)

@@ -46,8 +46,7 @@ def generating(model: Any, ids: torch.Tensor, new_tokens: int, **options: Any) -
 
 
 def focus(options: dict[str, Any]) -> dict[str, Any]:
-    """Our `generate`, in the mode and with the storage that are asked for; `compiled`, with parts of the model
-    compiled."""
+    """Our `generate` with the given options; with `compiled`, parts of the model are compiled."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
     names = ("decoding", "storage", "spread_chunks", "refresh_interval", "top_chunks", "chunk_batch_size")
@@ -82,8 +81,7 @@ def full_attention(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def reading_floor(options: dict[str, Any]) -> dict[str, Any]:
-    """The base model over the same number of tokens in the same shapes as our prefill, with transformers' own
-    caches."""
+    """The base model over as many tokens as our prefill, in the same shapes, with transformers' caches."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     pieces = Pieces(document(tokenizer, options["tokens"]), model.settings())
     with model.disable_adapter():
@@ -93,8 +91,7 @@ def reading_floor(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def step_floor(options: dict[str, Any]) -> dict[str, Any]:
-    """The base model over the tokens of one step: streaming, 2 · chunks + 1 with the same caches; exact, the window +
-    2 · chunks."""
+    """The base model over one step's tokens: 2 · chunks + 1 with caches, or in exact mode, window + 2 · chunks."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     pieces = Pieces(document(tokenizer, options["tokens"]), model.settings())
     with model.disable_adapter():

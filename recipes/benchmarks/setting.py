@@ -28,8 +28,7 @@ CHARACTERS_PER_TOKEN = 12
 
 
 def load(dtype: str = "float32", **fields: Any) -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct with a focus adapter, untrained, which changes answers and not times; and its
-    tokenizer."""
+    """SmolLM2-135M-Instruct with an untrained adapter, which is as fast as a trained one; and its tokenizer."""
     transformers.logging.set_verbosity_error()
     base, tokenizer = load_model(ModelArguments(PACKAGED, dtype=dtype))
     torch.manual_seed(0)
@@ -37,8 +36,7 @@ def load(dtype: str = "float32", **fields: Any) -> tuple[Any, Any]:
 
 
 def document(tokenizer: Any, tokens: int) -> torch.Tensor:
-    """Ids of shape (1, tokens): the language reference that every Python carries for its `help()`, and its standard
-    library."""
+    """Ids of shape (1, tokens): Python's language reference, as `help()` has it, and standard library."""
     text = "\n".join(topics.values()) + "\n".join(
         path.read_text(encoding="utf-8") for path in sorted(Path(argparse.__file__).parent.glob("*.py"))
     )
@@ -97,8 +95,7 @@ class Pieces:
         base(ids, use_cache=False, logits_to_keep=1)
 
     def step_caches(self, base: Any) -> list[StaticCache]:
-        """Transformers' preallocated caches, filled like those of a streaming step: of all chunks with their prompts,
-        and the window."""
+        """Transformers' preallocated caches, filled as in a streaming step: of chunks with prompts, and window."""
         held = self.sizes.chunk + self.nominal
         shapes = [(len(self.chunks), held), (1, len(self.chunks) + len(self.local))]
         caches = []

@@ -17,8 +17,7 @@ from .setting import document, load, with_peak
 
 
 def step(options: dict[str, Any]) -> dict[str, Any]:
-    """Three chunks of a quarter of the document, and local windows of a quarter. The gradients are saved for
-    comparison."""
+    """Chunks and local windows are quarters of the document. The gradients are saved for comparison."""
     decoding, labels = options["decoding"], options["labels"]
     quarter = options["tokens"] // 4
     sizes = {"chunk_size": quarter, "local_size": quarter, "prompt_size": min(512, quarter)}

@@ -14,8 +14,7 @@ QUESTION = "What is the number of the blue safe in the cellar?"
 
 
 def haystack(tokenizer: Any, tokens: int, seed: int) -> tuple[torch.Tensor, str]:
-    """The Python reference with the needle between two of its paragraphs: ids of shape (1, about `tokens`), and the
-    number."""
+    """The Python reference with the needle in it: ids of shape (1, about `tokens`), and the number."""
     draw = random.Random(seed)
     number = str(draw.randint(10000, 99999))
     paragraphs = "\n\n".join(text for _, text in sorted(topics.items())).split("\n\n")

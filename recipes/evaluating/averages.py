@@ -38,8 +38,7 @@ def averages(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def ruler_averages(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The mean over RULER's tasks of each method at each length, where all have been run; tasks count the same,
-    whatever their samples."""
+    """The mean over RULER's tasks of each method at each length, where all have been run; all tasks count the same."""
     means: dict[tuple[str, int], list[float]] = {}
     for result in results:
         if result["task"] in RULER:

@@ -80,7 +80,7 @@ class Evaluation:
         adapter (`str`, *optional*): Folder or name of the trained adapter. None: untrained twins.
         focus (`dict`): Fields of the adapter's configuration to replace, such as `chunk_size` and `local_size`.
         texts (`list`): Held-out text, for perplexity and as haystacks: files (patterns), or datasets (see
-            `texts.read_dataset`).
+            `texts.TextDataset`).
         data (`dict`): Folders with the original files of "longbench" and "infinitebench". Without one they come from
             the Hub.
         words (`str`, *optional*): A file of words for tasks that list some, one a line. Defaults to those of

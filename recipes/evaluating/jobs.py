@@ -48,8 +48,7 @@ class Job:
         return self.arguments.text_task(self.task, self.length or 0, seed)
 
     def refusal(self, method: Method) -> str | None:
-        """Why a method cannot run it, if it cannot. Records are cut for a method that reads less, so one prompt token
-        is enough."""
+        """Why a method cannot run it, if it cannot. Records are cut, so room for one prompt token is enough."""
         tokens = self.new_tokens + 1 if self.task in RECORD_TASKS or self.length is None else self.length
         return method.refusal(tokens, self.new_tokens)
 

@@ -1,5 +1,4 @@
-"""Which tokens of an evaluation's texts are key tokens of LongPPL: told by the base model, or by an evaluator with a
-tokenizer of its own."""
+"""The key tokens of LongPPL in an evaluation's texts: those of the base model, or of another evaluator."""
 
 from __future__ import annotations
 

@@ -77,8 +77,7 @@ def mean_and_error(values: Sequence[float], weights: Sequence[float]) -> dict[st
 
 
 def _above_adapter(having: Sequence[Mapping[str, Any]], adapter: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How much larger scores are than the adapter's for the same samples. None: for the adapter itself, or without
-    such samples."""
+    """How much larger scores are than the adapter's for the same samples; None if there are none of another method."""
     its = {sample["number"]: sample["score"] for sample in adapter if sample["score"] is not None}
     both = [sample for sample in having if sample["number"] in its]
     if not both or having[0]["method"] == ADAPTER:

@@ -1,5 +1,4 @@
-"""Tables of benchmarks whose samples are published records: a row for each task, a column for each method, and
-averages."""
+"""Tables of published records: a row for each task, a column for each method, and averages."""
 
 from __future__ import annotations
 

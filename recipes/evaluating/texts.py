@@ -26,11 +26,7 @@ NAMED: dict[str, dict[str, Any]] = {
     # the test split with Mistral's tokens beside the text, which is as it was; the split is called so there
     "proof-pile": {"path": "emozilla/proofpile-test-tokenized-mistral", "split": "train"},
     # a repository of its own for what was held out; the split is called so there
-    "codeparrot": {
-        "path": "codeparrot/codeparrot-valid-v2-near-dedup",
-        "split": "train",
-        "text_column": "content",
-    },
+    "codeparrot": {"path": "codeparrot/codeparrot-valid-v2-near-dedup", "split": "train", "text_column": "content"},
 }
 
 

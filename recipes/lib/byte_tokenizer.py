@@ -9,8 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 def byte_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer of 259 tokens: `<pad>`, `<s>`, `</s>` and all bytes. `options` are those of
-    `PreTrainedTokenizerFast`."""
+    """A tokenizer of `<pad>`, `<s>`, `</s>` and all bytes. `options` are those of `PreTrainedTokenizerFast`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

@@ -28,8 +28,7 @@ def find_model() -> tuple[Path, str]:
 
 
 def unquantized(model: Any) -> Any:
-    """A model from a GGUF file: its weights are ordinary ones by now, but recent transformers would still refuse to
-    train them."""
+    """A model from a GGUF file, whose weights are dequantized, but which recent transformers refuse to train."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(model)

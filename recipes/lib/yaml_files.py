@@ -19,8 +19,7 @@ T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2, in which 1e-4 is a number and `no` is a word: where a dataclass has a `bool`, OmegaConf makes it
-    False."""
+    """YAML 1.2: 1e-4 is a number, and `no` a word, which OmegaConf makes False where a dataclass has a `bool`."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
@@ -72,8 +71,7 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def expanded(value: Any) -> Any:
-    """With the values of environment variables in place of their names; `${STDLIB}` is the folder of Python's standard
-    library."""
+    """With environment variables in place of their names; `${STDLIB}` is the folder of the standard library."""
     if isinstance(value, dict):
         return {key: expanded(entry) for key, entry in value.items()}
     if isinstance(value, list):

@@ -40,8 +40,7 @@ def cells(found: list[dict[str, Any]], bands: int) -> dict[tuple[int, int], floa
 
 
 def at_shared_places(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The samples of places that every method has at every length that it was run at: places differ more than methods
-    do."""
+    """The samples of places that every method has at all of its lengths: places differ more than methods do."""
     places: dict[tuple[str, int], set[int]] = {}
     for sample in found:
         places.setdefault((sample["method"], sample["length"]), set()).add(sample["number"])

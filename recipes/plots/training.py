@@ -13,8 +13,7 @@ LOSSES = ("continuation", "repetition")
 
 
 def scalars(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every scalar below a folder; where a resumed run wrote a step again, the last value
-    counts."""
+    """Steps and values of every scalar below a folder. Where a resumed run repeats a step, the last value counts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found: dict[str, dict[int, float]] = {}

@@ -229,13 +229,33 @@ def test_names_of_files_are_no_markup(session: DocumentSession, book: Path) -> N
     assert "book &lt;1&gt;.txt" in summary(document, session.local)
 
 
+def test_the_page_shows_what_was_read_and_answered(session: DocumentSession, book: Path) -> None:
+    pytest.importorskip("gradio")
+    from demos.page import Page
+
+    def progress(share: float, desc: str) -> None:
+        pass
+
+    page = Page(session)
+    shown: dict[Any, Any] = page.on_file(str(book), "Who?", progress)
+    texts = session.chunk_texts(session.held(shown[page.key]))
+    assert len(texts) > 1 and shown[page.text] == texts[0] and shown[page.question] == "Who?"
+    *_, whole, last = page.on_ask(shown[page.key], QUESTION)
+    reply = [*session.ask(shown[page.key], QUESTION)][-1]
+    assert whole == {page.alone: reply.alone.text, page.adapter: reply.adapter.text}
+    assert last[page.text] == texts[last[page.chosen] - 1] == page.on_chosen(shown[page.key], last[page.chosen])
+    assert list(page.on_file(None, "", progress)) == [page.about] and "Write a question" in str(
+        [*page.on_ask(shown[page.key], "")][-1][page.speed]
+    )
+
+
 @pytest.mark.slow
 def test_the_page_is_served_to_this_machine_and_asks_no_other(session: DocumentSession) -> None:
     pytest.importorskip("gradio")
     import demo_page
     import httpx
 
-    page = demo_page.build_page(session)
+    page = demo_page.Page(session).blocks
     _, address, share = demo_page.launch(page, None, prevent_thread_lock=True)
     try:
         assert address.startswith("http://127.0.0.1:") and share is None
