@@ -60,8 +60,8 @@ class Page:
         gr.Markdown(
             "# Ask a long document\n"
             f"A frozen model with a window of {self.session.local} tokens, SmolLM2-135M-Instruct, answers twice: "
-            "alone, with the end of the document, and with the adapter, which lets it look into all of it. The document is "
-            "read once."
+            "alone, with the end of the document, and with the adapter, which lets it look into all of it. The "
+            "document is read once."
         )
         with gr.Row(equal_height=True):
             self.file = gr.File(label="A text file (UTF-8)", height=160, scale=2, min_width=280)

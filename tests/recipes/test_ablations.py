@@ -1,4 +1,4 @@
-"""`recipes/ablations.py`: every variant is trained and evaluated once, taken up where it was left, and told in one table."""
+"""`recipes/ablations.py`: every variant is trained and evaluated once, also after a stop, and all are in one table."""
 
 from __future__ import annotations
 

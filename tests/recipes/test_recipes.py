@@ -1,4 +1,4 @@
-"""Every recipe parses and builds; the small ones run as they are, in one process and in two, and are taken up again."""
+"""Every recipe parses and builds; the small one runs as it is, and goes on where it was stopped."""
 
 from __future__ import annotations
 
