@@ -1,9 +1,9 @@
 """
 Float64 all the way through.
 
-Transformers computes norms, rotary tables, the softmax of eager attention and the routers of experts in float32, whatever the
-model's type. Here a float64 model computes them in float64, so that what is equal on paper is equal to about 1e-12, and a test can
-tell rounding from a mistake.
+Transformers computes norms, rotary tables, the softmax of eager attention and the routers of experts in float32,
+whatever the model's type. Here a float64 model computes them in float64, so that what is equal on paper is equal to
+about 1e-12, and a test can tell rounding from a mistake.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class InFloat64(TorchFunctionMode):
 def make_exact(model: nn.Module) -> None:
     """Let the layers of a float64 model, and the norms and rotary tables outside of them, compute in float64.
 
-    Each is given a subclass of its own class, of the same name (models are recognised by the names of their modules), whose
-    `forward` has the same signature. So copies are exact too, and so is a layer that a checkpoint runs again.
+    Each is given a subclass of its own class, of the same name (models are recognised by the names of their modules),
+    whose `forward` has the same signature. So copies are exact too, and so is a layer that a checkpoint runs again.
     """
     inside: set[nn.Module] = set()
     for module in list(model.modules()):

@@ -1,8 +1,8 @@
 """
 Every family of models that the matrix (test_families.py) runs over, as tiny configurations.
 
-A family is two to four layers of 32 features; what makes it special is spelled out. Which transformers has it is found out when a
-model is built, so that an old release skips what it lacks.
+A family is two to four layers of 32 features; what makes it special is spelled out. Which transformers has it is found
+out when a model is built, so that an old release skips what it lacks.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ class Family:
         config (`str`): The name of its configuration class in transformers.
         fields (`Mapping`): What the tiny configuration differs in from the defaults.
         about (`str`): Its projections and positions, in a line.
-        positions (`str`): "rotary" (differences count; none at all is rotary too), "rotary table" (they do, but positions start at
-            0), "learned" (positions themselves count) or "alibi" (places of keys in the cache do).
-        attention (`tuple[str, ...]`): The implementations of attention that transformers has for it, its default first.
+        positions (`str`): "rotary" (differences count; none at all is rotary too), "rotary table" (they do, but
+            positions start at 0), "learned" (positions themselves count) or "alibi" (places of keys in the cache do).
+        attention (`tuple[str, ...]`): The implementations of attention that transformers has for it, its default
+            first.
     """
 
     config: str

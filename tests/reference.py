@@ -2,8 +2,9 @@
 The method, slow and obvious: one sequence, one chunk, one token at a time. Nothing is imported from focus_peft.
 
 `PlainModel` runs a base model on one row of tokens behind a prefix. `SlowSequence` follows the specification literally
-with it. `make_oracle` turns that into a model for transformers' own `generate`, so that every way of generating (beams,
-sampling, processors ...) can be compared with the very same loop over logits that were recomputed the slow way.
+with it. `make_oracle` turns that into a model for transformers' own `generate`, so that every way of generating
+(beams, sampling, processors ...) can be compared with the very same loop over logits that were recomputed the slow
+way.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from focus_peft.frozen.compat import CACHE
 
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # a key and a value of (1, heads, tokens, head_dim) for each layer
-Twin = Callable[[torch.Tensor], torch.Tensor]
 
 # Where position 0 is put in a table of 128 rotations, so that there are some on both sides
 ORIGIN = 64
@@ -42,21 +42,36 @@ class Sizes:
     top_chunks: int | None = None
 
 
+class Twin(nn.Module):
+    """A copy of a wrapped projection's twin, whose parameters have the names that they have there.
+
+    Args:
+        layer (`nn.Module`): The wrapped projection.
+        config (`FocusConfig`): Its adapter's.
+        adapter (`str`): Which of its adapters.
+    """
+
+    def __init__(self, layer: nn.Module, config: Any, adapter: str) -> None:
+        super().__init__()
+        for name in ("focus_twin", "focus_A", "focus_B", "base_layer"):
+            setattr(self, name, copy.deepcopy(getattr(layer, name)))
+        self.config, self.adapter = config, adapter
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.adapter in self.focus_twin:
+            return self.focus_twin[self.adapter](x)
+        r, alpha = self.config.r, self.config.alpha
+        delta = self.focus_B[self.adapter](self.focus_A[self.adapter](x))
+        return self.base_layer(x) + (2 * r if alpha is None else alpha) / r * delta
+
+
 def read_twins(wrapped: nn.Module, adapter: str = "default") -> dict[str, Twin]:
     """The twin of every wrapped projection, by the projection's path in the base model."""
-    base = wrapped.base_model.model
-    twins: dict[str, Twin] = {}
-    for name, module in base.named_modules():
-        if adapter in getattr(module, "focus_twin", {}):
-            twins[name] = copy.deepcopy(module.focus_twin[adapter])
-        elif adapter in getattr(module, "focus_A", {}):
-            down, up, frozen = (
-                copy.deepcopy(m) for m in (module.focus_A[adapter], module.focus_B[adapter], module.base_layer)
-            )
-            config = wrapped.peft_config[adapter]
-            scaling = (2 * config.r if config.alpha is None else config.alpha) / config.r
-            twins[name] = lambda x, d=down, u=up, f=frozen, s=scaling: f(x) + s * u(d(x))
-    return twins
+    return {
+        name: Twin(module, wrapped.peft_config[adapter], adapter)
+        for name, module in wrapped.base_model.model.named_modules()
+        if adapter in getattr(module, "focus_twin", {}) or adapter in getattr(module, "focus_A", {})
+    }
 
 
 class PlainModel:
@@ -65,14 +80,13 @@ class PlainModel:
     Args:
         base (`PreTrainedModel`): A plain model that nobody else uses.
         twins (`dict[str, Twin]`): From [`read_twins`].
+        graph (`bool`): Whether gradients may be computed. Defaults to `False`.
     """
 
-    def __init__(self, base: PreTrainedModel, twins: dict[str, Twin]) -> None:
-        self.model = base.eval()
+    def __init__(self, base: PreTrainedModel, twins: dict[str, Twin], graph: bool = False) -> None:
+        self.model, self.graph = base.eval(), graph
         self.positions = positions_of(base.config)
-        self.relative = self.positions.startswith(
-            "rotary"
-        )  # differences of positions count, so rows may start anywhere
+        self.relative = self.positions.startswith("rotary")  # differences count, so rows may start anywhere
         self._twin_at_last = False
         for name, twin in twins.items():
             base.get_submodule(name).register_forward_hook(self._hook(twin))
@@ -87,7 +101,6 @@ class PlainModel:
 
         return replace_last
 
-    @torch.no_grad()
     def run(
         self,
         tokens: Sequence[int],
@@ -104,43 +117,44 @@ class PlainModel:
             candidates, past (`KeyValues`, *optional*): What stands before the tokens.
             twin_at_last (`bool`): The last token is a candidate.
         """
-        count, before = _length(candidates), _length(past)
-        cache = DynamicCache()
-        for layer, pieces in enumerate(zip(*[kv for kv in (candidates, past) if kv], strict=True)):
-            cache.update(torch.cat([k for k, _ in pieces], 2), torch.cat([v for _, v in pieces], 2), layer)
         self._twin_at_last = twin_at_last
         try:
-            output = self.model(
-                input_ids=torch.tensor([list(tokens)]),
-                **self._place(len(tokens), first_position, before, count),
-                use_cache=True,
-                **{CACHE: cache},
-            )
+            with torch.set_grad_enabled(self.graph and torch.is_grad_enabled()):
+                output, cache = self._call(tokens, first_position, candidates, past)
         finally:
             self._twin_at_last = False
-        left = count + before
+        left = length(candidates) + length(past)
         return output.logits[0], [(layer.keys[:, :, left:], layer.values[:, :, left:]) for layer in cache.layers]
+
+    def _call(
+        self,
+        tokens: Sequence[int],
+        first_position: int,
+        candidates: KeyValues | None,
+        past: KeyValues | None,
+        **options: Any,
+    ) -> tuple[Any, DynamicCache]:
+        """The base model's output for tokens behind candidates and past, and the cache that it leaves."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(joined([candidates, past])):
+            cache.update(keys, values, layer)
+        place = self._place(len(tokens), first_position, length(past), length(candidates))
+        ids = torch.tensor([list(tokens)])
+        return self.model(input_ids=ids, **place, use_cache=True, **{CACHE: cache}, **options), cache
 
     @torch.no_grad()
     def looked_at(
         self, tokens: Sequence[int], first_position: int, candidates: KeyValues, past: KeyValues | None
     ) -> torch.Tensor:
-        """The attention of the last of `tokens` to each candidate, mean over heads and layers, as transformers returns it."""
+        """The attention of the last of `tokens` to each candidate, mean over heads and layers, as eager attention has
+        it.
+        """
         implementation = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
-        cache = DynamicCache()
-        for layer, pieces in enumerate(zip(*[kv for kv in (candidates, past) if kv], strict=True)):
-            cache.update(torch.cat([k for k, _ in pieces], 2), torch.cat([v for _, v in pieces], 2), layer)
-        count = _length(candidates)
-        output = self.model(
-            input_ids=torch.tensor([list(tokens)]),
-            **self._place(len(tokens), first_position, _length(past), count),
-            use_cache=True,
-            output_attentions=True,
-            **{CACHE: cache},
-        )
+        output, _ = self._call(tokens, first_position, candidates, past, output_attentions=True)
         self.model.set_attn_implementation(implementation)
-        return torch.stack([weights[0, :, -1, :count].mean(0) for weights in output.attentions]).mean(0)
+        looks = [weights[0, :, -1, : length(candidates)].mean(0) for weights in output.attentions]
+        return torch.stack(looks).mean(0)
 
     def _place(self, tokens: int, first: int, before: int, candidates: int) -> dict[str, Any]:
         """What tells the model where tokens stand and what they see."""
@@ -171,11 +185,12 @@ class PlainModel:
         return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
 
 
-def _length(key_values: KeyValues | None) -> int:
+def length(key_values: KeyValues | None) -> int:
     return key_values[0][0].shape[2] if key_values else 0
 
 
-def _joined(parts: Iterable[KeyValues]) -> KeyValues:
+def joined(parts: Iterable[KeyValues | None]) -> KeyValues:
+    """Keys and values one behind the other; None and nothing are left out."""
     return [
         (torch.cat([k for k, _ in pieces], 2), torch.cat([v for _, v in pieces], 2))
         for pieces in zip(*[part for part in parts if part], strict=True)
@@ -231,7 +246,8 @@ class SlowSequence:
     def extend(self, tokens: Sequence[int]) -> torch.Tensor | None:
         """Add tokens that are handed over at once, of which only the last one's logits are wanted, and return these.
 
-        All but the last are plain. If some of them make the window spill, it is split as it stands when the last one has come.
+        All but the last are plain. If some of them make the window spill, it is split as it stands when the last one
+        has come.
         """
         spilled = False
         for number, token in enumerate(tokens):
@@ -279,7 +295,7 @@ class SlowSequence:
         logits, newest = self.plain.run(local[-1:], position, None if plain else self.candidates, self.local_past)
         if not plain:
             self._choose(local[-1:], position, self.local_past)
-        self.local_past = _joined([self.local_past, newest]) if self.local_past else newest
+        self.local_past = joined([self.local_past, newest]) if self.local_past else newest
         return None if plain else logits[-1]
 
     def _choose(self, tokens: Sequence[int], position: int, past: KeyValues | None) -> None:
@@ -304,7 +320,7 @@ class SlowSequence:
             first = number + self.steps - (len(row) - 1) if self.plain.relative else 0
             _, key_values = self.plain.run(row, first, twin_at_last=True)
             found.append([(keys[:, :, -1:], values[:, :, -1:]) for keys, values in key_values])
-        self.candidates, self.candidate_step = _joined(found), self.steps
+        self.candidates, self.candidate_step = joined(found), self.steps
 
     def _with_bos(self, tokens: list[int]) -> list[int]:
         bos = self.sizes.bos

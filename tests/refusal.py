@@ -1,4 +1,6 @@
-"""What a refusal must be: an error of the right kind, in a full sentence that names the argument, before any long work."""
+"""What a refusal must be: an error of the right kind, in a full sentence that names the argument, before any long
+work.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def refusal(
 
 @contextlib.contextmanager
 def count_passes(model: nn.Module) -> Iterator[list[int]]:
-    """A list that grows by one with every pass of a wrapped model's base model, the first few tokens' check left out."""
+    """A list that grows by one with every pass of a wrapped model's base model, the first few tokens' check left
+    out.
+    """
     _ = model.base_model.reader
     passes: list[int] = []
     handle = model.get_base_model().base_model.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -52,7 +56,9 @@ def assert_sentence(message: str, *named: str) -> None:
 
 @contextlib.contextmanager
 def no_file_larger_than(size: int) -> Iterator[None]:
-    """The system refuses to write more than `size` bytes into any file (Python ignores the signal and sees an error)."""
+    """The system refuses to write more than `size` bytes into any file (Python ignores the signal and sees an
+    error).
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

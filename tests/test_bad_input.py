@@ -19,7 +19,6 @@ from peft import PeftModel, get_peft_model
 from refusal import assert_sentence, no_file_larger_than, refusal
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from focus_peft import FocusConfig
 from focus_peft.frozen.compat import CACHE
@@ -50,145 +49,6 @@ def small(**fields: Any) -> FocusConfig:
 @pytest.fixture(scope="module")
 def model() -> PeftModel:
     return make_focus_model()
-
-
-# Models
-
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 2}
-EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
-LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 8,
-    "patch_size": 4,
-}
-
-
-def build(name: str, kind: str | None = None, **fields: Any) -> Callable[[], nn.Module]:
-    """A tiny model: its class is `name`, its configuration's `kind` + "Config" (default: what `name` starts with)."""
-
-    def make() -> nn.Module:
-        prefix = kind or name.partition("For")[0].removesuffix("Model").removesuffix("LMHead")
-        return getattr(transformers, name)(getattr(transformers, f"{prefix}Config")(**fields))
-
-    return make
-
-
-def attention_of_another_name() -> nn.Module:
-    model = make_tiny_model()
-    for layer in model.model.layers:
-        layer.self_attn.__class__ = type("Mixer", (type(layer.self_attn),), {})
-    return model
-
-
-def implemented_by(name: str) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        model = make_tiny_model()
-        model.config._attn_implementation = name  # what loading with `attn_implementation=name` sets
-        return model
-
-    return make
-
-
-T5 = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-BART = {
-    **{"vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16},
-    **{"decoder_ffn_dim": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2},
-}
-UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
-    "T5": (build("T5ForConditionalGeneration", **T5), ("encoder-decoder", "decoder-only")),
-    "BART": (build("BartForConditionalGeneration", **BART), ("encoder-decoder", "decoder-only")),
-    "BERT without a head": (build("BertModel", **SIZES), ("head", "`AutoModelForCausalLM`")),
-    "masked BERT": (build("BertForMaskedLM", **SIZES), ("BertForMaskedLM", "`AutoModelForCausalLM`")),
-    "Llama without a head": (build("LlamaModel", **SIZES), ("head", "`AutoModelForCausalLM`")),
-    "a classifier": (build("LlamaForSequenceClassification", **SIZES), ("head", "`AutoModelForCausalLM`")),
-    "no language model": (lambda: nn.Linear(3, 3), ("`model`", "Linear", "`AutoModelForCausalLM`")),
-    "no projection": (attention_of_another_name, ("No attention projection", "`target_modules`")),
-    "Mamba": (
-        build("MambaForCausalLM", vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1),
-        ("attention",),
-    ),
-    "RWKV": (build("RwkvForCausalLM", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2), ("attention",)),
-    "Jamba": (
-        build("JambaForCausalLM", **GROUPED, num_experts=2, attn_layer_period=2, attn_layer_offset=1),
-        ("layers",),
-    ),
-    "Qwen3-Next": (build("Qwen3NextForCausalLM", **GROUPED, **EXPERTS, **LINEAR), ("linear_attention",)),
-    "Llama 4": (
-        build("Llama4ForCausalLM", kind="Llama4Text", **GROUPED, num_local_experts=2, intermediate_size_mlp=8),
-        ("chunked_attention",),
-    ),
-    "LLaVA": (
-        build(
-            "LlavaForConditionalGeneration",
-            vision_config={"model_type": "clip_vision_model", **VISION},
-            text_config=SIZES,
-        ),
-        ("text model", "`AutoModelForCausalLM`"),
-    ),
-    "Qwen2-VL": (
-        build(
-            "Qwen2VLForConditionalGeneration",
-            text_config=GROUPED,
-            vision_config={"embed_dim": 16, "depth": 1, "num_heads": 2, "hidden_size": 16, "mlp_ratio": 1},
-        ),
-        ("text model", "`AutoModelForCausalLM`"),
-    ),
-    "Gemma 3 with images": (
-        build("Gemma3ForConditionalGeneration", text_config=GROUPED, vision_config=VISION, mm_tokens_per_image=4),
-        ("text model", "`AutoModelForCausalLM`"),
-    ),
-    "attention in pages": (implemented_by("paged|eager"), ("`attn_implementation`", "'paged|eager'", "sdpa")),
-    "attention of one's own": (implemented_by("my_kernel"), ("`attn_implementation`", "'my_kernel'", "sdpa")),
-}
-
-
-@pytest.mark.parametrize("kind", UNSUPPORTED)
-def test_a_model_that_cannot_be_read_in_chunks_is_refused_and_left_alone(kind: str) -> None:
-    make, named = UNSUPPORTED[kind]
-    base = make()
-    before = [(name, id(module)) for name, module in base.named_modules()]
-    with refusal(*named) as caught:
-        get_peft_model(base, small())
-    assert [(name, id(module)) for name, module in base.named_modules()] == before
-    assert all(parameter.requires_grad for parameter in base.parameters())
-    assert "ALiBi" in named or "ALiBi" not in str(caught.value), "another reason than the true one"
-
-
-# What can be seen only by reading a few tokens
-UNREADABLE: dict[str, Callable[[], nn.Module]] = {
-    "BERT that sees what follows": build("BertLMHeadModel", **SIZES),
-}
-
-
-@pytest.mark.parametrize("call", ["generate", "forward", "loss", "encode"])
-@pytest.mark.parametrize("kind", UNREADABLE)
-def test_a_model_that_would_be_read_wrong_is_refused_at_its_first_use(kind: str, call: str) -> None:
-    base = UNREADABLE[kind]()
-    torch.manual_seed(0)
-    for parameter in base.parameters():  # large enough that positions and masks matter
-        nn.init.normal_(parameter, std=0.5)
-    wrapped = get_peft_model(base, small()).eval()
-    with refusal(type(wrapped.get_base_model()).__name__, "position"):
-        CALLS[call](wrapped, LONG)
-
-
-def test_projections_of_an_unknown_attention_can_be_named() -> None:
-    wrapped = get_peft_model(attention_of_another_name(), small(target_modules=["q_proj", "v_proj"]))
-    assert len(wrapped.base_model.targeted_module_names) == 4
 
 
 # Sizes
@@ -550,7 +410,8 @@ def test_an_adapter_whose_sizes_do_not_fit_the_model_is_refused(tmp_path: Path) 
 # A full disk (for memories see test_memory too)
 
 
-# The first file that is too large: the card of 5 kB, the weights of 25 kB, a configuration with a long expression of 9 kB
+# The first file that is too large: the card of 5 kB, the weights of 25 kB, a configuration with a long expression of 9
+# kB
 TOO_LARGE: dict[str, tuple[int, dict[str, Any]]] = {
     "card": (100, {}),
     "weights": (8_000, {}),

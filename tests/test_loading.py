@@ -123,7 +123,8 @@ def test_an_adapter_is_saved_from_and_loaded_into_a_model_on_the_disk(
     model.save_pretrained(tmp_path / "adapter")
     in_memory = PeftModel.from_pretrained(load(), tmp_path / "adapter")
     torch.testing.assert_close(logits_of(in_memory), logits_of(model), rtol=1e-5, atol=1e-5)
-    # `PeftModel.from_pretrained` itself dispatches again, and fails on every adapter whose base is on CPU and disk alone
+    # `PeftModel.from_pretrained` itself dispatches again, and fails on every adapter whose base is on CPU and disk
+    # alone
     again = get_peft_model(load("some"), FocusConfig.from_pretrained(tmp_path / "adapter")).eval()
     set_peft_model_state_dict(again, load_peft_weights(str(tmp_path / "adapter")))
     torch.testing.assert_close(logits_of(again), logits_of(model), rtol=1e-5, atol=1e-5)

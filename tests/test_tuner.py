@@ -1,4 +1,6 @@
-"""`FocusModel` as a PEFT tuner: what is trainable, what is stored, several adapters, and the way back to the base model."""
+"""`FocusModel` as a PEFT tuner: what is trainable, what is stored, several adapters, and the way back to the base
+model.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""LongPPL: perplexity of the tokens that cannot be predicted without the distant text (Fang et al., "What is wrong with perplexity for
-long-context language modeling?", ICLR 2025, arXiv 2410.23771; github.com/PKU-ML/LongPPL).
+"""LongPPL: perplexity of the tokens that cannot be predicted without the distant text (Fang et al., "What is wrong
+with perplexity for long-context language modeling?", ICLR 2025, arXiv 2410.23771; github.com/PKU-ML/LongPPL).
 
-An evaluator model θ0 tells these key tokens. With the long context l_i = x_<i, and the short one s_i, its last K tokens,
+An evaluator model θ0 tells these key tokens. With the long context l_i = x_<i, and the short one s_i, its last K
+tokens,
 
     LSD(x_i) = log P_θ0(x_i | l_i) - log P_θ0(x_i | s_i)        (long-short difference)
     LCL(x_i) = log P_θ0(x_i | l_i)                              (long-context likelihood)
     I(x_i) = 1 if LSD(x_i) > α and LCL(x_i) > β, else 0
     LongPPL(x; θ, θ0) = exp( Σ_i - I(x_i) log P_θ(x_i | x_<i) / Σ_i I(x_i) )
 
-with α = 2, β = -2 and K = 4096 as published. As in the released code, d = 1024 tokens in a row share the start of their short context,
-which so has K to K + d - 1 tokens, and only tokens behind the first K can be key tokens.
+with α = 2, β = -2 and K = 4096 as published. As in the released code, d = 1024 tokens in a row share the start of
+their short context, which so has K to K + d - 1 tokens, and only tokens behind the first K can be key tokens.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ ALPHA, BETA = 2.0, -2.0
 
 @dataclass(frozen=True)
 class KeyTokens:
-    """The evaluator: finds the tokens of a text that its model predicts well, and much better than without the distant text.
+    """The evaluator: finds tokens that its model predicts well, and much better than without the distant text.
 
     Attributes:
         model (`PreTrainedModel`): A causal language model that reads the whole text with full attention.
-        short (`int`): K. Default: 4096.
-        stride (`int`): d. Default: 1024.
-        alpha, beta (`float`): Thresholds of LSD and LCL, in nats. Default: 2 and -2.
+        short (`int`): K. Defaults to 4096.
+        stride (`int`): d. Defaults to 1024.
+        alpha, beta (`float`): Thresholds of LSD and LCL, in nats. Defaults to 2 and -2.
     """
 
     model: Any
@@ -58,8 +59,8 @@ class KeyTokens:
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if most is not None and tokens > most:
             return (
-                f"The evaluator that finds key tokens reads the whole text, but {tokens} tokens are more than the {most} positions of "
-                "its model; name a model with more in `evaluator`."
+                f"The evaluator that finds key tokens reads the whole text, but {tokens} tokens are more than the "
+                f"{most} positions of its model; name a model with more in `evaluator`."
             )
         return None
 
@@ -67,15 +68,16 @@ class KeyTokens:
         """Places of the key tokens, in order.
 
         Raises:
-            ValueError: if the text is longer than the model's positions, or has no token behind the first `short` ones.
+            ValueError: if the text is longer than the model's positions, or has no token behind the first `short`
+                ones.
         """
         reason = self.refusal(len(ids))
         if reason is not None:
             raise ValueError(reason)
         if len(ids) <= self.short:
             raise ValueError(
-                f"A text of {len(ids)} tokens has none behind its first `short` = {self.short}, so none that can be a key token; give "
-                "longer texts, or a smaller `short`."
+                f"A text of {len(ids)} tokens has none behind its first `short` = {self.short}, so none that can be a "
+                "key token; give longer texts, or a smaller `short`."
             )
         long = self._losses(ids, len(ids) - self.short)
         near = []
@@ -94,11 +96,11 @@ class KeyTokens:
 
 @dataclass(frozen=True)
 class LongPerplexityTask(PerplexityTask):
-    """LongPPL of texts. Labels are all tokens behind the first `short`, so that a method's windows do not depend on the evaluator; of
-    these, key tokens count.
+    """LongPPL of texts. Labels are all tokens behind the first `short`, so that a method's windows do not depend on
+    the evaluator; of these, key tokens count.
 
     Attributes:
-        short (`int`): That of the evaluator. Default: 4096.
+        short (`int`): That of the evaluator. Defaults to 4096.
     """
 
     short: int = SHORT
@@ -106,7 +108,8 @@ class LongPerplexityTask(PerplexityTask):
     def __post_init__(self) -> None:
         if self.tokens <= self.short:
             raise ValueError(
-                f"`tokens` is {self.tokens}, but only tokens behind the first `short` = {self.short} can be key tokens; give more."
+                f"`tokens` is {self.tokens}, but only tokens behind the first `short` = {self.short} can be key "
+                "tokens; give more."
             )
         super().__post_init__()
 
@@ -117,13 +120,13 @@ class LongPerplexityTask(PerplexityTask):
     def __call__(
         self, method: Method, documents: Sequence[Sequence[int]], find: KeyTokens | None = None
     ) -> dict[str, float]:
-        """{"cross_entropy": mean over the key tokens of all texts, in nats, "perplexity": its exponential, which is LongPPL, "labels":
-        how many they are}.
+        """{"cross_entropy": mean over the key tokens of all texts, in nats, "perplexity": its exponential, which is
+        LongPPL, "labels": how many they are}.
 
         Args:
             method (`Method`): What is evaluated.
             documents (`Sequence[Sequence[int]]`): Token ids.
-            find (`KeyTokens`, *optional*): The evaluator. Default: the method's base model.
+            find (`KeyTokens`, *optional*): The evaluator. Defaults to the method's base model.
 
         Raises:
             ValueError: if there is no key token.
@@ -137,7 +140,8 @@ class LongPerplexityTask(PerplexityTask):
 
 
 def covered(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Tokens that lie within spans of key tokens of another tokenizer, as in the released code: neighbouring spans are one.
+    """Tokens that lie within spans of key tokens of another tokenizer, as in the released code: neighboring spans are
+    one.
 
     Args:
         offsets: First character of every token, and the one behind its last.

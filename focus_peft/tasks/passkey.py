@@ -1,5 +1,6 @@
-"""Passkey retrieval: five digits are hidden in a long text of no interest, and asked for at its end. As in the paper, which says what the
-task is behind the garbage; and in the order of Landmark Attention, where the task was first posed, which says it before.
+"""Passkey retrieval: five digits are hidden in a long text of no interest, and asked for at its end. As in the paper,
+which says what the task is behind the noise; and in the order of Landmark Attention, where the task was first posed,
+which says it before.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from typing import Any
 
 import torch
 
-from .samples import Draft, Sample, Source, Task, fill, spread
+from .samples import NOISE, Draft, FilledTask, Request, Sample, Source, Task, spread
 
 
-GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 INFORMATION = "The pass key is {key}. Remember it. {key} is the pass key."
 TASK = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I will quiz you about the "
-    "important information there."
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I will quiz you "
+    "about the important information there."
 )
 QUESTION = "What is the pass key? The pass key is"
 DIGITS = 5
@@ -40,11 +40,11 @@ class PasskeyPrompt:
 
 
 def passkey_prompt(tokenizer: Any, tokens: int, depth: float, seed: int) -> PasskeyPrompt:
-    """A prompt in the paper's words: garbage, information, garbage, task, question.
+    """A prompt in the paper's words: noise, information, noise, task, question.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Its special tokens, if it adds any, count.
-        tokens (`int`): The prompt has at most so many, and less than one sentence of garbage fewer.
+        tokens (`int`): The prompt has at most so many, and less than one sentence of noise fewer.
         depth (`float`): Where the information stands: 0 at the start, 1 at the end.
         seed (`int`): Chooses the key.
 
@@ -58,7 +58,7 @@ def passkey_prompt(tokenizer: Any, tokens: int, depth: float, seed: int) -> Pass
 
     def ids(sentences: int) -> list[int]:
         before = round(depth * sentences)
-        text = [GARBAGE] * before + [INFORMATION.format(key=key)] + [GARBAGE] * (sentences - before) + [TASK, QUESTION]
+        text = [NOISE] * before + [INFORMATION.format(key=key)] + [NOISE] * (sentences - before) + [TASK, QUESTION]
         return tokenizer(" ".join(text), verbose=False)["input_ids"]
 
     least = len(ids(0))
@@ -82,9 +82,9 @@ class PasskeyTask:
     """Accuracy of greedy answers, with keys at evenly spaced depths.
 
     Attributes:
-        tokens (`int`): Tokens of a prompt. Default: 1024.
-        samples (`int`): Prompts. Default: 10.
-        seed (`int`): Chooses the keys. Default: 0.
+        tokens (`int`): Tokens of a prompt. Defaults to 1024.
+        samples (`int`): Prompts. Defaults to 10.
+        seed (`int`): Chooses the keys. Defaults to 0.
     """
 
     tokens: int = 1024
@@ -113,6 +113,10 @@ class PasskeyTask:
         return {"accuracy": right / self.samples}
 
 
+def first_number_is_key(prediction: str, references: Sequence[str]) -> float:
+    return float(is_right(prediction, references[0]))
+
+
 @dataclass(frozen=True)
 class Passkey(Task):
     """The same prompts, one at a time."""
@@ -121,19 +125,19 @@ class Passkey(Task):
     new_tokens: int = ANSWER_TOKENS
     is_binary: bool = True
 
+    measure = staticmethod(first_number_is_key)
+
     def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
         depth = spread(number, samples)
         prompt = passkey_prompt(source.tokenizer, tokens - self.new_tokens, depth, source.seed + number)
         return Sample(prompt.ids[0].tolist(), (prompt.key,), depth)
 
-    def score(self, prediction: str, references: Sequence[str]) -> float:
-        return float(is_right(prediction, references[0]))
-
 
 @dataclass(frozen=True)
-class LandmarkPasskey(Task):
+class LandmarkPasskey(FilledTask):
     """The prompts of Landmark Attention (Mohtashami and Jaggi, arXiv 2305.16300; github.com/epfml/landmark-attention,
-    llama/run_test.py): task, garbage, information, garbage and question, each on a line of its own; garbage is cut at any character.
+    llama/run_test.py): task, noise, information, noise and question, each on a line of its own; noise is cut at any
+    character.
 
     What differs: depths are evenly spaced, there they are random.
     """
@@ -142,18 +146,12 @@ class LandmarkPasskey(Task):
     new_tokens: int = 10
     is_binary: bool = True
 
-    def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
-        depth = spread(number, samples)
-        key = str(source.random(self.name, tokens, number).randint(1, 50000))
-        information = INFORMATION.format(key=key)
+    measure = staticmethod(first_number_is_key)
 
-        def build(characters: int) -> Draft:
-            garbage = f"{GARBAGE} " * (characters // len(GARBAGE) + 1)
-            before = round(depth * characters)
-            lines = [TASK, garbage[:before], information, garbage[: characters - before], "What is the pass key?"]
-            return Draft("\n".join(lines), " The pass key is", (key,), depth)
-
-        return fill(build, source, tokens - self.new_tokens)
-
-    def score(self, prediction: str, references: Sequence[str]) -> float:
-        return float(is_right(prediction, references[0]))
+    def draft(self, request: Request, characters: int) -> Draft:
+        key = str(request.random(self.name).randint(1, 50000))
+        noise = f"{NOISE} " * (characters // len(NOISE) + 1)
+        before = round(request.depth * characters)
+        hidden = [noise[:before], INFORMATION.format(key=key), noise[: characters - before]]
+        text = "\n".join([TASK, *hidden, "What is the pass key?"])
+        return Draft(text, " The pass key is", (key,), request.depth)

@@ -1,4 +1,4 @@
-"""Language modelling: how well held-out documents are predicted: their last tokens, given more and more of what stands before them, or all."""
+"""Language modeling: how well the last tokens of held-out documents, or all, are predicted from what precedes them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def text_windows(documents: Sequence[Sequence[int]], longest: int, samples: int,
 
     Args:
         documents (`Sequence[Sequence[int]]`): Token ids.
-        longest (`int`): Tokens of the longest piece that will be read. Shorter ones that end in the same place have the
-            same labels, so that one length can be compared with another.
+        longest (`int`): Tokens of the longest piece that will be read. Shorter ones that end in the same place have
+            the same labels, so that one length can be compared with another.
         samples (`int`): How many. All possible places are divided into so many equal parts, and one drawn from each.
         seed (`int`): Draws it.
 
@@ -46,8 +46,8 @@ def text_windows(documents: Sequence[Sequence[int]], longest: int, samples: int,
     if not total:
         most = max(map(len, documents), default=0)
         raise ValueError(
-            f"No document has `longest` ({longest}) tokens, the longest of {len(documents)} has {most}; give longer texts, or "
-            "choose shorter lengths."
+            f"No document has `longest` ({longest}) tokens, the longest of {len(documents)} has {most}; give longer "
+            "texts, or choose shorter lengths."
         )
     if not 0 < samples <= total:
         raise ValueError(f"`samples` must be from 1 to the {total} places in these documents, got {samples}.")
@@ -67,20 +67,21 @@ def text_windows(documents: Sequence[Sequence[int]], longest: int, samples: int,
 class PerplexityTask:
     """Perplexity of the last tokens of texts, or of every token.
 
-    With `labels=None` every token but a text's first is a label, and is given all tokens before it, as far as the method reads
-    them. No text is read twice and no label twice. The adapter decodes the text from its first token on: its local window grows
-    until it has `local_size` + `chunk_size` tokens, then its first `chunk_size` tokens become a chunk of the memory, and so on
-    (`label_blocks`). So the first labels are the base model's, and each label sees its own candidates of all chunks so far; a chunk
-    is read once, and a window's tokens `local_size` / `chunk_size` + 1 times. Truncation has the same windows without the memory.
-    This is perplexity with a sliding window whose stride is a chunk, and nothing of a text is left out.
+    With `labels=None` every token but a text's first is a label, and is given all tokens before it, as far as the
+    method reads them. No text is read twice and no label twice. The adapter decodes the text from its first token on:
+    its local window grows until it has `local_size` + `chunk_size` tokens, then its first `chunk_size` tokens become a
+    chunk of the memory, and so on (`label_blocks`). So the first labels are the base model's, and each label sees its
+    own candidates of all chunks so far; a chunk is read once, and a window's tokens `local_size` / `chunk_size` + 1
+    times. Truncation has the same windows without the memory. This is perplexity with a sliding window whose stride is
+    a chunk, and nothing of a text is left out.
 
     Attributes:
         tokens (`int`): Tokens of a text, labels included.
-        samples (`int`): Texts. Default: 10.
-        labels (`int`, *optional*): Tokens at its end that are scored. None: all but the first. Default: 256.
-        longest (`int`, *optional*): With the same value, texts of tasks of other lengths end in the same places, so that as many
-            labels are the same ones. Default: `tokens`.
-        seed (`int`): Chooses the texts. Default: 0.
+        samples (`int`): Texts. Defaults to 10.
+        labels (`int`, *optional*): Tokens at its end that are scored. None: all but the first. Defaults to 256.
+        longest (`int`, *optional*): With the same value, texts of tasks of other lengths end in the same places, so
+            that as many labels are the same ones. Defaults to `tokens`.
+        seed (`int`): Chooses the texts. Defaults to 0.
     """
 
     tokens: int
@@ -115,7 +116,7 @@ class PerplexityTask:
         return self.windows(documents)[number].ids(documents, self.tokens)
 
     def losses(self, method: Method, ids: list[int], keys: Sequence[int] | None = None) -> torch.Tensor:
-        """The cross-entropy of each label of one text, (labels,), in nats; with `keys`, of those at these places alone."""
+        """The cross-entropy (labels,) of each label of one text in nats; with `keys`, of those at these places."""
         if keys is None:
             return method.losses(ids, self.label_count)
         if not keys:

@@ -1,7 +1,8 @@
 """Tasks whose samples are records of published files, one JSON object a line.
 
-The files come from the Hub through `huggingface_hub`, which runs no code of a data set's repository, or from a folder that holds the
-originals. A prompt that must be shorter than its record is cut in the middle, as in LongBench's `pred.py`.
+The files come from the Hub through `huggingface_hub`, which runs no code of a data set's repository, or from a folder
+that holds the originals. A prompt that must be shorter than its record is cut in the middle, as in LongBench's
+`pred.py`.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import importlib
 import json
 import zipfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 from huggingface_hub import hf_hub_download
 
 from ..hub.errors import hub_reason
 from .samples import Draft, Sample, Source, Task
+
+
+Measure = Callable[..., float]
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Benchmark:
         name (`str`): What names of its tasks begin with, and its key in `Source.data`.
         title (`str`): As it is written.
         repo (`str`): The data set on the Hub.
-        archive (`str`, *optional*): The ZIP file in it that holds the files. Default: they lie in it as they are.
+        archive (`str`, *optional*): The ZIP file in it that holds the files. Without one, they lie in it as they are.
     """
 
     name: str
@@ -62,12 +66,14 @@ class RecordFile:
 
     def lines(self) -> Iterator[bytes]:
         """Its lines, empty ones left out."""
+        with self._open() as file:
+            yield from (line for line in file if line.strip())
+
+    def _open(self) -> IO[bytes]:
         if self.member is None:
-            with open(self.path, "rb") as file:
-                yield from (line for line in file if line.strip())
-        else:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
-                yield from (line for line in file if line.strip())
+            return open(self.path, "rb")
+        with zipfile.ZipFile(self.path) as archive:  # its file stays open as long as the member does
+            return archive.open(self.member)
 
     def facts(self) -> RecordFacts:
         """What is known of it without parsing a record."""
@@ -107,7 +113,8 @@ def find_file(benchmark: Benchmark, name: str, place: str | None) -> RecordFile:
     Args:
         benchmark (`Benchmark`): Whose it is.
         name (`str`): Without the benchmark's name.
-        place (`str`, *optional*): A folder with the original files (or with a folder `data` of them), or the ZIP file. Default: the Hub.
+        place (`str`, *optional*): A folder with the original files (or with a folder `data` of them), or the ZIP file.
+            Defaults to the Hub.
 
     Raises:
         ValueError: if it is not there, or the Hub cannot be asked and there is no copy on this machine.
@@ -117,16 +124,15 @@ def find_file(benchmark: Benchmark, name: str, place: str | None) -> RecordFile:
         found = _from_hub(benchmark, benchmark.archive or file)
         return RecordFile(found) if benchmark.archive is None else _in_archive(found, file)
     folder = Path(place).expanduser()
-    if folder.is_file():
-        return _in_archive(folder, file)
     for path in (folder / file, folder / "data" / file):
         if path.is_file():
             return RecordFile(path)
-    if benchmark.archive is not None and (folder / benchmark.archive).is_file():
-        return _in_archive(folder / benchmark.archive, file)
+    archive = folder if folder.is_file() else folder / (benchmark.archive or "")
+    if archive.is_file():
+        return _in_archive(archive, file)
     raise ValueError(
-        f"`data.{benchmark.name}` is {place!r}, but there is no {file!r} in it; put the files of {benchmark.repo} there, or leave "
-        "it out and they come from the Hub."
+        f"`data.{benchmark.name}` is {place!r}, but there is no {file!r} in it; put the files of {benchmark.repo} "
+        "there, or leave it out and they come from the Hub."
     )
 
 
@@ -139,8 +145,8 @@ def _from_hub(benchmark: Benchmark, file: str) -> Path:
         if reason is None:
             raise
         raise ValueError(
-            f"The file {file!r} of {benchmark.title} cannot be downloaded. {reason} Or get the files of the data set {benchmark.repo} "
-            f"another way, and name their folder as `data.{benchmark.name}`."
+            f"The file {file!r} of {benchmark.title} cannot be downloaded. {reason} Or get the files of the data set "
+            f"{benchmark.repo} another way, and name their folder as `data.{benchmark.name}`."
         ) from error
 
 
@@ -165,7 +171,9 @@ class RecordTask(Task):
         language (`str`): "en", "zh", "code", which counts in both, or "" where averages are over all languages.
         new_tokens (`int`): Tokens that an answer may have, as published.
         metric (`str`): What is measured.
-        is_binary (`bool`): Whether an answer is either right or wrong.
+        measure (`Callable`): Measures it.
+        prompt (`str`): The template that fields of a record are put into.
+        is_binary (`bool`): Whether an answer is either right or wrong. Defaults to `False`.
         packages (`tuple[str, ...]`): Modules that the metric needs, by the names under which they are imported.
     """
 
@@ -174,6 +182,8 @@ class RecordTask(Task):
     language: str
     new_tokens: int
     metric: str
+    measure: Measure
+    prompt: str
     is_binary: bool = False
     packages: tuple[str, ...] = ()
 
@@ -199,12 +209,14 @@ class RecordTask(Task):
 
         Args:
             source (`Source`): Its `data` says where records are.
-            tokens (`int`, *optional*): A prompt that has more with its answer is cut in the middle. None: all are whole.
+            tokens (`int`, *optional*): A prompt that has more with its answer is cut in the middle. None: all are
+                whole.
             number (`int`): Which of the samples.
             samples (`int`): They are spread evenly over all records.
 
         Raises:
-            ValueError: if a record lacks a field, there are fewer than `samples`, or `tokens` has no room for a prompt.
+            ValueError: if a record lacks a field, there are fewer than `samples`, or `tokens` has no room for a
+                prompt.
         """
         file = self.file(source.data)
         count = len(_lines(file, file.path.stat().st_mtime_ns))
@@ -235,10 +247,11 @@ class RecordTask(Task):
 def cut_in_the_middle(source: Source, draft: Draft, ids: list[int], limit: int) -> list[int]:
     """At most `limit` ids of a prompt that has more, without the middle of its text.
 
-    What is left is decoded and goes into the chat template, if there is one, as in `pred.py`; here the template counts.
+    What is left is decoded and goes into the chat template, if there is one, as in `pred.py`; here the template
+    counts.
 
     Args:
-        source (`Source`): Tokenises.
+        source (`Source`): Tokenizes.
         draft (`Draft`): The prompt.
         ids (`list[int]`): All of it.
         limit (`int`): Tokens.
@@ -268,8 +281,9 @@ def needed(name: str, what: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
+        package = name.partition(".")[0].replace("_", "-")
         raise ImportError(
-            f"{what} needs the package {name.partition('.')[0].replace('_', '-')}; install it with `pip install 'focus_peft[eval]'`."
+            f"{what} needs the package {package}; install it with `pip install 'focus_peft[eval]'`."
         ) from error
 
 

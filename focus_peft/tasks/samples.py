@@ -1,14 +1,22 @@
-"""Samples of tasks that are answered in words: how prompts are filled to a length in tokens, and how answers are scored."""
+"""Samples of tasks that are answered in words: how prompts are filled to a length in tokens, and how answers are
+scored."""
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
+
+
+# What passkeys and needles are hidden in, in the paper, Landmark Attention, RULER and InfiniteBench
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
 @dataclass(frozen=True)
@@ -32,13 +40,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Draft:
-    """A prompt before it is tokenised.
+    """A prompt before it is tokenized.
 
     Attributes:
         text (`str`): Everything that is given.
         start (`str`): How the answer starts; the model goes on from there.
         references, depth: Those of the sample.
-        chat (`bool`): Whether it may be put into a chat template. Default: True.
+        chat (`bool`): Whether it may be put into a chat template. Defaults to `True`.
     """
 
     text: str
@@ -54,12 +62,13 @@ class Source:
 
     Attributes:
         tokenizer (`PreTrainedTokenizerBase`): Its special tokens, if it adds any, count.
-        seed (`int`): Chooses everything that is random. Default: 0.
+        seed (`int`): Chooses everything that is random. Defaults to 0.
         texts (`Sequence[str]`): Real texts, for tasks that hide something in them; repeated where they are too short.
-        words (`Sequence[str]`): Words for tasks that list some. Default: those of `tasks.words`.
-        chat (`bool`): Put prompts into the tokenizer's chat template, and the start of the answer behind it. Default: False.
-        data (`Mapping[str, str]`): Folders with the original files of benchmarks, by the benchmark's name ("longbench",
-            "infinitebench"). Default: they come from the Hub.
+        words (`Sequence[str]`): Words for tasks that list some. Defaults to those of `ruler.word_list`.
+        chat (`bool`): Put prompts into the tokenizer's chat template, and the start of the answer behind it. Defaults
+            to `False`.
+        data (`Mapping[str, str]`): Folders with the original files of benchmarks, by the benchmark's name
+            ("longbench", "infinitebench"). Without one, they come from the Hub.
     """
 
     tokenizer: Any
@@ -93,6 +102,41 @@ class Source:
             raise ValueError("`texts` is empty, but this task hides its needles in real texts; give at least one.")
         return words
 
+    def sentences(self, words: int) -> list[str]:
+        """The first `words` words of the texts, as sentences.
+
+        A sentence ends where a full stop, question or exclamation mark is followed by a space; the benchmarks ask
+        NLTK.
+        """
+        given = self.text_words
+        return split_sentences(" ".join(given[place % len(given)] for place in range(words)))
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which prompt of a task is wanted.
+
+    Attributes:
+        source (`Source`): What it is made of.
+        tokens (`int`): How long it may be, answer included.
+        number (`int`): Which of the samples; chooses depth and random parts.
+        samples (`int`): Depths, where a task has them, are spread evenly over so many samples.
+    """
+
+    source: Source
+    tokens: int
+    number: int
+    samples: int
+
+    @property
+    def depth(self) -> float:
+        """Where the answer stands, evenly from 0 to 1."""
+        return spread(self.number, self.samples)
+
+    def random(self, task: str, *parts: Any) -> random.Random:
+        """A generator for this prompt of a task, in the same state at every call."""
+        return self.source.random(task, self.tokens, self.number, *parts)
+
 
 class Task(ABC):
     """A task that is answered in words.
@@ -101,33 +145,45 @@ class Task(ABC):
         name (`str`): Its published name.
         new_tokens (`int`): Tokens that an answer may have, as published.
         is_binary (`bool`): Whether an answer is either right or wrong.
+        measure (`Callable`): The score of an answer against its references.
     """
 
     name: str
     new_tokens: int
     is_binary: bool
+    measure: Callable[[str, Sequence[str]], float]
 
     @abstractmethod
     def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
-        """Make a prompt that has, with its answer, at most `tokens` tokens.
-
-        Args:
-            source (`Source`): What it is made of.
-            tokens (`int`): How long it may be.
-            number (`int`): Which of the samples; chooses depth and random parts.
-            samples (`int`): Depths, where a task has them, are spread evenly over so many samples.
+        """Make a prompt that has, with its answer, at most `tokens` tokens; see [`Request`] for the arguments.
 
         Raises:
             ValueError: if `tokens` has no room for the question alone.
         """
 
-    @abstractmethod
     def score(self, prediction: str, references: Sequence[str]) -> float:
         """From 0 (wrong) to 1 (right)."""
+        return self.measure(prediction, references)
 
     def score_sample(self, prediction: str, sample: Sample) -> float:
         """The score of an answer to a sample, for metrics that need more of it than its references too."""
         return self.score(prediction, list(sample.references))
+
+
+class FilledTask(Task):
+    """A task whose prompts hide something in a haystack, which is filled to any length."""
+
+    def least(self, request: Request) -> int:
+        """Units of haystack (words, sentences, ...) that a prompt cannot do without."""
+        return 0
+
+    @abstractmethod
+    def draft(self, request: Request, units: int) -> Draft:
+        """The prompt with so many units of haystack."""
+
+    def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
+        request = Request(source, tokens, number, samples)
+        return fill(lambda units: self.draft(request, units), source, tokens - self.new_tokens, self.least(request))
 
 
 def spread(number: int, samples: int) -> float:
@@ -140,7 +196,7 @@ def fill(build: Callable[[int], Draft], source: Source, limit: int, least: int =
 
     Args:
         build (`Callable[[int], Draft]`): The prompt with so many units of haystack (words, sentences, ...).
-        source (`Source`): Tokenises it.
+        source (`Source`): Tokenizes it.
         limit (`int`): Tokens.
         least (`int`): Units that it cannot do without.
 
@@ -179,11 +235,6 @@ def string_match_all(prediction: str, references: Sequence[str]) -> float:
     return sum(reference.lower() in prediction.lower() for reference in references) / len(references)
 
 
-def string_match_part(prediction: str, references: Sequence[str]) -> float:
-    """RULER's metric for questions with several right answers: whether one of them stands in the answer, in any case."""
-    return float(any(reference.lower() in prediction.lower() for reference in references))
-
-
 def first_integer_match(prediction: str, references: Sequence[str]) -> float:
     """InfiniteBench's metric for passkeys and number strings: whether the first run of digits is the reference."""
     found = re.search(r"[0-9]+", prediction)
@@ -193,3 +244,16 @@ def first_integer_match(prediction: str, references: Sequence[str]) -> float:
 def word_match(prediction: str, references: Sequence[str]) -> float:
     """InfiniteBench's metric for key-value retrieval: whether the reference is one of the answer's words."""
     return float(references[0] in re.sub(r"[\n:\"'.,?!{}]", " ", prediction).split())
+
+
+def split_sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?])\s+", text) if text else []
+
+
+def random_uuid(generator: random.Random) -> str:
+    return str(uuid.UUID(int=generator.getrandbits(128), version=4))
+
+
+def published_prompts(module: str) -> dict[str, Any]:
+    """The `prompts.json` beside a module's file: a benchmark's prompts to the letter, misprints too, by task."""
+    return json.loads(Path(module).with_name("prompts.json").read_text(encoding="utf-8"))

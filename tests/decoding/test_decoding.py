@@ -1,7 +1,8 @@
 """
 Both decoding modes equal the slow reference, however generation is done, and so does every way to hand over a memory.
 
-Models are tiny and random; in float64 the two agree to 1e-9. `generate` hands out logits in float32, so these agree to 1e-5.
+Models are tiny and random; in float64 the two agree to 1e-9. `generate` hands out logits in float32, so these agree to
+1e-5.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import BOS, EOS, make_focus_model, make_tiny_model, make_tiny_tokenizer, pad_rows, random_ids
 from families import CORE, IS_OLD
+from generating import GENERATED, MODES, TIGHT, assert_row_is, generate, make_pair, ones
 from peft import PeftModel
 from reference import Reference, greedy_steps, make_oracle
 from refusal import refusal
@@ -30,56 +32,13 @@ from transformers.generation.streamers import BaseStreamer
 from focus_peft.frozen.compat import CACHE, OLDER
 
 
-MODES = ["exact", "streaming"]
-GENERATED = {"rtol": 0, "atol": 1e-5}
-TIGHT = {"rtol": 0, "atol": 1e-9}
-
-
 @pytest.fixture(params=MODES)
 def decoding(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def make_pair(family: str = "llama", base: dict[str, Any] | None = None, **fields: Any) -> tuple[PeftModel, Reference]:
-    """A model under test and the reference that it is compared with."""
-    model = make_focus_model(family, base=base, **fields)
-    return model, Reference(make_tiny_model(family, **(base or {})), model)
-
-
-def generate(model: PeftModel, ids: torch.Tensor, new_tokens: int = 12, **options: Any) -> Any:
-    """The output object of a greedy generation with raw logits, after ids of shape (tokens,) or (rows, tokens)."""
-    return model.generate(
-        input_ids=ids if ids.dim() == 2 else ids[None],
-        **{
-            "max_new_tokens": new_tokens,
-            "do_sample": False,
-            "return_dict_in_generate": True,
-            "output_logits": True,
-            **options,
-        },
-    )
-
-
-def assert_row_is(
-    output: Any,
-    row: int,
-    width: int,
-    expected: tuple[torch.Tensor, torch.Tensor],
-    tolerance: dict[str, float] = GENERATED,
-) -> None:
-    """Row `row` of an output that started from `width` columns has the expected tokens and logits."""
-    tokens, logits = expected
-    found = torch.stack([step[row] for step in output.logits])
-    assert output.sequences[row, width:].tolist() == tokens.tolist()
-    torch.testing.assert_close(found.double(), logits.double(), **tolerance)
-
-
-def ones(ids: torch.Tensor) -> torch.Tensor:
-    """The mask of one row without padding; without a mask, a generated pad token would be taken for padding."""
-    return torch.ones(1, len(ids), dtype=torch.long)
-
-
-# ---- one sequence ----------------------------------------------------------------------------------------------------
+# ---- one sequence
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_greedy_tokens_and_logits_equal_the_reference(decoding: str) -> None:
@@ -189,7 +148,8 @@ def test_sizes_and_mode_can_be_overridden_for_one_call() -> None:
     assert torch.equal(torch.cat(before.logits), torch.cat(again.logits))  # the override is gone
 
 
-# ---- BOS -------------------------------------------------------------------------------------------------------------
+# ---- BOS
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("position", [22, 26], ids=["window", "prompt"])
@@ -210,7 +170,8 @@ def test_no_bos_is_added_where_the_user_or_the_model_has_none(decoding: str) -> 
     assert_row_is(generate(absent, ids), 0, len(ids), expected)
 
 
-# ---- no memory -------------------------------------------------------------------------------------------------------
+# ---- no memory
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -248,7 +209,8 @@ def test_without_its_adapter_the_model_reads_a_long_input_as_the_base_model(deco
     assert torch.equal(torch.stack(before.logits), torch.stack(generate(model, ids).logits))
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
+# ---- batches
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -335,7 +297,8 @@ def test_a_pad_token_inside_the_text_is_text_where_there_is_no_mask(decoding: st
     assert_row_is(output, 0, 33, reference.greedy(ids, 12))
 
 
-# ---- transformers' ways of generating --------------------------------------------------------------------------------
+# ---- transformers' ways of generating
+# --------------------------------------------------------------------------------
 
 
 def compare_with_oracle(
@@ -346,7 +309,9 @@ def compare_with_oracle(
     seed: int | None = None,
     **options: Any,
 ) -> tuple[Any, Any]:
-    """Generate with the model, and with transformers' own loop over the reference's logits; both outputs, found equal."""
+    """Generate with the model, and with transformers' own loop over the reference's logits; both outputs, found
+    equal.
+    """
     ids, mask = pad_rows(rows)
     options = {"max_new_tokens": 10, "return_dict_in_generate": True, "attention_mask": mask, **options}
     oracle = make_oracle(reference, ids.shape[1], memories)
@@ -485,7 +450,8 @@ def test_a_streamer_gets_every_token_as_it_comes(decoding: str) -> None:
     assert streamer.ended
 
 
-# ---- assisted decoding -----------------------------------------------------------------------------------------------
+# ---- assisted decoding
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [4, 13, 30], ids=["no memory", "short memory", "memory"])
@@ -551,7 +517,8 @@ def test_a_draft_that_is_always_right_is_taken_several_tokens_at_a_time(decoding
     assert rounds.calls <= (8 if IS_OLD else 5)  # older transformers draft fewer tokens at a time
 
 
-# ---- pipelines and chats ---------------------------------------------------------------------------------------------
+# ---- pipelines and chats
+# ---------------------------------------------------------------------------------------------
 
 
 def test_a_text_generation_pipeline_reads_a_long_prompt(decoding: str) -> None:
@@ -587,7 +554,8 @@ def test_a_chat_goes_through_its_template(decoding: str) -> None:
     assert answer == {"role": "assistant", "content": tokenizer.decode(tokens, skip_special_tokens=True)}
 
 
-# ---- memories --------------------------------------------------------------------------------------------------------
+# ---- memories
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_memory_is_encoded_once_and_asked_twice_in_either_order(decoding: str) -> None:
@@ -740,7 +708,8 @@ def test_a_loaded_memory_can_be_extended(tmp_path: Any) -> None:
     assert_row_is(generate(model, question, memory=memory), 0, 6, reference.greedy(question, 12, document))
 
 
-# ---- conversations ---------------------------------------------------------------------------------------------------
+# ---- conversations
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("turn", [1, 3, 12, 30], ids=lambda turn: f"{turn} new tokens")
@@ -823,7 +792,8 @@ def test_an_exact_conversation_without_a_spill_equals_a_sequence_read_token_by_t
     assert_row_is(second, 0, len(full), greedy_steps(sequence, logits, 4))
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -852,13 +822,6 @@ def test_what_cannot_work_is_refused_with_a_sentence(options: dict[str, Any], na
     assert str(caught.value).rstrip().endswith(".")
 
 
-def test_questions_must_share_out_evenly_among_the_documents() -> None:
-    model = make_focus_model()
-    memory = model.encode([random_ids(9, seed=1), random_ids(12, seed=2)])
-    with pytest.raises(ValueError, match="2 documents"):
-        generate(model, torch.stack([random_ids(4, seed=seed) for seed in range(3)]), memory=memory)
-
-
 def test_a_cache_of_another_conversation_is_refused() -> None:
     model = make_focus_model()
     first = generate(model, random_ids(20, seed=1), 4)
@@ -883,21 +846,3 @@ def test_a_cache_and_a_memory_at_once_are_refused() -> None:
     first = generate(model, random_ids(20, seed=1), 4)
     with pytest.raises(ValueError, match="`memory`"):
         generate(model, first.sequences, **{CACHE: first[CACHE]}, memory=model.encode(random_ids(9)))
-
-
-@pytest.mark.parametrize("token", [-1, 120])
-def test_ids_outside_the_vocabulary_are_refused(token: int) -> None:
-    model = make_focus_model()
-    ids = random_ids(20)
-    ids[3] = token
-    for call in (lambda: generate(model, ids), lambda: model.encode(ids), lambda: model(ids[None])):
-        with pytest.raises(ValueError, match="vocabulary"):
-            call()
-
-
-def test_empty_input_is_refused() -> None:
-    model = make_focus_model()
-    empty = torch.zeros(1, 0, dtype=torch.long)
-    for call in (lambda: generate(model, empty), lambda: model.encode(empty), lambda: model(empty)):
-        with pytest.raises(ValueError, match="empty"):
-            call()

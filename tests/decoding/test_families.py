@@ -1,8 +1,9 @@
 """
 The matrix: every family of models, every check.
 
-Models are tiny and random, in float64 all the way through (see `exact`), so that what is equal on paper is equal to 1e-9 here;
-`generate` hands out logits in float32, so these agree to 1e-5. The outcomes make the table in docs/models.md.
+Models are tiny and random, in float64 all the way through (see `exact`), so that what is equal on paper is equal to
+1e-9 here; `generate` hands out logits in float32, so these agree to 1e-5. The outcomes make the table in
+docs/models.md.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import pytest
 import torch
 import transformers
 from conftest import BOS, make_focus_model, make_tiny_model, pad_rows, perturb_twins, random_ids
+from document_loss import loss_of, naive_loss, naive_of
 from families import FAMILIES, IS_OLD, OLD
+from generating import GENERATED, TIGHT
+from generating import generate as generate_greedily
 from peft import PeftModel, get_peft_model
 from reference import PlainModel, Reference, Sizes, SlowSequence, make_oracle
-from test_objectives import loss_of, naive_loss, naive_of
 from torch import nn
 from training import assert_equal_to, assert_same_gradients, document, gradients_of
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -29,8 +32,6 @@ from focus_peft.losses.sampling import Sample, Span
 
 SIZES = {"chunk_size": 5, "local_size": 5, "prompt_size": 4}  # rows are longer than sliding windows, of 6 or 7 tokens
 IDS = random_ids(14, seed=3)  # two chunks, the second a token short
-GENERATED = {"rtol": 0, "atol": 1e-5}
-TIGHT = {"rtol": 0, "atol": 1e-9}
 
 
 def _marks(family: str, attention: str) -> list[pytest.MarkDecorator]:
@@ -74,15 +75,8 @@ def logits_of(model: nn.Module, ids: torch.Tensor = IDS[None], **options: Any) -
 
 
 def generate(model: nn.Module, ids: torch.Tensor, new_tokens: int, **options: Any) -> Any:
-    """Greedy by default, with raw logits; an explicit mask, so that no generated token is taken for padding."""
-    defaults = {
-        "attention_mask": torch.ones_like(ids),
-        "max_new_tokens": new_tokens,
-        "do_sample": False,
-        "return_dict_in_generate": True,
-        "output_logits": True,
-    }
-    return model.generate(input_ids=ids, **{**defaults, **options})
+    """With an explicit mask, so that no generated token is taken for padding."""
+    return generate_greedily(model, ids, new_tokens, **{"attention_mask": torch.ones_like(ids), **options})
 
 
 @each_family

@@ -1,32 +1,28 @@
 """
 The exact mode reproduces the numbers of the paper's released code.
 
-`data/golden` holds a tiny random Llama, its twins, inputs, and what the released code, run unmodified in float32 on one
-thread, computed from them: logits of the prefill and of eight decoding steps, greedy tokens, and the candidates' keys (before
-the rotation) and values at each of the nine steps. Rotary positions are shifted here, so float32 rounds differently: 2e-3 on
-logits, 2e-4 on the candidates' values and 1e-3 on their keys, and every rule of the method that is broken moves the logits by far more.
+`data/golden` holds a tiny random Llama, its twins, inputs, and what the released code, run unmodified in float32 on
+one thread, computed from them: logits of the prefill and of eight decoding steps, greedy tokens, and the candidates'
+keys (before the rotation) and values at each of the nine steps. Rotary positions are shifted here, so float32 rounds
+differently: 2e-3 on logits, 2e-4 on the candidates' values and 1e-3 on their keys, and every rule of the method that
+is broken moves the logits by far more.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from golden import CASES, GOLDEN, golden_base, golden_model
+from peft import PeftModel
 from reference import Reference, greedy_steps
 from safetensors.torch import load_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from focus_peft import FocusConfig
 
 
-GOLDEN = Path(__file__).parents[1] / "files" / "golden"
-CASES = json.loads((GOLDEN / "cases.json").read_text())
+Tensors = dict[str, torch.Tensor]
 CHUNKED = ["a", "b", "c", "e", "f", "g"]
 PLAIN = ["d", "h", "i"]
 THRESHOLD, PROMPT_CAP, BOS = 4096, 512, 1
@@ -36,37 +32,13 @@ VALUE_TOLERANCE = {"g": 3e-4}
 
 
 @pytest.fixture(scope="module")
-def numbers() -> dict[str, torch.Tensor]:
+def numbers() -> Tensors:
     return load_file(GOLDEN / "cases.safetensors")
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
+def weights() -> Tensors:
     return load_file(GOLDEN / "weights.safetensors")
-
-
-def golden_base(weights: dict[str, torch.Tensor]) -> LlamaForCausalLM:
-    """The golden base model."""
-    settings = json.loads((GOLDEN / "config.json").read_text())
-    fields = ["beacon_param", "attention", "threshold", "prompt_cap", "torch", "transformers", "rope_theta"]
-    config = LlamaConfig(**{name: value for name, value in settings.items() if name not in fields})
-    config.rope_parameters = {"rope_type": "default", "rope_theta": settings["rope_theta"]}
-    model = LlamaForCausalLM(config)
-    model.load_state_dict({name: weight for name, weight in weights.items() if "beacon" not in name})
-    model.generation_config.eos_token_id = None
-    return model.eval()
-
-
-def golden_model(weights: dict[str, torch.Tensor], **sizes: int) -> PeftModel:
-    """The golden base model with the golden twins."""
-    model = get_peft_model(golden_base(weights), FocusConfig(decoding="exact", **sizes)).eval()
-    names = [name for name in weights if ".self_attn.beacon_" in name]
-    assert len(names) == 12
-    with torch.no_grad():
-        for name in names:
-            projection = name.replace("beacon_", "").removesuffix(".weight")
-            model.base_model.model.get_submodule(projection).focus_twin["default"].weight.copy_(weights[name])
-    return model
 
 
 def case_sizes(name: str) -> dict[str, int]:
@@ -137,10 +109,11 @@ class CandidateRecorder:
         return torch.stack(found).view(layers, 2, heads, chunks, width)
 
 
+ChunkedRun = tuple[str, torch.Tensor, torch.Tensor, CandidateRecorder]  # name, tokens, logits and candidates
+
+
 @pytest.fixture(scope="module", params=CHUNKED)
-def chunked_run(
-    request: pytest.FixtureRequest, numbers: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]
-) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, CandidateRecorder]]:
+def chunked_run(request: pytest.FixtureRequest, numbers: Tensors, weights: Tensors) -> Iterator[ChunkedRun]:
     """One generation of a chunked case: its name, tokens, logits and candidates."""
     name = request.param
     model = golden_model(weights, **case_sizes(name))
@@ -149,22 +122,22 @@ def chunked_run(
     yield name, tokens, logits, recorder
 
 
-def expected_logits(numbers: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+def expected_logits(numbers: Tensors, name: str) -> torch.Tensor:
     return torch.cat([numbers[f"{name}.prefill_logits"][None], numbers[f"{name}.decode_logits"]])
 
 
-def test_logits_and_greedy_tokens_are_those_of_the_released_code(chunked_run, numbers) -> None:
+def test_logits_and_greedy_tokens_are_those_of_the_released_code(chunked_run: ChunkedRun, numbers: Tensors) -> None:
     name, tokens, logits, _ = chunked_run
     assert tokens.tolist() == numbers[f"{name}.greedy_tokens"].tolist()
     torch.testing.assert_close(logits, expected_logits(numbers, name), rtol=0, atol=2e-3)
 
 
-def test_prefill_logits_agree_to_float32_noise(chunked_run, numbers) -> None:
+def test_prefill_logits_agree_to_float32_noise(chunked_run: ChunkedRun, numbers: Tensors) -> None:
     name, _, logits, _ = chunked_run
     torch.testing.assert_close(logits[0], numbers[f"{name}.prefill_logits"], rtol=0, atol=1e-4)
 
 
-def test_candidate_keys_and_values_are_those_of_the_released_code(chunked_run, numbers) -> None:
+def test_candidate_keys_and_values_are_those_of_the_released_code(chunked_run: ChunkedRun, numbers: Tensors) -> None:
     name, _, _, recorder = chunked_run
     expected = numbers[f"{name}.candidate_kv"]  # (steps, layers, 2, heads, chunks, head_dim)
     assert len(expected) == STEPS
@@ -176,7 +149,7 @@ def test_candidate_keys_and_values_are_those_of_the_released_code(chunked_run, n
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_an_input_that_fits_the_local_window_is_the_plain_path(name, numbers, weights) -> None:
+def test_an_input_that_fits_the_local_window_is_the_plain_path(name: str, numbers: Tensors, weights: Tensors) -> None:
     ids = numbers[f"{name}.input_ids"].long()
     if ids[0] != BOS:  # the released code adds it on the plain path too; here it is the tokenizer's work
         ids = torch.cat([torch.tensor([BOS]), ids])
@@ -185,7 +158,7 @@ def test_an_input_that_fits_the_local_window_is_the_plain_path(name, numbers, we
     torch.testing.assert_close(logits, expected_logits(numbers, name), rtol=0, atol=1e-4)
 
 
-def test_an_explicit_memory_gives_the_same_numbers(numbers, weights) -> None:
+def test_an_explicit_memory_gives_the_same_numbers(numbers: Tensors, weights: Tensors) -> None:
     name = "e"
     ids, sizes = numbers[f"{name}.input_ids"].long(), case_sizes(name)
     model = golden_model(weights, **sizes)
@@ -196,7 +169,7 @@ def test_an_explicit_memory_gives_the_same_numbers(numbers, weights) -> None:
     torch.testing.assert_close(logits, expected_logits(numbers, name), rtol=0, atol=2e-3)
 
 
-def test_reading_chunks_one_at_a_time_gives_the_same_numbers(numbers, weights) -> None:
+def test_reading_chunks_one_at_a_time_gives_the_same_numbers(numbers: Tensors, weights: Tensors) -> None:
     name = "e"
     model = golden_model(weights, **case_sizes(name))
     tokens, logits = generate(model, numbers[f"{name}.input_ids"].long(), chunk_batch_size=1)
@@ -204,7 +177,7 @@ def test_reading_chunks_one_at_a_time_gives_the_same_numbers(numbers, weights) -
     torch.testing.assert_close(logits, expected_logits(numbers, name), rtol=0, atol=2e-3)
 
 
-def test_the_slow_reference_of_these_tests_is_right_too(numbers, weights) -> None:
+def test_the_slow_reference_of_these_tests_is_right_too(numbers: Tensors, weights: Tensors) -> None:
     name = "g"
     model = golden_model(weights, **case_sizes(name))
     sequence = Reference(golden_base(weights), model).start(numbers[f"{name}.input_ids"].tolist())

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, pad_rows, random_ids
 from families import SEES_TABLES
+from generating import MODES, assert_row_is, generate, make_pair, ones
 from reference import Reference, make_oracle
-from test_decoding import MODES, assert_row_is, generate, make_pair, ones
 
 
 SIZES = {"chunk_size": 5, "local_size": 6, "prompt_size": 3}

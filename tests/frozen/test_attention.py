@@ -1,17 +1,18 @@
-"""Attention implementations. FlashAttention's kernel needs a GPU: a function that computes the same stands in for it here."""
+"""Attention implementations. FlashAttention's kernel needs a GPU: a function that computes the same stands in for it
+here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_tiny_model, perturb_twins, random_ids
 from peft import PeftModel, get_peft_model
-from refusal import refusal
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from focus_peft import FocusConfig
@@ -25,7 +26,9 @@ FAMILIES = ["llama", "mistral", "gemma2", "gpt2"]
 
 
 class StandIn:
-    """What a flash kernel computes, with what it cannot do asserted: causal attention, by `is_causal` and never by a mask."""
+    """What a flash kernel computes, with what it cannot do asserted: causal attention, by `is_causal` and never by a
+    mask.
+    """
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -172,37 +175,3 @@ def test_soft_capping_is_not_lost_by_switching() -> None:
     # sdpa would leave it out without a word
     assert masked_implementation(make_tiny_model("gemma2")) == "eager"
     assert masked_implementation(make_tiny_model("llama")) == "sdpa"
-
-
-def of_its_own_class() -> PreTrainedModel:
-    model = make_tiny_model()
-    fixed = classmethod(lambda cls: False)
-    model.__class__ = type("FixedForCausalLM", (type(model),), {"_can_set_attn_implementation": fixed})
-    model.config._attn_implementation = "flash_attention_2"
-    return model
-
-
-def by(name: str) -> Callable[[], PreTrainedModel]:
-    def make() -> PreTrainedModel:
-        model = make_tiny_model()
-        model.config._attn_implementation = name
-        return model
-
-    return make
-
-
-@pytest.mark.parametrize(
-    "make, named",
-    [
-        (by("paged|eager"), ("`attn_implementation`", "'paged|eager'", "sdpa")),
-        (by("paged|flash_attention_2"), ("`attn_implementation`", "'paged|flash_attention_2'", "sdpa")),
-        (by("my_own_kernel"), ("`attn_implementation`", "'my_own_kernel'", "sdpa")),
-        (of_its_own_class, ("`attn_implementation`", "FixedForCausalLM", "sdpa")),
-    ],
-    ids=["paged eager", "paged flash", "unknown", "cannot be switched"],
-)
-def test_an_implementation_that_cannot_be_switched_is_refused(
-    make: Callable[[], PreTrainedModel], named: tuple[str, ...]
-) -> None:
-    with refusal(*named):
-        get_peft_model(make(), FocusConfig(chunk_size=8, local_size=8, prompt_size=4))

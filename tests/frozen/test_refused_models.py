@@ -1,222 +1,208 @@
 """
 A model that cannot be read in chunks is refused, by name and with the reason, before anything is generated.
 
-What a model says of itself is looked at when it is wrapped. Some models only show what they do when they read, so they are refused
-at the first use, by a check on a few tokens.
+What a model says of itself is checked when it is wrapped. Some models only show what they do when they read, so they
+are refused at the first use, by a check on a few tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 import transformers
-from conftest import VOCABULARY, random_ids, randomize
-from peft import PeftModel, get_peft_model
+from conftest import VOCABULARY, make_tiny_model, random_ids, randomize
+from peft import get_peft_model
 from refusal import refusal
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from torch import nn
 
 from focus_peft import FocusConfig
 
 
+IDS = random_ids(30)[None]
+SIZES = {"chunk_size": 8, "local_size": 8, "prompt_size": 4}
+TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 PLAIN = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
+    **{**TOKENS, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
     "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "pad_token_id": 0,
 }
 GROUPED = {**PLAIN, "num_key_value_heads": 2}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 16,
-    "patch_size": 8,
+HEADS = {**GROUPED, "head_dim": 8}
+EXPERTS = {"num_experts": 2, "num_local_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+LINEAR = {f"linear_num_{of}_heads": 2 for of in ("key", "value")} | {
+    f"linear_{of}_head_dim": 8 for of in ("key", "value")
+}
+T5 = {**TOKENS, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+BART = {**TOKENS, "d_model": 16} | {
+    f"{part}_{what}": number
+    for part in ("encoder", "decoder")
+    for what, number in (("layers", 1), ("ffn_dim", 16), ("attention_heads", 2))
+}
+IMAGES = {
+    **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+    **{"image_size": 8, "patch_size": 4},
 }
 
 
-def make(kind: Any, config: str, **fields: Any) -> PreTrainedModel:
-    """A model with random weights.
+def build(name: str, config: str, **fields: Any) -> Callable[[], nn.Module]:
+    """A tiny model with random weights, by the names of its class and of its configuration's, "Config" left out."""
 
-    Args:
-        kind: One of transformers' `Auto...` classes, or the name of a model class.
-        config (`str`): The name of its configuration class.
-        fields: Fields of the configuration.
-    """
-    if not hasattr(transformers, config):
-        pytest.skip(f"transformers {transformers.__version__} has no {config}")
-    made = getattr(transformers, config)(**fields)
-    model = (getattr(transformers, kind)(made) if isinstance(kind, str) else kind.from_config(made)).eval()
-    randomize(model)
+    def make() -> nn.Module:
+        if not hasattr(transformers, f"{config}Config"):
+            pytest.skip(f"transformers {transformers.__version__} has no {config}Config")
+        model = getattr(transformers, name)(getattr(transformers, f"{config}Config")(**fields)).eval()
+        randomize(model)  # large enough that positions and masks matter
+        return model
+
+    return make
+
+
+def causal(config: str, **fields: Any) -> Callable[[], nn.Module]:
+    return build(f"{config.removesuffix('Text')}ForCausalLM", config, **fields)
+
+
+def multimodal(config: str, **fields: Any) -> tuple[Callable[[], nn.Module], tuple[str, ...]]:
+    name = f"{config}ForConditionalGeneration"
+    return build(name, config, **fields), (name, "multimodal", "text model alone", "`AutoModelForCausalLM`")
+
+
+def attention_of_another_name() -> nn.Module:
+    model = make_tiny_model()
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = type("Mixer", (type(layer.self_attn),), {})
     return model
 
 
-def wrap(model: PreTrainedModel) -> PeftModel:
-    return get_peft_model(model, FocusConfig(chunk_size=8, local_size=8, prompt_size=4)).eval()
+def implemented_by(name: str) -> tuple[Callable[[], nn.Module], tuple[str, ...]]:
+    def make() -> nn.Module:
+        model = make_tiny_model()
+        model.config._attn_implementation = name  # what loading with `attn_implementation=name` sets
+        return model
+
+    return make, ("`attn_implementation`", repr(name), "sdpa")
 
 
-def read(model: PeftModel) -> torch.Tensor:
-    return model.generate(random_ids(30)[None], max_new_tokens=2)
+def flash_attention_that_cannot_be_switched() -> nn.Module:
+    model = make_tiny_model()
+    fixed = classmethod(lambda cls: False)
+    model.__class__ = type("FixedForCausalLM", (type(model),), {"_can_set_attn_implementation": fixed})
+    model.config._attn_implementation = "flash_attention_2"
+    return model
 
 
-# Refused when wrapped
-
-
-def test_a_state_space_model_has_no_attention() -> None:
-    model = make(AutoModelForCausalLM, "MambaConfig", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
-    with refusal("MambaForCausalLM", "no attention"):
-        wrap(model)
-
-
-def test_a_layer_of_linear_attention_keeps_no_keys() -> None:
-    model = make(
-        AutoModelForCausalLM,
-        "Qwen3NextConfig",
-        **GROUPED,
-        head_dim=8,
-        layer_types=["linear_attention", "full_attention"],
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=16,
-        shared_expert_intermediate_size=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-    )
-    with refusal("Qwen3NextForCausalLM", "linear_attention"):
-        wrap(model)
-
-
-def test_a_layer_of_convolutions_keeps_no_keys() -> None:
-    model = make(AutoModelForCausalLM, "Lfm2Config", **GROUPED, layer_types=["conv", "full_attention"])
-    with refusal("Lfm2ForCausalLM", "'conv'"):
-        wrap(model)
-
-
-def test_chunked_attention_has_borders_of_its_own() -> None:
-    model = make(
-        AutoModelForCausalLM,
-        "Llama4TextConfig",
-        **GROUPED,
-        head_dim=8,
-        intermediate_size_mlp=48,
-        num_local_experts=2,
-        attention_chunk_size=8,
-    )
-    with refusal("Llama4ForCausalLM", "chunked_attention"):
-        wrap(model)
-
-
-def test_an_encoder_decoder_model_reads_with_its_encoder() -> None:
-    model = make(
-        AutoModelForSeq2SeqLM,
-        "T5Config",
-        vocab_size=VOCABULARY,
-        d_model=32,
-        d_ff=48,
-        num_layers=1,
-        num_heads=4,
-        d_kv=8,
-    )
-    with refusal("T5ForConditionalGeneration", "encoder-decoder"):
-        wrap(model)
-
-
-def test_an_encoder_has_no_head_that_predicts_the_next_token() -> None:
-    model = make(AutoModelForMaskedLM, "BertConfig", **PLAIN)
-    with refusal("BertForMaskedLM", "no language-model head"):
-        wrap(model)
-
-
-def test_a_model_without_its_head_is_refused() -> None:
-    with refusal("LlamaModel", "no language-model head", "`AutoModelForCausalLM`"):
-        wrap(make("LlamaModel", "LlamaConfig", **GROUPED))
-
-
-MULTIMODAL = {
-    "Qwen2VLForConditionalGeneration": (
-        "Qwen2VLConfig",
-        {"text_config": GROUPED, "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2}},
+NO_HEAD = ("no language-model head", "`AutoModelForCausalLM`")
+UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
+    "T5": (
+        build("T5ForConditionalGeneration", "T5", **T5),
+        ("T5ForConditionalGeneration", "encoder-decoder", "decoder-only"),
     ),
-    "LlavaForConditionalGeneration": (
-        "LlavaConfig",
-        {
-            "text_config": {"model_type": "llama", **GROUPED},
-            "vision_config": {"model_type": "clip_vision_model", **VISION},
-        },
+    "BART": (build("BartForConditionalGeneration", "Bart", **BART), ("encoder-decoder", "decoder-only")),
+    "BERT without a head": (build("BertModel", "Bert", **PLAIN), NO_HEAD),
+    "masked BERT": (build("BertForMaskedLM", "Bert", **PLAIN), ("BertForMaskedLM", *NO_HEAD)),
+    "Llama without a head": (build("LlamaModel", "Llama", **GROUPED), ("LlamaModel", *NO_HEAD)),
+    "a classifier": (build("LlamaForSequenceClassification", "Llama", **PLAIN), NO_HEAD),
+    "no language model": (lambda: nn.Linear(3, 3), ("`model`", "Linear", "`AutoModelForCausalLM`")),
+    "no projection": (attention_of_another_name, ("No attention projection", "`target_modules`")),
+    "Mamba": (
+        causal("Mamba", **TOKENS, hidden_size=16, state_size=4, num_hidden_layers=1),
+        ("MambaForCausalLM", "no attention"),
     ),
-    "Gemma3ForConditionalGeneration": (
-        "Gemma3Config",
-        {"text_config": {**GROUPED, "head_dim": 8}, "vision_config": VISION},
+    "RWKV": (causal("Rwkv", **TOKENS, hidden_size=16, num_hidden_layers=2), ("attention",)),
+    "Jamba": (causal("Jamba", **GROUPED, num_experts=2, attn_layer_period=2, attn_layer_offset=1), ("layers",)),
+    "Qwen3-Next": (
+        causal("Qwen3Next", **HEADS, **EXPERTS, **LINEAR, layer_types=["linear_attention", "full_attention"]),
+        ("Qwen3NextForCausalLM", "linear_attention"),
     ),
-    "Mistral3ForConditionalGeneration": (
-        "Mistral3Config",
-        {"text_config": {"model_type": "mistral", **GROUPED}, "vision_config": {"model_type": "pixtral", **VISION}},
+    "LFM2": (causal("Lfm2", **GROUPED, layer_types=["conv", "full_attention"]), ("Lfm2ForCausalLM", "'conv'")),
+    "Llama 4": (
+        causal("Llama4Text", **HEADS, num_local_experts=2, intermediate_size_mlp=8, attention_chunk_size=8),
+        ("Llama4ForCausalLM", "chunked_attention"),
+    ),
+    "LLaVA": multimodal(
+        "Llava",
+        vision_config={"model_type": "clip_vision_model", **IMAGES},
+        text_config={"model_type": "llama", **GROUPED},
+    ),
+    "Qwen2-VL": multimodal(
+        "Qwen2VL",
+        vision_config={"embed_dim": 16, "depth": 1, "num_heads": 2, "hidden_size": 16, "mlp_ratio": 1},
+        text_config=GROUPED,
+    ),
+    "Gemma 3": multimodal("Gemma3", vision_config=IMAGES, text_config=HEADS, mm_tokens_per_image=4),
+    "Mistral 3": multimodal(
+        "Mistral3",
+        vision_config={"model_type": "pixtral", **IMAGES},
+        text_config={"model_type": "mistral", **GROUPED},
+    ),
+    "eager attention in pages": implemented_by("paged|eager"),
+    "flash attention in pages": implemented_by("paged|flash_attention_2"),
+    "attention of one's own": implemented_by("my_own_kernel"),
+    "flash attention that cannot be switched": (
+        flash_attention_that_cannot_be_switched,
+        ("`attn_implementation`", "FixedForCausalLM", "sdpa"),
     ),
 }
 
 
-@pytest.mark.parametrize("name", MULTIMODAL)
-def test_a_vision_language_model_is_to_be_replaced_by_its_text_model(name: str) -> None:
-    config, fields = MULTIMODAL[name]
-    with refusal(name, "multimodal", "text model alone", "`AutoModelForCausalLM`"):
-        wrap(make(name, config, **fields))
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_a_model_that_cannot_be_read_in_chunks_is_refused_and_left_alone(kind: str) -> None:
+    make, named = UNSUPPORTED[kind]
+    base = make()
+    before = [(name, id(module)) for name, module in base.named_modules()]
+    with refusal(*named) as caught:
+        get_peft_model(base, FocusConfig(**SIZES))
+    assert [(name, id(module)) for name, module in base.named_modules()] == before
+    assert all(parameter.requires_grad for parameter in base.parameters())
+    assert "ALiBi" not in str(caught.value), "another reason than the true one"
 
 
-# Refused at the first use
+def test_projections_of_an_unknown_attention_can_be_named() -> None:
+    config = FocusConfig(**SIZES, target_modules=["q_proj", "v_proj"])
+    assert len(get_peft_model(attention_of_another_name(), config).base_model.targeted_module_names) == 4
 
 
-def test_masks_that_a_model_makes_by_itself_are_noticed() -> None:
-    # it hides keys by their place in the cache, whatever the mask says
-    model = make(
-        AutoModelForCausalLM,
-        "GPTNeoConfig",
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        attention_types=[[["global", "local"], 1]],
-        max_position_embeddings=128,
-    )
-    wrapped = wrap(model)
-    with refusal("GPTNeoForCausalLM", "cannot be read in chunks", "differ"):
-        read(wrapped)
-
-
-def test_positions_that_cannot_be_shifted_are_noticed() -> None:
-    # sinusoidal positions come from a table that has no negative ones
-    model = make(
-        AutoModelForCausalLM,
-        "XGLMConfig",
-        vocab_size=VOCABULARY,
-        d_model=32,
-        ffn_dim=48,
-        num_layers=2,
-        attention_heads=4,
-        max_position_embeddings=128,
-    )
-    wrapped = wrap(model)
-    with refusal("XGLMForCausalLM", "cannot be read in chunks"):
-        read(wrapped)
-
-
-def test_norms_behind_the_rotation_are_noticed() -> None:
+# By what they do when they read: (model, what the refusal says)
+UNREADABLE: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
+    "GPT-Neo hides keys by their place in the cache, whatever the mask says": (
+        causal(
+            "GPTNeo",
+            **TOKENS,
+            **{"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 128},
+            attention_types=[[["global", "local"], 1]],
+        ),
+        ("GPTNeoForCausalLM", "differ"),
+    ),
+    "sinusoidal positions of XGLM come from a table without negative ones": (
+        causal(
+            "XGLM",
+            **TOKENS,
+            **{"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 128},
+        ),
+        ("XGLMForCausalLM",),
+    ),
     # a weight for each feature, put on keys that are rotated already: differences of positions are not all that counts
-    model = make(AutoModelForCausalLM, "HunYuanDenseV1Config", **GROUPED, head_dim=8)
-    wrapped = wrap(model)
-    with refusal("HunYuanDenseV1ForCausalLM", "cannot be read in chunks", "differ"):
-        read(wrapped)
+    "HunYuan has norms behind the rotation": (
+        causal("HunYuanDenseV1", **{**HEADS, "hidden_size": 32, "num_attention_heads": 4}),
+        ("HunYuanDenseV1ForCausalLM", "differ"),
+    ),
+    "an encoder with a language-model head sees what follows": (
+        build("BertLMHeadModel", "Bert", **PLAIN, is_decoder=False),
+        ("BertLMHeadModel", "position"),
+    ),
+}
+CALLS: dict[str, Callable[[nn.Module], Any]] = {
+    "generate": lambda model: model.generate(IDS, max_new_tokens=2),
+    "forward": lambda model: model(IDS),
+    "loss": lambda model: model(IDS, labels=IDS),
+    "encode": lambda model: model.encode(IDS),
+}
 
 
-def test_an_encoder_with_a_language_model_head_reads_in_both_directions() -> None:
-    wrapped = wrap(make("BertLMHeadModel", "BertConfig", **PLAIN, is_decoder=False))
-    with refusal("BertLMHeadModel", "cannot be read in chunks"):
-        read(wrapped)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_a_model_that_would_be_read_wrong_is_refused_at_its_first_use(kind: str, call: str) -> None:
+    make, named = UNREADABLE[kind]
+    wrapped = get_peft_model(make(), FocusConfig(**SIZES)).eval()
+    with refusal(*named, "cannot be read in chunks"):
+        CALLS[call](wrapped)

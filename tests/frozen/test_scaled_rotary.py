@@ -1,9 +1,9 @@
 """
 What holds for each kind of scaled rotary embedding.
 
-Frames of our own rest on position differences alone. Linear, yarn and llama3 scaling change the frequencies once and for all, so any
-row may start anywhere. Dynamic and longrope scaling change them when a position passes the original length; so every row must stay
-within it, and the sizes are limited such that it does.
+Frames of our own rest on position differences alone. Linear, yarn and llama3 scaling change the frequencies once and
+for all, so any row may start anywhere. Dynamic and longrope scaling change them when a position passes the original
+length; so every row must stay within it, and the sizes are limited such that it does.
 """
 
 from __future__ import annotations

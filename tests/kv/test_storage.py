@@ -1,4 +1,6 @@
-"""Where chunks are kept: CPU memory and disk change nothing, 8 bits change what a slow reference says, and memory stays bounded."""
+"""Where chunks are kept: CPU memory and disk change nothing, 8 bits change what a slow reference says, and memory
+stays bounded.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def model() -> PeftModel:
 
 @pytest.fixture(params=["cpu", "cpu, copied", "disk", "disk, copied"])
 def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A storage that changes nothing. "copied": the pieces are copied to the model's device, as if that were not the CPU."""
+    """A storage that changes nothing. "copied": the pieces are copied to the model's device, as if that were not the
+    CPU.
+    """
     storage, _, copied = request.param.partition(", ")
     if copied:
         monkeypatch.setattr(HostStore, "_is_here", lambda *_: False)

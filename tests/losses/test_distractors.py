@@ -1,4 +1,6 @@
-"""Distractors: in the loss they are chunks like any others; in a run they are read once, from the data that is trained on."""
+"""Distractors: in the loss they are chunks like any others; in a run they are read once, from the data that is trained
+on.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 """
 The exact label scheme reproduces losses, logits and gradients of the paper's released code (golden cases t1 to t4).
 
-How close is close? The released code computed in float32, with the positions of its own frames; ours are shifted, so float32
-rounds the rotation differently. The third test computes in float64 with exact rotations, which no frame can disturb:
-our float32 gradients are within 1.1e-4 of that, the released code's within 7e-5 but in t2, where its own rounding is 3.8e-4
-(attention there is so peaky that some gradients almost cancel). So t4 and t2 are held to less than 1e-4 is.
+How close is close? The released code computed in float32, with the positions of its own frames; ours are shifted, so
+float32 rounds the rotation differently. The third test computes in float64 with exact rotations, which no frame can
+disturb: our float32 gradients are within 1.1e-4 of that, the released code's within 7e-5 but in t2, where its own
+rounding is 3.8e-4 (attention there is so peaky that some gradients almost cancel). So t4 and t2 are held to less than
+1e-4 is.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exact import make_exact
+from golden import CASES, GOLDEN, golden_model
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_golden import CASES, GOLDEN, golden_model
 
 from focus_peft.losses.objectives import focus_loss
 from focus_peft.losses.sampling import Sample, Span

@@ -1,21 +1,19 @@
 """
 The training loss equals a naive computation with a graph through everything, and behaves as training code expects.
 
-All comparisons are in float64, on models that compute rotations in float64 too (see conftest), so that what is equal on paper is
-equal to 1e-9 here.
+All comparisons are in float64, on models that compute rotations in float64 too (see conftest), so that what is equal
+on paper is equal to 1e-9 here.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import BOS, PAD, make_focus_model, make_tiny_model, pad_rows
-from naive_loss import NaiveFocus, NaiveSpan
+from document_loss import loss_of, naive_loss, naive_of, naive_span
 from peft import PeftModel
 from training import (
     IGNORED,
@@ -29,8 +27,6 @@ from training import (
     seeded,
 )
 
-from focus_peft import FocusOutput
-from focus_peft.losses.objectives import focus_loss
 from focus_peft.losses.sampling import Sample, Span, draw_sample
 from focus_peft.losses.span_logits import Window, span_logits, teacher_logits
 
@@ -52,44 +48,6 @@ SAMPLES = {
     "a memory of one token": Sample(1, 8, Span(1, 3, 3), None),
     "repetition of everything": Sample(21, 8, None, Span(0, 12, 9)),
 }
-
-
-def naive_of(model: PeftModel, family: str = "llama", base: dict[str, Any] | None = None) -> NaiveFocus:
-    """The naive computation for a model that `make_focus_model` made."""
-    config = model.peft_config["default"]
-    plain = make_tiny_model(family, **(base or {}))
-    bos = plain.config.bos_token_id if config.add_bos else None
-    return NaiveFocus(plain, model, config.decoding, config.prompt_size, bos)
-
-
-def naive_span(sample: Sample, span: Span) -> NaiveSpan:
-    return NaiveSpan(sample.memory, sample.chunk_size, span.start, span.local, span.labels)
-
-
-def naive_loss(naive: NaiveFocus, ids: list[int], targets: list[int], sample: Sample) -> torch.Tensor:
-    """The sum of the two losses of one document."""
-    spans = [naive_span(sample, span) for span in (sample.continuation, sample.repetition) if span is not None]
-    return torch.stack([naive.loss(ids, targets, [span]) for span in spans]).sum()
-
-
-def loss_of(
-    model: PeftModel,
-    ids: list[int],
-    sample: Sample,
-    targets: list[int] | None = None,
-    weights: tuple[float, float] = (1.0, 1.0),
-    distill_weight: float = 0.0,
-    **overrides: Any,
-) -> FocusOutput:
-    """`focus_loss` of one document."""
-    tuner = model.base_model
-    config = dataclasses.replace(
-        model.peft_config["default"],
-        continuation_weight=weights[0],
-        repetition_weight=weights[1],
-        distill_weight=distill_weight,
-    )
-    return focus_loss(tuner.reader, tuner.settings(**overrides), config, [ids], [targets or ids], [sample])
 
 
 def drawn_samples(

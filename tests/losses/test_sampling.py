@@ -37,7 +37,9 @@ def settings_for(**fields: Any) -> tuple[Settings, FocusConfig]:
 def draw(
     labelled: Sequence[bool] | int, seed: int | None = 0, generator: torch.Generator | None = None, **fields: Any
 ) -> Sample | None:
-    """`draw_sample` with small sizes; an integer stands for so many labelled tokens. `seed=None` and no generator: neither."""
+    """`draw_sample` with small sizes; an integer stands for so many labelled tokens. `seed=None` and no generator:
+    neither.
+    """
     labelled = [True] * labelled if isinstance(labelled, int) else list(labelled)
     if generator is None and seed is not None:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,6 @@
-"""The storage side of `Memory`: how it is made, extended, saved, loaded, and refused. What is answered from it: test_decoding."""
+"""The storage side of `Memory`: how it is made, extended, saved, loaded, and refused. What is answered from it:
+test_decoding.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""BABILong: stories have the answer that a reader of their sentences finds, stand in order in a text, and are scored as published."""
+"""BABILong: stories have the answer that a reader of their sentences finds, stand in order in a text, and are scored
+as published.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from refusal import refusal
 from focus_peft.tasks import TASKS, Source
 from focus_peft.tasks.babilong.stories import GO, LEAVE, PLACES, TAKE, Story, story
 from focus_peft.tasks.babilong.task import hidden
+from focus_peft.tasks.samples import split_sentences
 
 
 TEXT = "Call me Ishmael. Some years ago I went to sea! Was it wise? It was. There were whales, and Mr. Ahab."
@@ -87,12 +90,13 @@ def test_prompts_hide_the_story_in_order_in_the_text(number: int) -> None:
 
 def test_facts_stand_between_sentences_in_their_order() -> None:
     facts = [f"Fact {number}." for number in range(20)]
-    text = hidden(facts, TEXT, Random(1))
+    sentences = split_sentences(TEXT)
+    text = hidden(facts, sentences, Random(1))
     assert re.findall(r"Fact \d+\.", text) == facts
     assert re.sub(r" ?Fact \d+\.", "", text).strip() == TEXT
-    starts = [hidden(["Fact."], TEXT, Random(seed)).index("Fact.") for seed in range(200)]
+    starts = [hidden(["Fact."], sentences, Random(seed)).index("Fact.") for seed in range(200)]
     assert min(starts) == 0 and max(starts) == len(TEXT) + 1
-    assert hidden(facts, "", Random(1)) == " ".join(facts)
+    assert hidden(facts, [], Random(1)) == " ".join(facts)
 
 
 @pytest.mark.parametrize(

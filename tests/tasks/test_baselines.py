@@ -16,8 +16,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from focus_peft.frozen.compat import CACHE
 from focus_peft.tasks import METHODS, Adapter, FullAttention, LocalWindow
-from focus_peft.tasks.methods.base import label_blocks
 from focus_peft.tasks.methods.bm25 import BM25, bm25
+from focus_peft.tasks.methods.label_blocks import label_blocks
 from focus_peft.tasks.methods.parallel_windows import ParallelWindows
 from focus_peft.tasks.methods.scaled_rope import ScaledRope
 from focus_peft.tasks.methods.streaming_llm import StreamingLLM
@@ -184,7 +184,8 @@ def test_every_token_is_scored_as_in_a_block_of_its_own_and_the_memory_is_read_o
     handle = embedding.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
     found = method.losses(ids, 99)
     handle.remove()
-    # windows of local + chunk tokens, one for each chunk, and the memory; StreamingLLM reads the sinks again with each block
+    # windows of local + chunk tokens, one for each chunk, and the memory; StreamingLLM reads the sinks again with each
+    # block
     windows = (local_size + 10 + 1) * 10
     assert sum(read) <= (windows + 100) * (1 if kind is ParallelWindows else 4)
     for block in label_blocks(100, 99, method.settings.sizes):

@@ -10,7 +10,8 @@ from conftest import make_focus_model, make_tiny_tokenizer
 from refusal import assert_sentence
 
 from focus_peft.tasks import TASKS, PasskeyTask, Source
-from focus_peft.tasks.passkey import GARBAGE, INFORMATION, QUESTION, TASK, is_right, passkey_prompt
+from focus_peft.tasks.passkey import INFORMATION, QUESTION, TASK, is_right, passkey_prompt
+from focus_peft.tasks.samples import NOISE
 
 
 @pytest.mark.parametrize("tokens", [400, 1000, 3001])
@@ -18,11 +19,11 @@ from focus_peft.tasks.passkey import GARBAGE, INFORMATION, QUESTION, TASK, is_ri
 def test_prompts_have_the_wanted_length_and_hide_the_key_where_they_should(tokens: int, depth: float) -> None:
     tokenizer = make_tiny_tokenizer()
     prompt = passkey_prompt(tokenizer, tokens, depth, 5)
-    assert tokens - len(GARBAGE) - 1 <= prompt.ids.shape[1] <= tokens
+    assert tokens - len(NOISE) - 1 <= prompt.ids.shape[1] <= tokens
     text = tokenizer.decode(prompt.ids[0])
     assert text.endswith(QUESTION) and text.count(prompt.key) == 2 and len(prompt.key) == 5
     before, _, after = text.partition(f"The pass key is {prompt.key}. Remember it.")
-    sentences = before.count(GARBAGE), after.count(GARBAGE)
+    sentences = before.count(NOISE), after.count(NOISE)
     assert sentences[0] == round(depth * sum(sentences))
 
 
@@ -50,12 +51,12 @@ def test_landmarks_parts_stand_in_its_order_on_lines_of_their_own(number: int, t
     tokenizer = make_tiny_tokenizer()
     sample = TASKS["passkey_landmark"].sample(Source(tokenizer), tokens, number, 5)
     lines = tokenizer.decode(sample.ids).split("\n")
-    endless = f"{GARBAGE} " * 100
+    endless = f"{NOISE} " * 100
     (key,) = sample.references
     assert [lines[0], lines[2], lines[4]] == [TASK, INFORMATION.format(key=key), QUESTION]
     assert endless.startswith(lines[1]) and endless.startswith(lines[3])
-    garbage = len(lines[1]) + len(lines[3])
-    assert len(lines) == 5 and len(lines[1]) == round(number / 4 * garbage) and 1 <= int(key) <= 50000
+    noise = len(lines[1]) + len(lines[3])
+    assert len(lines) == 5 and len(lines[1]) == round(number / 4 * noise) and 1 <= int(key) <= 50000
     assert tokens - 10 - max(1, tokens // 1000) <= len(sample.ids) <= tokens - 10
 
 

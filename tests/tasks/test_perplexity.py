@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from focus_peft.decoding.cache import FocusCache
 from focus_peft.passes.settings import WindowSizes
 from focus_peft.tasks import Adapter, FullAttention, LocalWindow, PerplexityTask
-from focus_peft.tasks.methods.base import label_blocks
+from focus_peft.tasks.methods.label_blocks import label_blocks
 from focus_peft.tasks.perplexity import text_windows
 
 

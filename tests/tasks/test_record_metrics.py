@@ -172,7 +172,8 @@ def test_infinitebenchs_metrics(task: str, prediction: str, references: list[str
 
 def test_rouge_l_sum() -> None:
     pytest.importorskip("rouge_score")
-    # sentences are lines. "the cat sat" shares "the" with the answer, "the dog ran" all; but the answer has one "the" only: 3 words of
+    # sentences are lines. "the cat sat" shares "the" with the answer, "the dog ran" all; but the answer has one "the"
+    # only: 3 words of
     # the reference's 6 and of the answer's 5, so 2 · (3/6) · (3/5) / (3/6 + 3/5)
     score = infinite_score("longbook_sum_eng", "the dog ran\na bird", "the cat sat\nthe dog ran")
     assert score == pytest.approx(6 / 11)

@@ -1,4 +1,6 @@
-"""Tasks of published records: files are found and read, prompts are the published ones, and what is too long is cut in the middle."""
+"""Tasks of published records: files are found and read, prompts are the published ones, and what is too long is cut in
+the middle.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,8 @@ def test_all_tasks_are_there() -> None:
 
 
 def test_prompts_are_the_published_ones_to_the_letter() -> None:
-    # of the values of LongBench's dataset2prompt.json, and of InfiniteBench's yarn_mistral_templates with `input` for `question`
+    # of the values of LongBench's dataset2prompt.json, and of InfiniteBench's yarn_mistral_templates with `input` for
+    # `question`
     assert digest([task.prompt for task in LONGBENCH_TASKS]) == "b4af880e8a882dfd"
     assert digest([task.prompt + task.start for task in INFINITEBENCH_RECORD_TASKS]) == "cf92832bc0554eb6"
 

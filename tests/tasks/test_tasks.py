@@ -1,4 +1,6 @@
-"""Tasks that are answered in words: prompts have the published parts and the wanted length, and metrics the published values."""
+"""Tasks that are answered in words: prompts have the published parts and the wanted length, and metrics the published
+values.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from refusal import refusal
 
 from focus_peft.tasks import TASKS, Sample, Source
 from focus_peft.tasks.ruler.needles import NIAH_TASKS
-from focus_peft.tasks.samples import Draft, fill, first_integer_match, string_match_all, string_match_part, word_match
+from focus_peft.tasks.samples import Draft, fill, first_integer_match, string_match_all, word_match
 
 
 TEXT = "Call me Ishmael. Some years ago I went to sea! Was it wise? It was. There were whales, and Mr. Ahab."
@@ -214,20 +216,19 @@ def test_prompts_of_chats_are_in_the_template_and_the_answers_start_behind_it() 
 
 
 @pytest.mark.parametrize(
-    ("prediction", "references", "every", "part"),
+    ("prediction", "references", "share"),
     [
-        (" 12345 and 678", ["12345", "678"], 1.0, 1.0),
-        ("only 678.", ["12345", "678"], 0.5, 1.0),
-        ("ABC", ["abc"], 1.0, 1.0),
-        ("1234", ["12345"], 0.0, 0.0),
-        ("x123456", ["12345"], 1.0, 1.0),
-        ("", ["a", "b", "c", "d"], 0.0, 0.0),
-        ("a, c and d", ["a", "c", "d", "zz"], 0.75, 1.0),
+        (" 12345 and 678", ["12345", "678"], 1.0),
+        ("only 678.", ["12345", "678"], 0.5),
+        ("ABC", ["abc"], 1.0),
+        ("1234", ["12345"], 0.0),
+        ("x123456", ["12345"], 1.0),
+        ("", ["a", "b", "c", "d"], 0.0),
+        ("a, c and d", ["a", "c", "d", "zz"], 0.75),
     ],
 )
-def test_rulers_metrics(prediction: str, references: list[str], every: float, part: float) -> None:
-    assert string_match_all(prediction, references) == every
-    assert string_match_part(prediction, references) == part
+def test_rulers_metric(prediction: str, references: list[str], share: float) -> None:
+    assert string_match_all(prediction, references) == share
 
 
 @pytest.mark.parametrize(

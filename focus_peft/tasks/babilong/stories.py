@@ -1,9 +1,9 @@
-"""Stories of the bAbI tasks 1 to 3 (Weston et al., arXiv 1502.05698; github.com/facebookarchive/bAbI-tasks): people go to places, take
-things and leave them, and a question needs one, two or three of the facts.
+"""Stories of the bAbI tasks 1 to 3 (Weston et al., arXiv 1502.05698; github.com/facebookarchive/bAbI-tasks): people go
+to places, take things and leave them, and a question needs one, two or three of the facts.
 
-World, rules and the way questions come up are those of the published generator, sentences those of the released data. What differs:
-people move as often as they take or leave something, and task 3 asks only for a move to a place where the thing had not been before, so
-that there is one answer.
+World, rules and the way questions come up are those of the published generator, sentences those of the released data.
+What differs: people move as often as they take or leave something, and task 3 asks only for a move to a place where
+the thing had not been before, so that there is one answer.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class World:
         people (`dict[str, str]`): The place of every person.
         things (`dict[str, str]`): The place of every thing, or the person who holds it.
         seen (`dict[str, str]`): The place of every person who was told of.
-        trail (`dict[str, list[str]]`): The places where a reader knows every thing to have been, in order. Whoever moves is told of, so
-            the last one is where it is.
+        trail (`dict[str, list[str]]`): The places where a reader knows every thing to have been, in order. Whoever
+            moves is told of, so the last one is where it is.
         facts (`list[str]`): What was told.
     """
 

@@ -1,7 +1,8 @@
-"""InfiniteBench's metrics, as its `src/compute_scores.py` computes them: of an answer against all references, from 0 to 1.
+"""InfiniteBench's metrics, as its `src/compute_scores.py` computes them: of an answer against all references, from 0
+to 1.
 
-References are texts here, numbers included; those of multiple choice are the right option and its letter. Where the published code
-fails with an error (a number with a fraction where an integer is asked for), the answer is wrong.
+References are texts here, numbers included; those of multiple choice are the right option and its letter. Where the
+published code fails with an error (a number with a fraction where an integer is asked for), the answer is wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def found_number(prediction: str, references: Sequence[str]) -> float:
 
 
 def leading_values(prediction: str, references: Sequence[str]) -> float:
-    """Math.Calc: the share of intermediate values that are right before the first that is wrong; signs are not read."""
+    """Math.Calc: the share of intermediate values that are right before the first that is wrong; signs do not
+    count.
+    """
     right = 0
     for found, reference in zip(re.findall(r"[0-9]+", prediction), references):
         if int(found) != int(reference):
@@ -46,7 +49,8 @@ def leading_values(prediction: str, references: Sequence[str]) -> float:
 
 
 def bug(prediction: str, references: Sequence[str]) -> float:
-    """Code.Debug: whether the last capital from A to J in a line that stands alone, or what the answer starts with, is right."""
+    """Code.Debug: whether the last capital from A to J in a line that stands alone, or what the answer starts with, is
+    right."""
     function, letter = references
     prediction = prediction.strip()
     if last_letter(prediction, "A-J") == letter:
@@ -58,8 +62,8 @@ def bug(prediction: str, references: Sequence[str]) -> float:
 
 
 def choice(prediction: str, references: Sequence[str]) -> float:
-    """En.MC: whether the last capital from A to D, the first character, what stands after "answer is", or the first word of such
-    letters is right; the first of these that there is decides, but for the first, which only helps.
+    """En.MC: whether the last capital from A to D, the first character, what stands after "answer is", or the first
+    word of such letters is right; the first of these that there is decides, but for the first, which only helps.
     """
     prediction = prediction.strip()
     if last_letter(prediction, "A-D") in references:

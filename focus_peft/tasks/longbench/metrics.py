@@ -1,7 +1,7 @@
 """LongBench's metrics, as its `metrics.py` computes them: each of one answer against one reference, from 0 to 1.
 
-ROUGE-L is that of the package rouge, and Chinese is cut into words by jieba, as published. The similarity of code is the ratio that
-fuzzywuzzy gives with what LongBench installs, which is that of `difflib`, in whole percent.
+ROUGE-L is that of the package rouge, and Chinese is cut into words by jieba, as published. The similarity of code is
+the ratio that fuzzywuzzy gives with what LongBench installs, which is that of `difflib`, in whole percent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from collections.abc import Sequence
 from ..records import needed
 
 
-CHINESE_PUNCTUATION = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+CHINESE_PUNCTUATION = (
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､"
+    "、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+)
 DROPPED = str.maketrans("", "", string.punctuation)
 DROPPED_IN_CHINESE = str.maketrans("", "", string.punctuation + CHINESE_PUNCTUATION)
 
@@ -74,8 +77,8 @@ def chinese_rouge_l(prediction: str, reference: str) -> float:
 def classification(prediction: str, reference: str, classes: Sequence[str]) -> float:
     """1 / n if n classes are named in the answer, and the right one is among them.
 
-    Names that are parts of the right one's do not count; the list is thinned while it is walked, as published, so one that follows
-    a name that was dropped is kept.
+    Names that are parts of the right one's do not count; the list is thinned while it is walked, as published, so one
+    that follows a name that was dropped is kept.
     """
     named = [name for name in classes if name in prediction]
     for name in named:

@@ -21,16 +21,13 @@ class Adapter(Method):
             return str(error)
         return None
 
-    def generate(self, ids: list[int], new_tokens: int) -> list[int]:
-        self._check(ids)
+    def answer(self, ids: list[int], new_tokens: int) -> list[int]:
         return self._generate(self.model, ids, new_tokens, progress=False, **self.overrides)
 
-    def losses(self, ids: list[int], labels: int) -> torch.Tensor:
-        self._check(ids, labels)
+    def label_losses(self, ids: list[int], labels: int) -> torch.Tensor:
         if labels > AT_ONCE and len(ids) - 1 > self.settings.sizes.local:
             return self._losses_in_turn(ids, labels)
-        with torch.no_grad():
-            logits = self.model(self._tensor(ids[:-1]), logits_to_keep=labels, **self.overrides).logits[0]
+        logits = self.model(self._tensor(ids[:-1]), logits_to_keep=labels, **self.overrides).logits[0]
         return token_losses(logits, ids[-labels:])
 
     def _losses_in_turn(self, ids: list[int], labels: int) -> torch.Tensor:

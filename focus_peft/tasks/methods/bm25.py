@@ -11,12 +11,13 @@ from .local_window import LocalWindow
 
 
 class BM25(LocalWindow):
-    """Retrieval: the base model reads the best of the adapter's chunks, in their order in the text, and then the local window.
+    """Retrieval: the base model reads the best of the adapter's chunks, in their order in the text, and then the local
+    window.
 
     Scores are BM25's (k1 = 1.2, b = 0.75) with token ids as words; the query is the adapter's dynamic prompt.
 
     Args:
-        chunks (`int`): Chunks that are read. Default: 4.
+        chunks (`int`): Chunks that are read. Defaults to 4.
     """
 
     def __init__(self, model: Any, chunks: int = 4) -> None:
@@ -35,7 +36,8 @@ class BM25(LocalWindow):
         longest = self.chunks * sizes.chunk + sizes.local + sizes.chunk + 1
         if min(tokens, longest) <= self.facts.max_positions:
             return None
-        return f"{self.chunks} chunks and a local window are more than the {self.facts.max_positions} positions of the model."
+        positions = self.facts.max_positions
+        return f"{self.chunks} chunks and a local window are more than the {positions} positions of the model."
 
 
 def bm25(documents: list[list[int]], query: list[int], k1: float = 1.2, b: float = 0.75) -> list[float]:

@@ -1,4 +1,4 @@
-"""Baselines that keep a cache of their own: parallel context windows, and StreamingLLM."""
+"""What baselines with a cache of their own have in common: they read the memory into it, and go on from there."""
 
 from __future__ import annotations
 
@@ -7,45 +7,41 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
 
 from ...frozen.alibi import Alibi
-from ...frozen.compat import CACHE
 from ...kv.store import LayerStates
 from ...passes.chunking import with_bos
-from .base import Method, end_tokens, label_blocks, token_losses
+from .base import Method, end_tokens, token_losses
+from .cached_pass import run
+from .label_blocks import label_blocks
 
 
 class CachedMethod(Method):
     """A method that reads the memory into a cache of its own, and goes on from there."""
 
-    def generate(self, ids: list[int], new_tokens: int) -> list[int]:
-        self._check(ids)
+    def answer(self, ids: list[int], new_tokens: int) -> list[int]:
         start = max(0, len(ids) - self.settings.sizes.local)
         new: list[int] = []
         ends = end_tokens(self.base)
-        with torch.no_grad():
-            reading = self.open(ids[:start])
-            logits = reading.feed(with_bos(ids[start:], self.bos if start else None), 1)
-            while True:
-                new.append(int(logits[-1].argmax()))
-                if new[-1] in ends or len(new) >= new_tokens:
-                    return new
-                logits = reading.feed(new[-1:], 1)
+        reading = self.open(ids[:start])
+        logits = reading.feed(with_bos(ids[start:], self.bos if start else None), 1)
+        while True:
+            new.append(int(logits[-1].argmax()))
+            if new[-1] in ends or len(new) >= new_tokens:
+                return new
+            logits = reading.feed(new[-1:], 1)
 
-    def losses(self, ids: list[int], labels: int) -> torch.Tensor:
-        self._check(ids, labels)
+    def label_losses(self, ids: list[int], labels: int) -> torch.Tensor:
         found = []
         memory, read = self.open([]), 0
         for block in label_blocks(len(ids), labels, self.settings.sizes):
-            with torch.no_grad():
-                if read % self.unit:
-                    memory, read = self.open([]), 0
-                memory.extend(ids[read : block.start])
-                read = block.start
-                reading = memory.fork()
-                window = with_bos(ids[block.start : block.end - 1], self.bos if block.start else None)
-                logits = reading.feed(window, block.end - block.first)
+            if read % self.unit:
+                memory, read = self.open([]), 0
+            memory.extend(ids[read : block.start])
+            read = block.start
+            reading = memory.fork()
+            window = with_bos(ids[block.start : block.end - 1], self.bos if block.start else None)
+            logits = reading.feed(window, block.end - block.first)
             found.append(token_losses(logits, ids[block.first : block.end]))
         return torch.cat(found)
 
@@ -57,7 +53,9 @@ class CachedMethod(Method):
     @property
     @abstractmethod
     def unit(self) -> int:
-        """Tokens of the memory that are read at once: behind a whole number of these, reading goes on as if it had not stopped."""
+        """Tokens of the memory that are read at once: behind a whole number of these, reading goes on as if it had not
+        stopped.
+        """
 
     @abstractmethod
     def open(self, memory: list[int]) -> Reading:
@@ -88,32 +86,3 @@ class Reading(ABC):
         logits, self.layers = run(self.base, ids, self.position, self.layers, keep)
         self.position += len(ids)
         return logits
-
-
-def run(
-    base: Any, ids: list[int], position: int, past: list[LayerStates], keep: int
-) -> tuple[torch.Tensor, list[LayerStates]]:
-    """One pass of the base model behind cached keys and values: (logits of the last `keep` tokens, cache with the new ones)."""
-    cache = DynamicCache()
-    for number, (keys, values) in enumerate(past):
-        cache.update(keys, values, number)
-    new = torch.tensor([ids], device=base.device)
-    held = past[0][0].shape[2] if past else 0
-    output = base(
-        new,
-        attention_mask=new.new_ones(1, held + len(ids)),
-        position_ids=torch.arange(position, position + len(ids), device=base.device)[None],
-        use_cache=True,
-        logits_to_keep=keep,
-        **{CACHE: cache},
-    )
-    layers: list[Any] = cache.layers
-    return output.logits[0], [(layer.keys, layer.values) for layer in layers]
-
-
-def joined(read: list[list[LayerStates]]) -> list[LayerStates]:
-    """Several caches one behind the other."""
-    return [
-        (torch.cat([keys for keys, _ in states], dim=2), torch.cat([values for _, values in states], dim=2))
-        for states in zip(*read)
-    ]

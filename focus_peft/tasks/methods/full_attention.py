@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import LabelBlock
+from .label_blocks import LabelBlock
 from .local_window import LocalWindow
 
 

@@ -1,11 +1,12 @@
-"""Other ways to read a long input, to hold the adapter against: with some tokens left out, or positions scaled, or twins untrained."""
+"""Truncation: the base model reads the local window alone."""
 
 from __future__ import annotations
 
 import torch
 
 from ...passes.chunking import with_bos
-from .base import LabelBlock, Method, label_blocks, token_losses
+from .base import Method, token_losses
+from .label_blocks import LabelBlock, label_blocks
 
 
 class LocalWindow(Method):
@@ -14,19 +15,16 @@ class LocalWindow(Method):
     BOS goes before them where the adapter would put it (`add_bos`).
     """
 
-    def generate(self, ids: list[int], new_tokens: int) -> list[int]:
-        self._check(ids)
+    def answer(self, ids: list[int], new_tokens: int) -> list[int]:
         start = max(0, len(ids) - self.settings.sizes.local)
         return self._generate(self.base, self.read(ids, start), new_tokens)
 
-    def losses(self, ids: list[int], labels: int) -> torch.Tensor:
-        self._check(ids, labels)
+    def label_losses(self, ids: list[int], labels: int) -> torch.Tensor:
         found = []
         for block in self.blocks(len(ids), labels):
             read = self._tensor(self.read(ids[: block.first], block.start) + ids[block.first : block.end - 1])
             mask = torch.ones_like(read)
-            with torch.no_grad():
-                output = self.base(read, attention_mask=mask, use_cache=False, logits_to_keep=block.end - block.first)
+            output = self.base(read, attention_mask=mask, use_cache=False, logits_to_keep=block.end - block.first)
             found.append(token_losses(output.logits[0], ids[block.first : block.end]))
         return torch.cat(found)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ...passes.chunking import cut
-from .cached import CachedMethod, Reading, joined, run
+from .cached import CachedMethod, Reading
+from .cached_pass import joined, run
 
 
 class ParallelWindows(CachedMethod):
-    """Parallel context windows (Ratner et al., arXiv 2212.10947): the adapter's chunks, each read on its own from position 0, and a local
-    window that attends to all of their tokens, behind the longest. No twins, and nothing is condensed.
+    """Parallel context windows (Ratner et al., arXiv 2212.10947): the adapter's chunks, each read on its own from
+    position 0, and a local window that attends to all of their tokens, behind the longest. No twins, and nothing is
+    condensed.
     """
 
     @property

@@ -13,12 +13,13 @@ from .full_attention import FullAttention
 
 
 class ScaledRope(FullAttention):
-    """Full attention beyond the model's window, with rotary positions scaled by transformers; within the window, the base model.
+    """Full attention beyond the model's window, with rotary positions scaled by transformers; within the window, the
+    base model.
 
     Args:
         model (`PeftModel`): Its base model must have plain rotary positions.
-        kind (`str`): "linear" (position interpolation), "dynamic" (NTK) or "yarn". The first and the last are scaled by how many
-            times longer than the window the input is, answer included.
+        kind (`str`): "linear" (position interpolation), "dynamic" (NTK) or "yarn". The first and the last are scaled
+            by how many times longer than the window the input is, answer included.
     """
 
     def __init__(self, model: Any, kind: str) -> None:
@@ -34,16 +35,8 @@ class ScaledRope(FullAttention):
     def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         return None
 
-    def generate(self, ids: list[int], new_tokens: int) -> list[int]:
-        with self.scaled(len(ids) + new_tokens):
-            return super().generate(ids, new_tokens)
-
-    def losses(self, ids: list[int], labels: int) -> torch.Tensor:
-        with self.scaled(len(ids)):
-            return super().losses(ids, labels)
-
     @contextlib.contextmanager
-    def scaled(self, tokens: int) -> Iterator[None]:
+    def reading(self, tokens: int) -> Iterator[None]:
         """Within the context, the base model's positions are scaled for so many tokens."""
         if tokens <= self.facts.max_positions:
             yield

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .cached import CachedMethod, Reading, joined, run
+from .cached import CachedMethod, Reading
+from .cached_pass import joined, run
 
 
 # Tokens at the start of a text that StreamingLLM keeps
@@ -14,11 +15,11 @@ SINKS = 4
 
 
 class StreamingLLM(CachedMethod):
-    """StreamingLLM (Xiao et al., arXiv 2309.17453): the text is read in order with the keys and values of its first four tokens and of a
-    recent window kept, at positions counted within the cache.
+    """StreamingLLM (Xiao et al., arXiv 2309.17453): the text is read in order with the keys and values of its first
+    four tokens and of a recent window kept, at positions counted within the cache.
 
-    The window is as long as the adapter's local window. Text is read in blocks of a quarter of it, for which the oldest tokens
-    make room first, as in the released code; new tokens one by one.
+    The window is as long as the adapter's local window. Text is read in blocks of a quarter of it, for which the
+    oldest tokens make room first, as in the released code; new tokens one by one.
     """
 
     @property

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
-
-import torch
 
 from ...layer import TwinLayer
 from .adapter import Adapter
@@ -15,24 +12,15 @@ from .adapter import Adapter
 class UntrainedTwins(Adapter):
     """The adapter as it was before training: candidates go through the frozen projections."""
 
-    def generate(self, ids: list[int], new_tokens: int) -> list[int]:
-        with untrained(self.model):
-            return super().generate(ids, new_tokens)
-
-    def losses(self, ids: list[int], labels: int) -> torch.Tensor:
-        with untrained(self.model):
-            return super().losses(ids, labels)
-
-
-@contextlib.contextmanager
-def untrained(model: Any) -> Iterator[None]:
-    """Within the context, no twin of the model is used."""
-    layers = [layer for layer in model.modules() if isinstance(layer, TwinLayer)]
-    before = [layer._disable_adapters for layer in layers]
-    try:
-        for layer in layers:
-            layer._disable_adapters = True
-        yield
-    finally:
-        for layer, was in zip(layers, before):
-            layer._disable_adapters = was
+    @contextlib.contextmanager
+    def reading(self, tokens: int) -> Iterator[None]:
+        """Within the context, no twin of the model is used."""
+        layers = [layer for layer in self.model.modules() if isinstance(layer, TwinLayer)]
+        before = [layer._disable_adapters for layer in layers]
+        try:
+            for layer in layers:
+                layer._disable_adapters = True
+            yield
+        finally:
+            for layer, was in zip(layers, before):
+                layer._disable_adapters = was

@@ -1,31 +1,28 @@
 """RULER's needles in a haystack (Hsieh et al., arXiv 2404.06654; github.com/NVIDIA/RULER, scripts/data/synthetic).
 
-Templates are those of RULER's `constants.py`, the eight configurations those of its `synthetic.yaml`, and so is the metric, the share
-of values that stand in the answer. What differs: sentences of real texts end where a full stop, question or exclamation mark is
-followed by a space (RULER asks NLTK); keys that are words come from `tasks.words` (RULER: the package wonderwords), and no
-distractor has a key that is asked for. RULER's real texts are Paul Graham's essays; here they are those of `Source.texts`.
+Templates are those of RULER's `constants.py`, the eight configurations those of its `synthetic.yaml`, and so is the
+metric, the share of values that stand in the answer. What differs: keys that are words come from `word_list` (RULER:
+the package wonderwords), and no distractor has a key that is asked for. RULER's real texts are Paul Graham's essays;
+here they are those of `Source.texts`.
 """
 
 from __future__ import annotations
 
-import re
-import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from ..samples import Draft, Sample, Source, Task, fill, string_match_all
+from ..samples import NOISE, Draft, FilledTask, Request, Source, random_uuid, string_match_all
 from .word_list import COMPOUNDS, compound
 
 
 TEMPLATE = (
-    "Some special magic {type_needle_v} are hidden within the following text. Make sure to memorize it. I will quiz you about the "
-    "{type_needle_v} afterwards.\n{context}\nWhat are all the special magic {type_needle_v} for {query} mentioned in the provided text?"
+    "Some special magic {type_needle_v} are hidden within the following text. Make sure to memorize it. I will quiz "
+    "you about the {type_needle_v} afterwards.\n{context}\nWhat are all the special magic {type_needle_v} for {query} "
+    "mentioned in the provided text?"
 )
 START = " The special magic {type_needle_v} for {query} mentioned in the provided text are"
 NEEDLE = "One of the special magic {type_needle_v} for {key} is: {value}."
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 # Of a real text, where needles may stand, in percent
 DEPTHS = [round(100 * number / 39) for number in range(40)]
 
@@ -33,8 +30,9 @@ Kind = Literal["words", "numbers", "uuids"]
 
 
 @dataclass(frozen=True)
-class NeedleTask(Task):
-    """Needles with keys and values, hidden in noise, in real texts, or among other needles; the depth is that of the first answer.
+class NeedleTask(FilledTask):
+    """Needles with keys and values, hidden in noise, in real texts, or among other needles; the depth is that of the
+    first answer.
 
     Attributes:
         haystack (`str`): "repeat", "essay" or "needle".
@@ -57,19 +55,14 @@ class NeedleTask(Task):
     def is_binary(self) -> bool:  # type: ignore[override]
         return self.num_values * self.num_queries == 1
 
-    def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
-        least = 0 if self.haystack == "essay" else max(self.num_keys, self.num_queries) * self.num_values
+    measure = staticmethod(string_match_all)
 
-        def build(units: int) -> Draft:
-            return self.draft(source, source.random(self.name, tokens, number), units)
+    def least(self, request: Request) -> int:
+        return 0 if self.haystack == "essay" else max(self.num_keys, self.num_queries) * self.num_values
 
-        return fill(build, source, tokens - self.new_tokens, least)
-
-    def score(self, prediction: str, references: Sequence[str]) -> float:
-        return string_match_all(prediction, references)
-
-    def draft(self, source: Source, generator: Random, units: int) -> Draft:
+    def draft(self, request: Request, units: int) -> Draft:
         """A prompt with so many words of real texts, or other sentences, around its needles."""
+        generator = request.random(self.name)
         keys: list[str] = []
         while len(keys) < max(self.num_keys, self.num_queries):
             key = made_up(self.keys, generator)
@@ -81,16 +74,14 @@ class NeedleTask(Task):
         queries = generator.sample(keys, self.num_queries)
         answers = tuple(value for key in queries for value in values[key])
         if self.haystack == "essay":
-            context = in_text(source, generator, needles, units)
+            context = in_text(request.source, generator, needles, units)
         else:
             context = self._among_sentences(generator, needles, units, keys)
         query = queries[0] if len(queries) == 1 else ", ".join(queries[:-1]) + ", and " + queries[-1]
         text, start, kind = TEMPLATE, START, str(self.values)
         if self.is_binary:
-            text, start = (
-                part.replace("Some", "A").replace("are all", "is").replace("are", "is") for part in (text, start)
-            )
-            kind = kind[:-1]
+            text = text.replace("Some", "A").replace("are all", "is").replace("are", "is")
+            start, kind = start.replace("are", "is"), kind[:-1]
         depth = context.index(answers[0]) / len(context)
         fields = {"type_needle_v": kind, "query": query}
         return Draft(text.format(context=context, **fields), start.format(**fields), answers, round(depth, 3))
@@ -114,9 +105,7 @@ class NeedleTask(Task):
 
 def in_text(source: Source, generator: Random, needles: list[str], words: int) -> str:
     """The first words of the source's texts, with needles between the sentences."""
-    given = source.text_words
-    text = " ".join(given[number % len(given)] for number in range(words))
-    sentences = re.split(r"(?<=[.!?])\s+", text) if text else []
+    sentences = source.sentences(words)
     cuts = sorted(int(len(sentences) * depth / 100) for depth in generator.sample(DEPTHS, len(needles)))
     parts: list[str] = []
     for start, end, needle in zip([0, *cuts], cuts, needles):
@@ -130,7 +119,7 @@ def made_up(kind: Kind, generator: Random) -> str:
         return str(generator.randint(10**6, 10**7 - 1))
     if kind == "words":
         return compound(generator.randrange(COMPOUNDS))
-    return str(uuid.UUID(int=generator.getrandbits(128), version=4))
+    return random_uuid(generator)
 
 
 NIAH_TASKS = (

@@ -1,53 +1,52 @@
-"""RULER's variable tracking, common words and frequent words (Hsieh et al., arXiv 2404.06654; github.com/NVIDIA/RULER).
+"""RULER's variable tracking, common words and frequent words (Hsieh et al., arXiv 2404.06654;
+github.com/NVIDIA/RULER).
 
-Templates and sizes are those of RULER's `constants.py` and `synthetic.yaml`, the metric is the share of references that stand in the
-answer. What differs: the solved example that comes first in two of the tasks is set apart by an empty line and always has the same
-size; words come from `tasks.words` (RULER: the package wonderwords, and where it has too few, a longer list of English words).
+Templates and sizes are those of RULER's `constants.py` and `synthetic.yaml`, the metric is the share of references
+that stand in the answer. What differs: the solved example that comes first in two of the tasks is set apart by an
+empty line and always has the same size; words come from `word_list` (RULER: the package wonderwords, and where it has
+too few, a longer list of English words).
 """
 
 from __future__ import annotations
 
 import math
 import string
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from random import Random
 
-from ..samples import Draft, Sample, Source, Task, fill, string_match_all
-from .needles import NOISE
+from ..samples import NOISE, Draft, FilledTask, Request, Source, string_match_all
 from .word_list import ADJECTIVES, COMPOUNDS, NOUNS, compound
 
 
 TRACKING = (
-    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\nQuestion: Find all variables "
-    "that are assigned the value {query} in the text above."
+    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}\nQuestion: "
+    "Find all variables that are assigned the value {query} in the text above."
 )
 TRACKING_START = (
-    " Answer: According to the chain(s) of variable assignment in the text above, {num_v} variables are assigned the value {query}, "
-    "they are: "
+    " Answer: According to the chain(s) of variable assignment in the text above, {num_v} variables are assigned the "
+    "value {query}, they are: "
 )
 COMMON = (
-    "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that appear most often.\n"
-    "{context}\nQuestion: What are the 10 most common words in the above list?"
+    "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
+    "appear most often.\n{context}\nQuestion: What are the 10 most common words in the above list?"
 )
 COMMON_START = " Answer: The top 10 words that appear most often in the list are:"
 FREQUENT = (
-    "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared coded words. "
-    "{context}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently appeared "
-    "words in the above coded text?"
+    "Read the following coded text and track the frequency of each coded word. Find the three most frequently "
+    "appeared coded words. {context}\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What "
+    "are the three most frequently appeared words in the above coded text?"
 )
 FREQUENT_START = " Answer: According to the coded text above, the three most frequently appeared words are:"
 # Noise sentences of the solved example
 EXAMPLE_NOISE = 10
 
 
-class RulerTask(Task):
+class RulerTask(FilledTask):
     """What the three have in common."""
 
     is_binary = False
-
-    def score(self, prediction: str, references: Sequence[str]) -> float:
-        return string_match_all(prediction, references)
+    measure = staticmethod(string_match_all)
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,17 @@ class VariableTracking(RulerTask):
     chains: int = 1
     hops: int = 4
 
-    def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
-        def build(sentences: int) -> Draft:
-            generator = source.random(self.name, tokens, number)
-            example = self.draft(generator, EXAMPLE_NOISE, letters=3)
-            draft = self.draft(generator, sentences, letters=5)
-            solved = f"{example.text}{example.start} {' '.join(example.references)}\n\n"
-            return Draft(solved + draft.text, draft.start, draft.references)
+    def least(self, request: Request) -> int:
+        return self.hops + 2
 
-        return fill(build, source, tokens - self.new_tokens, least=self.hops + 2)
+    def draft(self, request: Request, sentences: int) -> Draft:
+        generator = request.random(self.name)
+        example = self.question(generator, EXAMPLE_NOISE, letters=3)
+        asked = self.question(generator, sentences, letters=5)
+        solved = f"{example.text}{example.start} {' '.join(example.references)}\n\n"
+        return replace(asked, text=solved + asked.text)
 
-    def draft(self, generator: Random, sentences: int, letters: int) -> Draft:
+    def question(self, generator: Random, sentences: int, letters: int) -> Draft:
         """A prompt without an example, with variables of so many letters."""
         names: list[str] = []
         while len(names) < self.chains * (self.hops + 1):
@@ -104,21 +103,17 @@ class CommonWords(RulerTask):
     new_tokens: int = 120
     common: int = 10
 
-    def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
-        long = tokens >= 4096
-        # of the example: words, and how often common and other words stand in it; of the prompt: how often
-        size, often, seldom = (40, 10, 3) if long else (20, 3, 1)
-        repeats = (30, 3) if long else (6, 1)
+    def least(self, request: Request) -> int:
+        return self.common + 1
 
-        def build(words: int) -> Draft:
-            generator = source.random(self.name, tokens, number)
-            listed, answers = self.listing(source, generator, size, often, seldom)
-            context, references = self.listing(source, generator, words, *repeats)
-            solved = " ".join(f"{place}. {word}" for place, word in enumerate(answers, 1))
-            example = f"{COMMON.format(context=listed)}{COMMON_START} {solved}\n"
-            return Draft(example + COMMON.format(context=context), COMMON_START, references)
-
-        return fill(build, source, tokens - self.new_tokens, least=self.common + 1)
+    def draft(self, request: Request, words: int) -> Draft:
+        generator, long = request.random(self.name), request.tokens >= 4096
+        # how many words the example has, and how often common and other words stand in it and in the prompt
+        example, in_example, in_prompt = (40, (10, 3), (30, 3)) if long else (20, (3, 1), (6, 1))
+        listed, answers = self.listing(request.source, generator, example, *in_example)
+        context, references = self.listing(request.source, generator, words, *in_prompt)
+        solved = f"{COMMON.format(context=listed)}{COMMON_START} {numbered(answers)}\n"
+        return Draft(solved + COMMON.format(context=context), COMMON_START, references)
 
     def listing(
         self, source: Source, generator: Random, words: int, often: int, seldom: int
@@ -127,7 +122,7 @@ class CommonWords(RulerTask):
         chosen = different_words(source, generator, words)
         listed = chosen[: self.common] * often + chosen[self.common :] * seldom
         generator.shuffle(listed)
-        return " ".join(f"{place}. {word}" for place, word in enumerate(listed, 1)), tuple(chosen[: self.common])
+        return numbered(listed), tuple(chosen[: self.common])
 
 
 @dataclass(frozen=True)
@@ -138,21 +133,25 @@ class FrequentWords(RulerTask):
     new_tokens: int = 50
     letters: int = 6
 
-    def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
-        def build(words: int) -> Draft:
-            generator = source.random(self.name, tokens, number)
-            vocabulary = ["..."]
-            while len(vocabulary) < max(8, tokens // 50):
-                word = "".join(generator.choices(string.ascii_lowercase, k=self.letters))
-                if word not in vocabulary:
-                    vocabulary.append(word)
-            text = []
-            for rank, word in enumerate(vocabulary, 1):
-                text += [word] * int(words / rank**2 / (math.pi**2 / 6))  # the sum of all k^-2
-            generator.shuffle(text)
-            return Draft(FREQUENT.format(context=" ".join(text)), FREQUENT_START, tuple(vocabulary[1:4]))
+    def least(self, request: Request) -> int:
+        return 80  # then no two of the first five are as frequent
 
-        return fill(build, source, tokens - self.new_tokens, least=80)  # then no two of the first five are as frequent
+    def draft(self, request: Request, words: int) -> Draft:
+        generator = request.random(self.name)
+        vocabulary = ["..."]
+        while len(vocabulary) < max(8, request.tokens // 50):
+            word = "".join(generator.choices(string.ascii_lowercase, k=self.letters))
+            if word not in vocabulary:
+                vocabulary.append(word)
+        text = []
+        for rank, word in enumerate(vocabulary, 1):
+            text += [word] * int(words / rank**2 / (math.pi**2 / 6))  # the sum of all k^-2
+        generator.shuffle(text)
+        return Draft(FREQUENT.format(context=" ".join(text)), FREQUENT_START, tuple(vocabulary[1:4]))
+
+
+def numbered(words: Iterable[str]) -> str:
+    return " ".join(f"{place}. {word}" for place, word in enumerate(words, 1))
 
 
 def different_words(source: Source, generator: Random, count: int) -> list[str]:
