@@ -31,6 +31,7 @@ from tiny import (
     perturb_twins,
     random_ids,
     randomize,
+    small_config,
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -47,6 +48,7 @@ __all__ = [
     "perturb_twins",
     "random_ids",
     "randomize",
+    "small_config",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -17,9 +18,17 @@ TIGHT = {"rtol": 0, "atol": 1e-9}
 
 
 def make_pair(family: str = "llama", base: dict[str, Any] | None = None, **fields: Any) -> tuple[PeftModel, Reference]:
-    """A model under test and the reference that it is compared with."""
+    """A model under test and the reference that it is compared with; without `base`, tests share them."""
+    if base is None:
+        return _shared_pair(family, **fields)
     model = make_focus_model(family, base=base, **fields)
-    return model, Reference(make_tiny_model(family, **(base or {})), model)
+    return model, Reference(make_tiny_model(family, **base), model)
+
+
+@functools.cache
+def _shared_pair(family: str, **fields: Any) -> tuple[PeftModel, Reference]:
+    model = make_focus_model(family, **fields)
+    return model, Reference(make_tiny_model(family), model)
 
 
 def generate(model: nn.Module, ids: torch.Tensor, new_tokens: int = 12, **options: Any) -> Any:

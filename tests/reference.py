@@ -88,6 +88,7 @@ class PlainModel:
         self.positions = positions_of(base.config)
         self.relative = self.positions.startswith("rotary")  # differences count, so rows may start anywhere
         self._twin_at_last = False
+        self._read: dict[tuple[Any, ...], tuple[torch.Tensor, KeyValues]] = {}
         for name, twin in twins.items():
             base.get_submodule(name).register_forward_hook(self._hook(twin))
 
@@ -117,6 +118,21 @@ class PlainModel:
             candidates, past (`KeyValues`, *optional*): What stands before the tokens.
             twin_at_last (`bool`): The last token is a candidate.
         """
+        row = (tuple(map(int, tokens)), first_position, twin_at_last)  # with nothing before it, it is read once
+        if not self.graph and not candidates and not past:
+            if row not in self._read:
+                self._read[row] = self._run(tokens, first_position, None, None, twin_at_last)
+            return self._read[row]
+        return self._run(tokens, first_position, candidates, past, twin_at_last)
+
+    def _run(
+        self,
+        tokens: Sequence[int],
+        first_position: int,
+        candidates: KeyValues | None,
+        past: KeyValues | None,
+        twin_at_last: bool,
+    ) -> tuple[torch.Tensor, KeyValues]:
         self._twin_at_last = twin_at_last
         try:
             with torch.set_grad_enabled(self.graph and torch.is_grad_enabled()):

@@ -42,10 +42,6 @@ def argument(call: str) -> str:
     return "`document_ids`" if call == "encode" else "`input_ids`"
 
 
-def small(**fields: Any) -> FocusConfig:
-    return FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
-
-
 @pytest.fixture(scope="module")
 def model() -> PeftModel:
     return make_focus_model()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model, perturb_twins, random_ids
+from conftest import make_tiny_model, perturb_twins, random_ids, small_config
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from refusal import refusal
 from torch import nn
@@ -25,9 +25,8 @@ each_tie = pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
 
 
 def wrap(base: nn.Module, **fields: Any) -> PeftModel:
-    config = FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
     torch.manual_seed(0)  # low-rank twins start at random
-    model = get_peft_model(base, config).eval()
+    model = get_peft_model(base, small_config(**fields)).eval()
     perturb_twins(model)
     return model
 
@@ -178,10 +177,9 @@ def test_a_bfloat16_model_with_parts_in_float32_reads_and_trains_under_autocast(
 @each_rank
 @pytest.mark.parametrize("cast", [True, False], ids=["float32 twins", "bfloat16 twins"])
 def test_a_bfloat16_model_trains_without_autocast_whatever_the_type_of_its_twins(cast: bool, r: int | None) -> None:
-    config = FocusConfig(chunk_size=8, local_size=8, prompt_size=4, r=r)
     base = make_tiny_model(dtype=torch.bfloat16)
     torch.manual_seed(0)
-    model = get_peft_model(base, config, autocast_adapter_dtype=cast).train()
+    model = get_peft_model(base, small_config(r=r), autocast_adapter_dtype=cast).train()
     perturb_twins(model)
     mine = gradients(model)
     assert {g.dtype for g in mine.values()} == {torch.float32 if cast else torch.bfloat16}

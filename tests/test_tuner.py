@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BOS, make_focus_model, make_tiny_model, perturb_twins, random_ids
+from conftest import BOS, make_focus_model, make_tiny_model, perturb_twins, random_ids, small_config
 from families import CORE
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from reference import PlainModel, Sizes, SlowSequence, greedy_steps
@@ -36,13 +36,9 @@ each_kind = pytest.mark.parametrize(
 each_decoding = pytest.mark.parametrize("decoding", ["streaming", "exact"])
 
 
-def small(**fields: Any) -> FocusConfig:
-    return FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
-
-
 def untrained(family: str = "llama", dtype: torch.dtype = torch.float64, **fields: Any) -> PeftModel:
     """A wrapped model as `get_peft_model` leaves it."""
-    return get_peft_model(make_tiny_model(family, dtype), small(**fields)).eval()
+    return get_peft_model(make_tiny_model(family, dtype), small_config(**fields)).eval()
 
 
 def logits_of(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
@@ -115,19 +111,19 @@ def test_trained_twins_change_the_answer(r: int | None) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @each_rank
 def test_models_of_every_type_read_like_their_float64_twin(r: int | None, dtype: torch.dtype) -> None:
-    model = get_peft_model(make_tiny_model(dtype=dtype), small(r=r)).eval()
+    model = get_peft_model(make_tiny_model(dtype=dtype), small_config(r=r)).eval()
     assert {p.dtype for name, p in model.named_parameters() if "focus_" in name} == {torch.float32}
     assert {p.dtype for name, p in model.named_parameters() if "focus_" not in name} == {dtype}
     found = logits_of(model)
     assert found.dtype == dtype
-    expected = logits_of(get_peft_model(make_tiny_model(dtype=dtype).double(), small(r=r)).eval())
+    expected = logits_of(get_peft_model(make_tiny_model(dtype=dtype).double(), small_config(r=r)).eval())
     tolerance = 1e-4 if dtype == torch.float32 else 0.05
     error = (found.double() - expected).norm() / expected.norm()
     assert error < tolerance
 
 
 def test_an_adapter_can_keep_the_type_of_its_base() -> None:
-    model = get_peft_model(make_tiny_model(dtype=torch.bfloat16), small(r=2), autocast_adapter_dtype=False)
+    model = get_peft_model(make_tiny_model(dtype=torch.bfloat16), small_config(r=2), autocast_adapter_dtype=False)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert torch.isfinite(logits_of(model)).all()
 
@@ -185,7 +181,7 @@ def test_target_modules_that_are_no_projection_are_refused_and_leave_the_model_a
     base = make_tiny_model()
     before = dict(base.named_modules())
     with refusal("`target_modules`", "linear"):
-        get_peft_model(base, small(target_modules=targets))
+        get_peft_model(base, small_config(target_modules=targets))
     assert dict(base.named_modules()) == before
     assert all(parameter.requires_grad for parameter in base.parameters())
 
@@ -216,7 +212,7 @@ def test_the_printed_number_of_trainable_parameters_is_right(
     frozen = sum(parameter.numel() for parameter in base.parameters())
     shapes = [(32, 32), (32, 16), (32, 16), (32, 32)]  # q, k, v, o of each of two layers
     expected = 2 * sum(i * o if r is None else r * (i + o) for i, o in shapes)
-    model = get_peft_model(base, small(r=r))
+    model = get_peft_model(base, small_config(r=r))
     assert model.get_nb_trainable_parameters() == (expected, frozen + expected)
     model.print_trainable_parameters()
     share = 100 * expected / (frozen + expected)
@@ -247,8 +243,8 @@ def test_modes_and_gradients_of_the_base_follow_the_wrapped_model() -> None:
 def model_with_three() -> PeftModel:
     """Adapters "default" (full), "low" (low-rank) and "other" (other sizes), all trained."""
     model = make_focus_model()
-    model.add_adapter("low", small(r=3))
-    model.add_adapter("other", small(chunk_size=5, local_size=6, target_modules=["q_proj", "v_proj"]))
+    model.add_adapter("low", small_config(r=3))
+    model.add_adapter("other", small_config(chunk_size=5, local_size=6, target_modules=["q_proj", "v_proj"]))
     for seed, name in enumerate(("low", "other")):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -292,7 +288,7 @@ def test_only_the_active_adapter_is_trainable() -> None:
 def test_adding_an_adapter_changes_nothing_until_it_is_set() -> None:
     model = make_focus_model()
     before, names = logits_of(model), trainable(model)
-    model.add_adapter("second", small(r=2, chunk_size=4))
+    model.add_adapter("second", small_config(r=2, chunk_size=4))
     assert model.active_adapters == ["default"]
     assert trainable(model) == names
     assert torch.equal(logits_of(model), before)
@@ -316,7 +312,7 @@ def test_an_adapter_that_cannot_fit_is_refused_and_not_added() -> None:
     model = make_focus_model()
     before = logits_of(model)
     with refusal("`chunk_size` (300)", "128 positions"):
-        model.add_adapter("large", small(chunk_size=300))
+        model.add_adapter("large", small_config(chunk_size=300))
     assert list(model.peft_config) == ["default"]
     assert torch.equal(logits_of(model), before)
 
@@ -336,7 +332,7 @@ def test_deleting_an_adapter_leaves_the_others_as_they_were() -> None:
     with pytest.warns(UserWarning, match="default was active"):
         model.delete_adapter("default")
     assert model.active_adapters == ["other"]
-    model.add_adapter("low", small(r=2))
+    model.add_adapter("low", small_config(r=2))
     model.set_adapter("low")
     assert torch.isfinite(logits_of(model)).all()
 
@@ -347,7 +343,7 @@ def test_after_the_last_adapter_is_deleted_another_can_be_added() -> None:
     assert not any("focus_" in name for name in model.state_dict())
     with refusal("adapter"):
         model.base_model.settings()
-    model.add_adapter("new", small(r=2))
+    model.add_adapter("new", small_config(r=2))
     model.set_adapter("new")
     torch.testing.assert_close(logits_of(model), logits_of(untrained()), rtol=0, atol=1e-9)
 
@@ -413,7 +409,7 @@ def test_unload_gives_back_the_base_model_with_its_original_modules(family: str,
     base = make_tiny_model(family)
     modules = dict(base.named_modules())
     attributes = set(vars(base))
-    model = get_peft_model(base, small(r=r))
+    model = get_peft_model(base, small_config(r=r))
     perturb_twins(model)
     greedy(model)
     unloaded = model.unload()
@@ -428,7 +424,7 @@ def test_unload_gives_back_the_base_model_with_its_original_modules(family: str,
 
 def test_an_unloaded_model_can_be_wrapped_again() -> None:
     model = make_focus_model()
-    again = get_peft_model(model.unload(), small()).eval()
+    again = get_peft_model(model.unload(), small_config()).eval()
     torch.testing.assert_close(logits_of(again), logits_of(untrained()), rtol=0, atol=1e-9)
 
 
@@ -497,7 +493,7 @@ def test_low_rank_adapters_are_small_on_disk(tmp_path: Path) -> None:
     sizes = {}
     for r in (None, 2):
         base = make_tiny_model(dtype=torch.float32, hidden_size=128, num_key_value_heads=4, head_dim=32)
-        get_peft_model(base, small(r=r)).save_pretrained(tmp_path / str(r))
+        get_peft_model(base, small_config(r=r)).save_pretrained(tmp_path / str(r))
         sizes[r] = (tmp_path / str(r) / "adapter_model.safetensors").stat().st_size
     assert sizes[None] > 2 * 4 * 128 * 128 * 4
     assert sizes[2] < sizes[None] / 20
@@ -540,7 +536,7 @@ def test_every_adapter_of_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_an_adapter_finds_its_base_model_by_itself(tmp_path: Path) -> None:
     make_tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "base")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), small()).eval()
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), small_config()).eval()
     perturb_twins(model)
     model.save_pretrained(tmp_path / "adapter")
     assert model.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")
@@ -588,7 +584,7 @@ def test_a_copy_reads_a_memory_of_the_original() -> None:
 
 def test_the_base_model_can_be_reached() -> None:
     base = make_tiny_model()
-    model = get_peft_model(base, small())
+    model = get_peft_model(base, small_config())
     assert model.get_base_model() is base
     assert isinstance(model.get_base_model(), PreTrainedModel)
     assert model.config is base.config

@@ -86,6 +86,11 @@ def perturb_twins(model: nn.Module, std: float = 0.1, seed: int = 1) -> None:
                 parameter.add_((std * noise).to(parameter.dtype))
 
 
+def small_config(**fields: Any) -> FocusConfig:
+    """A configuration with windows of a few tokens, unless `fields` say otherwise."""
+    return FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
+
+
 def make_focus_model(
     family: str = "llama", dtype: torch.dtype = torch.float64, base: dict[str, Any] | None = None, **fields: Any
 ) -> PeftModel:
@@ -97,8 +102,7 @@ def make_focus_model(
         base (`dict`, *optional*): Overrides for [`make_tiny_model`].
         fields: Fields of `FocusConfig`; small windows by default.
     """
-    config = FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
-    model = get_peft_model(make_tiny_model(family, dtype, **(base or {})), config)
+    model = get_peft_model(make_tiny_model(family, dtype, **(base or {})), small_config(**fields))
     perturb_twins(model)
     return model.eval()
 

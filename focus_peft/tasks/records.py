@@ -13,6 +13,7 @@ import json
 import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -66,14 +67,12 @@ class RecordFile:
 
     def lines(self) -> Iterator[bytes]:
         """Its lines, empty ones left out."""
-        with self._open() as file:
+        with ExitStack() as stack:
+            if self.member is None:
+                file: IO[bytes] = stack.enter_context(open(self.path, "rb"))
+            else:
+                file = stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(self.member))
             yield from (line for line in file if line.strip())
-
-    def _open(self) -> IO[bytes]:
-        if self.member is None:
-            return open(self.path, "rb")
-        with zipfile.ZipFile(self.path) as archive:  # its file stays open as long as the member does
-            return archive.open(self.member)
 
     def facts(self) -> RecordFacts:
         """What is known of it without parsing a record."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model, perturb_twins, random_ids
+from conftest import make_tiny_model, perturb_twins, random_ids, small_config
 from peft import PeftModel, get_peft_model
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -78,9 +78,8 @@ def implemented_by(name: str, family: str = "llama", **fields: Any) -> PeftModel
     model = make_tiny_model(family)
     # what `attn_implementation=name` sets where the kernel is installed
     model.config._attn_implementation = name
-    config = FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
     torch.manual_seed(0)
-    wrapped = get_peft_model(model, config).eval()
+    wrapped = get_peft_model(model, small_config(**fields)).eval()
     perturb_twins(wrapped)
     return wrapped
 

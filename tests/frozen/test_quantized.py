@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model, perturb_twins, random_ids
+from conftest import make_tiny_model, perturb_twins, random_ids, small_config
 from peft import PeftModel, get_peft_model
 from refusal import refusal
 from torch import nn
@@ -38,12 +39,17 @@ def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) ->
                 setattr(module, name, make(child))
 
 
-def bitsandbytes_4bit() -> PreTrainedModel:
+def bitsandbytes(bits: int) -> PreTrainedModel:
     bnb = pytest.importorskip("bitsandbytes")
 
     def make(linear: nn.Linear) -> nn.Module:
-        new = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, quant_type="nf4")
-        new.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=new)
+        sizes, weight = (linear.in_features, linear.out_features), linear.weight.data
+        if bits == 4:
+            new = bnb.nn.Linear4bit(*sizes, bias=False, quant_type="nf4")
+            new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new)
+        else:
+            new = bnb.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False)
+            new.weight = bnb.nn.Int8Params(weight, requires_grad=False)
         return new.to("cpu")
 
     model = plain_model()
@@ -51,17 +57,7 @@ def bitsandbytes_4bit() -> PreTrainedModel:
     return model
 
 
-def bitsandbytes_8bit() -> PreTrainedModel:
-    bnb = pytest.importorskip("bitsandbytes")
-
-    def make(linear: nn.Linear) -> nn.Module:
-        new = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False)
-        new.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False)
-        return new.to("cpu")
-
-    model = plain_model()
-    replace_linears(model, make)
-    return model
+bitsandbytes_4bit = functools.partial(bitsandbytes, 4)
 
 
 def torchao_with(config: str, **fields: Any) -> Callable[[], PreTrainedModel]:
@@ -115,7 +111,7 @@ def packed() -> PreTrainedModel:
 
 QUANTIZED: dict[str, Callable[[], PreTrainedModel]] = {
     "bitsandbytes 4-bit": bitsandbytes_4bit,
-    "bitsandbytes 8-bit": bitsandbytes_8bit,
+    "bitsandbytes 8-bit": functools.partial(bitsandbytes, 8),
     "torchao int8": torchao_with("Int8WeightOnlyConfig"),
     "torchao float8": torchao_with("Float8WeightOnlyConfig"),
     "quanto int8": quanto_8bit,
@@ -128,8 +124,7 @@ each_quantizer = pytest.mark.parametrize("kind", QUANTIZED)
 
 
 def wrap(base: PreTrainedModel, **fields: Any) -> PeftModel:
-    config = FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields})
-    return get_peft_model(base, config).eval()
+    return get_peft_model(base, small_config(**fields)).eval()
 
 
 def twins(model: nn.Module) -> list[TwinLayer]:
@@ -243,9 +238,7 @@ def test_what_a_model_read_is_not_shown_to_one_with_other_packed_weights(tmp_pat
 def test_4_bit_weights_that_were_repacked_for_inference_can_be_copied_and_trained() -> None:
     base = bitsandbytes_4bit()
     with torch.no_grad():
-        base.eval()(
-            IDS
-        )  # on some CPUs, bitsandbytes repacks weights in evaluation mode, and loses gradients from then on
+        base.eval()(IDS)  # on some CPUs, bitsandbytes repacks weights in evaluation mode, and loses gradients then
     model = wrap(base)  # in evaluation mode too
     expected = wrap(bitsandbytes_4bit())
     for mine, fresh in zip(twins(model), twins(expected), strict=True):

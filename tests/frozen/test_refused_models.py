@@ -12,16 +12,13 @@ from typing import Any
 
 import pytest
 import transformers
-from conftest import VOCABULARY, make_tiny_model, random_ids, randomize
+from conftest import VOCABULARY, make_tiny_model, random_ids, randomize, small_config
 from peft import get_peft_model
 from refusal import refusal
 from torch import nn
 
-from focus_peft import FocusConfig
-
 
 IDS = random_ids(30)[None]
-SIZES = {"chunk_size": 8, "local_size": 8, "prompt_size": 4}
 TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 PLAIN = {
     **{**TOKENS, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
@@ -151,14 +148,14 @@ def test_a_model_that_cannot_be_read_in_chunks_is_refused_and_left_alone(kind: s
     base = make()
     before = [(name, id(module)) for name, module in base.named_modules()]
     with refusal(*named) as caught:
-        get_peft_model(base, FocusConfig(**SIZES))
+        get_peft_model(base, small_config())
     assert [(name, id(module)) for name, module in base.named_modules()] == before
     assert all(parameter.requires_grad for parameter in base.parameters())
     assert "ALiBi" not in str(caught.value), "another reason than the true one"
 
 
 def test_projections_of_an_unknown_attention_can_be_named() -> None:
-    config = FocusConfig(**SIZES, target_modules=["q_proj", "v_proj"])
+    config = small_config(target_modules=["q_proj", "v_proj"])
     assert len(get_peft_model(attention_of_another_name(), config).base_model.targeted_module_names) == 4
 
 
@@ -203,6 +200,6 @@ CALLS: dict[str, Callable[[nn.Module], Any]] = {
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_a_model_that_would_be_read_wrong_is_refused_at_its_first_use(kind: str, call: str) -> None:
     make, named = UNREADABLE[kind]
-    wrapped = get_peft_model(make(), FocusConfig(**SIZES)).eval()
+    wrapped = get_peft_model(make(), small_config()).eval()
     with refusal(*named, "cannot be read in chunks"):
         CALLS[call](wrapped)

@@ -24,49 +24,21 @@ from focus_peft.frozen.facts import ModelFacts
 
 
 ORIGINAL = 32
-_THETA = {"rope_theta": 10000.0}
+LENGTH = {"original_max_position_embeddings": ORIGINAL}
+
+
+def rope(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **fields}}
+
+
 SCALED: dict[str, tuple[str, dict[str, Any]]] = {
-    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, **_THETA}}),
-    "yarn": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "factor": 4.0,
-                "original_max_position_embeddings": ORIGINAL,
-                **_THETA,
-            }
-        },
-    ),
-    "llama3": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "factor": 4.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": ORIGINAL,
-                **_THETA,
-            }
-        },
-    ),
-    "dynamic": (
-        "llama",
-        {"max_position_embeddings": ORIGINAL, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, **_THETA}},
-    ),
+    "linear": ("llama", rope("linear", factor=4.0)),
+    "yarn": ("llama", rope("yarn", factor=4.0, **LENGTH)),
+    "llama3": ("llama", rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, **LENGTH)),
+    "dynamic": ("llama", {"max_position_embeddings": ORIGINAL, **rope("dynamic", factor=4.0)}),
     "longrope": (
         "phi3",
-        {
-            "original_max_position_embeddings": ORIGINAL,
-            "rope_parameters": {
-                "rope_type": "longrope",
-                "short_factor": [1.0, 1.1, 1.2, 1.3],
-                "long_factor": [1.0, 2.0, 3.0, 4.0],
-                "original_max_position_embeddings": ORIGINAL,
-                **_THETA,
-            },
-        },
+        LENGTH | rope("longrope", short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[1.0, 2.0, 3.0, 4.0], **LENGTH),
     ),
 }
 STEADY, CHANGING = ("linear", "yarn", "llama3"), ("dynamic", "longrope")

@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, perturb_twins, random_ids
+from conftest import make_focus_model, perturb_twins, random_ids, small_config
 from peft import PeftModel
 from refusal import refusal
-
-from focus_peft import FocusConfig
 
 
 DOCUMENT = random_ids(32, seed=1)  # four chunks of 8
@@ -69,7 +67,7 @@ def test_a_chunk_at_another_place_or_with_another_token_is_read(model: PeftModel
 
 
 def test_the_next_adapter_and_a_memory_take_the_same_chunks(model: PeftModel) -> None:
-    model.add_adapter("other", FocusConfig(chunk_size=8, local_size=8, prompt_size=4))
+    model.add_adapter("other", small_config())
     model.set_adapter("other")
     perturb_twins(model, seed=9)
     wanted = logits(model, asked(2))

@@ -4,6 +4,7 @@ stays bounded.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import math
@@ -31,9 +32,14 @@ QUESTIONS = torch.stack([random_ids(6, seed=3), random_ids(6, seed=4)])
 STORAGES = ["cpu", "int8", "disk"]
 
 
-@pytest.fixture(scope="module")
-def model() -> PeftModel:
+@functools.cache
+def shared_model() -> PeftModel:
     return make_focus_model()
+
+
+@pytest.fixture
+def model() -> PeftModel:
+    return shared_model()
 
 
 @pytest.fixture(params=["cpu", "cpu, copied", "disk", "disk, copied"])
@@ -61,10 +67,15 @@ def answers(model: PeftModel, storage: str, **options: Any) -> torch.Tensor:
     return scores(model, QUESTIONS, memory=memory, **options)
 
 
+@functools.cache
+def answers_from_the_device(options: str) -> torch.Tensor:
+    return answers(shared_model(), "device", **OPTIONS[options])
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "exact": {"decoding": "exact"},
-    "a long answer": {"new_tokens": 30},
+    "a long answer": {"new_tokens": 20},
     "beams": {"num_beams": 3},
     "samples": {"num_return_sequences": 3, "do_sample": True},
     "candidates kept": {"refresh_interval": 3},
@@ -75,11 +86,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # Storages that change nothing
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("options", OPTIONS)
 def test_a_memory_elsewhere_equals_one_on_the_device_bit_for_bit(
-    model: PeftModel, elsewhere: str, options: dict[str, Any]
+    model: PeftModel, elsewhere: str, options: str
 ) -> None:
-    assert torch.equal(answers(model, elsewhere, **options), answers(model, "device", **options))
+    assert torch.equal(answers(model, elsewhere, **OPTIONS[options]), answers_from_the_device(options))
 
 
 @pytest.mark.parametrize(
@@ -88,9 +99,9 @@ def test_a_memory_elsewhere_equals_one_on_the_device_bit_for_bit(
     ids=["greedy", "beams", "exact", "tokens taken back"],
 )
 def test_what_an_input_spills_is_kept_elsewhere_too(model: PeftModel, elsewhere: str, options: dict[str, Any]) -> None:
-    ids = random_ids(40, seed=5)[None]
-    expected = scores(model, ids, 30, **options)  # three chunks more
-    assert torch.equal(scores(model, ids, 30, storage=elsewhere, **options), expected)
+    ids = random_ids(32, seed=5)[None]
+    expected = scores(model, ids, 18, **options)  # two chunks more
+    assert torch.equal(scores(model, ids, 18, storage=elsewhere, **options), expected)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bloom", "gemma3", "deepseek_v3"])
@@ -193,10 +204,16 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert 0 < difference < 0.05, f"{difference:.3f}"
 
 
+@pytest.fixture(scope="module")
+def rounded_memory() -> Memory:
+    return rounded(shared_model().encode(DOCUMENTS, chunk_batch_size=3))
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_8_bits_equal_chunks_that_were_rounded_by_a_slow_reference(model: PeftModel, options: dict[str, Any]) -> None:
-    memory = rounded(model.encode(DOCUMENTS, chunk_batch_size=3))
-    expected = scores(model, QUESTIONS, memory=memory, **options)
+def test_8_bits_equal_chunks_that_were_rounded_by_a_slow_reference(
+    model: PeftModel, rounded_memory: Memory, options: dict[str, Any]
+) -> None:
+    expected = scores(model, QUESTIONS, memory=rounded_memory, **options)
     torch.testing.assert_close(answers(model, "int8", **options), expected, rtol=0, atol=1e-9)
 
 
@@ -384,7 +401,8 @@ from conftest import make_focus_model, random_ids
 torch.set_num_threads(1)
 # small weights, and 32 KB of states for each token
 base = {"num_hidden_layers": 4, "head_dim": 512, "hidden_size": 16, "max_position_embeddings": 4096}
-model = make_focus_model(dtype=torch.float32, base=base, chunk_size=128, local_size=16, prompt_size=8, chunk_batch_size=8)
+sizes = {"chunk_size": 128, "local_size": 16, "prompt_size": 8, "chunk_batch_size": 8}
+model = make_focus_model(dtype=torch.float32, base=base, **sizes)
 
 
 def peak():

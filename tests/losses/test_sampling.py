@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -51,8 +51,10 @@ def scattered(length: int, seed: int, share: float = 0.2) -> list[bool]:
     return (torch.rand(length, generator=torch.Generator().manual_seed(seed)) < share).tolist()
 
 
-def every_sample(share: float | None = None, **fields: Any) -> Iterator[tuple[list[bool], dict[str, int], Sample]]:
+@functools.cache
+def every_sample(share: float | None = None, **fields: Any) -> list[tuple[list[bool], dict[str, int], Sample]]:
     """(labelled, sizes, sample) over many lengths, sizes and seeds; where nothing could be drawn, nothing."""
+    found = []
     for length in LENGTHS:
         for chunk, local, labels in SIZES:
             sizes = {"chunk_size": chunk, "local_size": local, "label_size": labels}
@@ -60,7 +62,8 @@ def every_sample(share: float | None = None, **fields: Any) -> Iterator[tuple[li
                 labelled = [True] * length if share is None else scattered(length, seed, share)
                 sample = draw(labelled, seed, **sizes, **fields)
                 if sample is not None:
-                    yield labelled, sizes, sample
+                    found.append((labelled, sizes, sample))
+    return found
 
 
 def spans(sample: Sample) -> list[Span]:

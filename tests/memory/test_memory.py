@@ -14,12 +14,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_focus_model, make_tiny_tokenizer, pad_rows, perturb_twins, random_ids
+from conftest import (
+    VOCABULARY,
+    make_focus_model,
+    make_tiny_tokenizer,
+    pad_rows,
+    perturb_twins,
+    random_ids,
+    small_config,
+)
 from peft import PeftModel
 from refusal import no_file_larger_than, refusal
 from safetensors.torch import load_file, save_file
 
-from focus_peft import FocusConfig, Memory
+from focus_peft import Memory
 
 
 DOCUMENT = random_ids(30, seed=1)  # four chunks of 8, the last one ragged
@@ -356,7 +364,7 @@ def test_a_memory_of_another_tokenizer_is_refused(model: PeftModel, saved: Path)
 
 def two_adapters(**fields: Any) -> PeftModel:
     model = make_focus_model()
-    model.add_adapter("second", FocusConfig(**{"chunk_size": 8, "local_size": 8, "prompt_size": 4, **fields}))
+    model.add_adapter("second", small_config(**fields))
     perturb_twins(model, seed=7)
     return model
 

@@ -40,7 +40,8 @@ def test_f1_over_english_words(benchmark_task: str, prediction: str, references:
 
 def test_f1_over_chinese_words_and_characters() -> None:
     pytest.importorskip("jieba")
-    # jieba: 我 / 来到 / 北京 / 清华大学 and 北京 / 清华大学 / 。, which is dropped: 2 common, precision 2/4, recall 2/2
+    # jieba: 我 / 来到 / 北京 / 清华大学 and 北京 / 清华大学 / 。, which is dropped
+    # so 2 are common, precision is 2/4, recall 2/2
     assert longbench_score("multifieldqa_zh", "我来到北京清华大学", "北京清华大学。") == pytest.approx(2 / 3)
     # characters: 9 and 6, 6 common: precision 6/9, recall 6/6
     assert infinite_score("longbook_qa_chn", "我来到北京清华大学", "北京清华大学。") == pytest.approx(

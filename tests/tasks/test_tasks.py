@@ -68,7 +68,8 @@ def test_functions_return_what_python_returns_through_as_many_calls(number: int)
     sample = TASKS["code_run"].sample(source(), 3000, number, 5)
     text = text_of(sample)
     parts = re.fullmatch(
-        r"There is a function called (func_\d+) in the following Python code\.\n\n\nHere is the content of functions_module\.py:\n\n"
+        r"There is a function called (func_\d+) in the following Python code\.\n\n\n"
+        r"Here is the content of functions_module\.py:\n\n"
         r"(.+)\n\nPlease compute the exact value of (func_\d+\(-?\d+\))\. The value of (.+) is",
         text,
         re.DOTALL,

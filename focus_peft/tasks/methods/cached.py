@@ -23,7 +23,8 @@ class CachedMethod(Method):
         start = max(0, len(ids) - self.settings.sizes.local)
         new: list[int] = []
         ends = end_tokens(self.base)
-        reading = self.open(ids[:start])
+        reading = self.empty()
+        reading.extend(ids[:start])
         logits = reading.feed(with_bos(ids[start:], self.bos if start else None), 1)
         while True:
             new.append(int(logits[-1].argmax()))
@@ -33,10 +34,10 @@ class CachedMethod(Method):
 
     def label_losses(self, ids: list[int], labels: int) -> torch.Tensor:
         found = []
-        memory, read = self.open([]), 0
+        memory, read = self.empty(), 0
         for block in label_blocks(len(ids), labels, self.settings.sizes):
             if read % self.unit:
-                memory, read = self.open([]), 0
+                memory, read = self.empty(), 0
             memory.extend(ids[read : block.start])
             read = block.start
             reading = memory.fork()
@@ -58,8 +59,8 @@ class CachedMethod(Method):
         """
 
     @abstractmethod
-    def open(self, memory: list[int]) -> Reading:
-        """Read what stands before the local window."""
+    def empty(self) -> Reading:
+        """A cache in which nothing has been read."""
 
     def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         if self.facts.bounded or self.facts.sliding_window is not None or Alibi.of(self.base) is not None:

@@ -19,10 +19,8 @@ class ParallelWindows(CachedMethod):
     def unit(self) -> int:
         return self.settings.sizes.chunk
 
-    def open(self, memory: list[int]) -> Reading:
-        reading = _Parallel(self.base, self.unit)
-        reading.extend(memory)
-        return reading
+    def empty(self) -> Reading:
+        return _Parallel(self.base, self.unit)
 
 
 class _Parallel(Reading):

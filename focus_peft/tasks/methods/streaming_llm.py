@@ -30,10 +30,8 @@ class StreamingLLM(CachedMethod):
     def unit(self) -> int:
         return max(1, self.settings.sizes.local // 4)
 
-    def open(self, memory: list[int]) -> Reading:
-        reading = _Streaming(self.base, self.settings.sizes.local, self.unit)
-        reading.extend(memory)
-        return reading
+    def empty(self) -> Reading:
+        return _Streaming(self.base, self.settings.sizes.local, self.unit)
 
 
 class _Streaming(Reading):
