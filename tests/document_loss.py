@@ -11,8 +11,15 @@ from naive_loss import NaiveFocus, NaiveSpan
 from peft import PeftModel
 
 from focus_peft import FocusOutput
+from focus_peft.losses.documents import Document
 from focus_peft.losses.objectives import focus_loss
+from focus_peft.losses.readings import LabelledWindow, Reading, Window
 from focus_peft.losses.sampling import Sample, Span
+
+
+def reading(memory: list[int], chunk_size: int, window: Window) -> Reading:
+    """One window behind a memory."""
+    return Reading(memory, chunk_size, None, [LabelledWindow("continuation", window, [])])
 
 
 def naive_of(model: PeftModel, family: str = "llama", base: dict[str, Any] | None = None) -> NaiveFocus:
@@ -50,4 +57,5 @@ def loss_of(
         repetition_weight=weights[1],
         distill_weight=distill_weight,
     )
-    return focus_loss(tuner.reader, tuner.settings(**overrides), config, [ids], [targets or ids], [sample])
+    settings = dataclasses.replace(tuner.settings(**overrides), config=config)
+    return focus_loss(tuner.reader, settings, [Document(ids, targets or ids, sample)])

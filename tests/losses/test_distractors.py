@@ -18,9 +18,11 @@ from runs import FOCUS, adapter, losses, trainer_of
 from training import assert_equal_to, assert_same_gradients, document, gradients_of
 
 from focus_peft.losses.distractors import Distractors
+from focus_peft.losses.documents import Document
 from focus_peft.losses.objectives import focus_loss
+from focus_peft.losses.readings import LabelledWindow, Reading, Window
 from focus_peft.losses.sampling import Sample, Seats, Span, draw_sample, draw_seats
-from focus_peft.losses.span_logits import Window, span_logits
+from focus_peft.losses.span_logits import span_logits
 from focus_peft.trainer.arguments import FocusTrainingArguments
 
 
@@ -49,19 +51,19 @@ def test_distractors_are_chunks_of_one_long_memory(name: str, family: str, decod
     memory, seats = SEATS[name]
     model = make_focus_model(family, decoding=decoding, r=2)
     tuner = model.base_model
-    settings, config = tuner.settings(), tuner.active_config
+    settings = tuner.settings()
     ids = document()[: memory + 12]
     others = [random_ids(CHUNK, seed=50 + number).tolist() for number in range(6)]
     sample = Sample(memory, CHUNK, Span(memory, 7, 5), None, seats)
     bank = Distractors(tuner.reader, settings, others)
-    output = focus_loss(tuner.reader, settings, config, [ids], [ids], [sample], distractors=bank)
+    output = focus_loss(tuner.reader, settings, [Document(ids, ids, sample)], distractors=bank)
 
     own = [ids[start : min(start + CHUNK, memory)] for start in range(0, memory, CHUNK)]
     pieces = dict(zip(seats.own, own))
     joined = sum((pieces.get(place, others[place]) for place in range(seats.begin, seats.end)), [])
     long = [*joined, *ids[memory:]]
     whole = Sample(len(joined), CHUNK, Span(len(joined), 7, 5), None)
-    expected = focus_loss(tuner.reader, settings, config, [long], [long], [whole])
+    expected = focus_loss(tuner.reader, settings, [Document(long, long, whole)])
     assert_equal_to(output.loss, expected.loss)
     wanted = gradients_of(model, expected.loss)
     assert_same_gradients(gradients_of(model, output.loss), wanted)
@@ -75,10 +77,13 @@ def test_the_teacher_reads_the_document_without_distractors() -> None:
     bank = Distractors(tuner.reader, settings, [random_ids(CHUNK, seed=n).tolist() for n in range(6)])
     seats = Seats(0, 6, (0, 2, 5))
     sample = Sample(24, CHUNK, Span(24, 7, 5), None, seats)
-    output = focus_loss(tuner.reader, settings, config, [ids], [ids], [sample], distractors=bank)
+    distilling = dataclasses.replace(settings, config=config)
+    output = focus_loss(tuner.reader, distilling, [Document(ids, ids, sample)], distractors=bank)
 
     teacher = make_tiny_model()(torch.tensor([ids[:35]])).logits[0, -5:].log_softmax(-1)
-    (logits,) = span_logits(tuner.reader, settings, ids[:24], CHUNK, [window], seats, bank)
+    (logits,) = span_logits(
+        tuner.reader, settings, Reading(ids[:24], CHUNK, seats, [LabelledWindow(None, window, [])]), bank
+    )
     expected = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
     torch.testing.assert_close(output.loss, expected, rtol=1e-9, atol=0)
 
@@ -87,9 +92,9 @@ def test_a_short_memory_may_stand_alone() -> None:
     model = make_focus_model(chunk_size=64, r=2)
     tuner, ids = model.base_model, document()[:15]
     bank = Distractors(tuner.reader, tuner.settings(), [random_ids(64, seed=n).tolist() for n in range(2)])
-    arguments = (tuner.reader, tuner.settings(), tuner.active_config, [ids], [ids])
-    alone = focus_loss(*arguments, [Sample(3, 64, Span(3, 7, 5), None, Seats.alone(1))], distractors=bank)
-    plain = focus_loss(*arguments, [Sample(3, 64, Span(3, 7, 5), None)])
+    seated, unseated = (Sample(3, 64, Span(3, 7, 5), None, seats) for seats in (Seats.alone(1), None))
+    alone = focus_loss(tuner.reader, tuner.settings(), [Document(ids, ids, seated)], distractors=bank)
+    plain = focus_loss(tuner.reader, tuner.settings(), [Document(ids, ids, unseated)])
     assert torch.equal(alone.loss, plain.loss)
 
 
@@ -98,7 +103,7 @@ def test_a_step_leaves_the_distractors_as_they_were() -> None:
     tuner, ids = model.base_model, document()[:36]
     bank = Distractors(tuner.reader, tuner.settings(), [random_ids(CHUNK, seed=n).tolist() for n in range(6)])
     sample = Sample(24, CHUNK, Span(24, 7, 5), None, Seats(0, 6, (0, 2, 5)))
-    arguments = (tuner.reader, tuner.settings(), tuner.active_config, [ids], [ids], [sample])
+    arguments = (tuner.reader, tuner.settings(), [Document(ids, ids, sample)])
     first = focus_loss(*arguments, distractors=bank).loss
     assert torch.equal(focus_loss(*arguments, distractors=bank).loss, first)
 
@@ -131,9 +136,7 @@ def test_only_chunks_of_the_largest_size_stand_among_distractors() -> None:
     model = make_focus_model(base={"max_position_embeddings": 1000}, chunk_size=128, label_size=4)
     tuner = model.base_model
     drawn = [
-        draw_sample(
-            [True] * 400, tuner.settings(), tuner.active_config, torch.Generator().manual_seed(seed), distractors=5
-        )
+        draw_sample([True] * 400, tuner.settings(), torch.Generator().manual_seed(seed), distractors=5)
         for seed in range(60)
     ]
     assert {sample.chunk_size for sample in drawn} == {64, 128}

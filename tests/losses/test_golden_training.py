@@ -16,14 +16,17 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from document_loss import reading
 from exact import make_exact
 from golden import CASES, GOLDEN, golden_model
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from focus_peft.losses.documents import Document
 from focus_peft.losses.objectives import focus_loss
+from focus_peft.losses.readings import Window
 from focus_peft.losses.sampling import Sample, Span
-from focus_peft.losses.span_logits import Window, span_logits
+from focus_peft.losses.span_logits import span_logits
 
 
 # relative, norm of the difference over the norm, for each matrix
@@ -58,7 +61,7 @@ class Case(NamedTuple):
         """Logits of the only label (1, vocabulary)."""
         tuner = model.base_model
         window = Window(self.ids[self.first : self.first + self.local], labels=1)
-        return span_logits(tuner.reader, tuner.settings(), self.ids[: self.memory], self.chunk, [window])[0]
+        return span_logits(tuner.reader, tuner.settings(), reading(self.ids[: self.memory], self.chunk, window))[0]
 
     def sample(self) -> Sample:
         span = Span(self.first, self.local, 1)
@@ -109,9 +112,7 @@ def test_last_row_logits_are_those_of_the_released_code(case: Case) -> None:
 def test_loss_and_gradients_are_those_of_the_released_code(case: Case) -> None:
     model = case.model()
     tuner = model.base_model
-    output = focus_loss(
-        tuner.reader, tuner.settings(), model.peft_config["default"], [case.ids], [case.ids], [case.sample()]
-    )
+    output = focus_loss(tuner.reader, tuner.settings(), [Document(case.ids, case.ids, case.sample())])
     part = output.loss_repetition if case.repetition else output.loss_continuation
     assert (output.num_continuation.item(), output.num_repetition.item()) == ((0, 1) if case.repetition else (1, 0))
     torch.testing.assert_close(output.loss.detach(), case.numbers[f"{case.name}.loss"][0], rtol=0, atol=2e-5)

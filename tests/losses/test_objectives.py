@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import BOS, PAD, make_focus_model, make_tiny_model, pad_rows
-from document_loss import loss_of, naive_loss, naive_of, naive_span
+from document_loss import loss_of, naive_loss, naive_of, naive_span, reading
 from peft import PeftModel
 from training import (
     IGNORED,
@@ -27,8 +27,9 @@ from training import (
     seeded,
 )
 
+from focus_peft.losses.readings import Window
 from focus_peft.losses.sampling import Sample, Span, draw_sample
-from focus_peft.losses.span_logits import Window, span_logits, teacher_logits
+from focus_peft.losses.span_logits import span_logits, teacher_logits
 
 
 FAMILIES = ["llama", "mistral", "gemma3", "gpt2", "phi3", "gpt_neox"]
@@ -54,8 +55,8 @@ def drawn_samples(
     model: PeftModel, rows: Sequence[list[int]], generator: torch.Generator | None
 ) -> list[Sample | None]:
     """What the model will draw for labels `rows`, of which -100 is none."""
-    config, settings = model.peft_config["default"], model.base_model.settings()
-    return [draw_sample([target != IGNORED for target in row], settings, config, generator) for row in rows]
+    settings = model.base_model.settings()
+    return [draw_sample([target != IGNORED for target in row], settings, generator) for row in rows]
 
 
 # The losses and their gradients
@@ -503,7 +504,7 @@ def test_the_teacher_may_read_up_to_the_end_of_a_table(family: str) -> None:
     output = loss_of(model, document(), Sample(29, 8, BOTH.continuation, None), distill_weight=1.0)
     window = Window(document()[29:40], 5)
     tuner = model.base_model
-    (logits,) = span_logits(tuner.reader, tuner.settings(), document()[:29], 8, [window])
+    (logits,) = span_logits(tuner.reader, tuner.settings(), reading(document()[:29], 8, window))
     base = make_tiny_model(family, max_position_embeddings=40)
     teacher = base(torch.tensor([document()[:40]])).logits[0, -5:].log_softmax(-1)
     expected = F.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="batchmean")

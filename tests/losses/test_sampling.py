@@ -29,9 +29,9 @@ def facts() -> ModelFacts:
 
 
 @functools.cache
-def settings_for(**fields: Any) -> tuple[Settings, FocusConfig]:
+def settings_for(**fields: Any) -> Settings:
     config = FocusConfig(**{"chunk_size": 8, "local_size": 8, "label_size": 4, **fields})
-    return Settings.of(config, facts()), config
+    return Settings.of(config, facts())
 
 
 def draw(
@@ -43,7 +43,7 @@ def draw(
     labelled = [True] * labelled if isinstance(labelled, int) else list(labelled)
     if generator is None and seed is not None:
         generator = torch.Generator().manual_seed(seed)
-    return draw_sample(labelled, *settings_for(**fields), generator)
+    return draw_sample(labelled, settings_for(**fields), generator)
 
 
 def scattered(length: int, seed: int, share: float = 0.2) -> list[bool]:

@@ -15,6 +15,7 @@ from benchmarks.naive import naive_loss
 from conftest import make_focus_model
 from training import assert_equal_to, assert_same_gradients, document, gradients_of
 
+from focus_peft.losses.documents import Document
 from focus_peft.losses.objectives import focus_loss
 from focus_peft.losses.sampling import Sample, Span
 
@@ -25,7 +26,7 @@ def test_the_naive_losses_and_their_gradients_are_those_of_focus_loss(decoding: 
     model = make_focus_model(decoding=decoding, r=r).train()
     tuner: Any = model.base_model
     ids, sample = document(40), Sample(24, 8, Span(24, 8, 3), Span(10, 7, 3))
-    expected = focus_loss(tuner.reader, tuner.settings(), tuner.active_config, [ids], [ids], [sample]).loss
+    expected = focus_loss(tuner.reader, tuner.settings(), [Document(ids, ids, sample)]).loss
     wanted = gradients_of(model, expected)
     found = naive_loss(tuner, ids, sample)
     assert_equal_to(found, expected)

@@ -92,7 +92,7 @@ def test_activations_are_estimated_within_a_factor(shape: dict[str, Any], decodi
     from focus_peft.losses.sampling import draw_sample
 
     tuner = model.base_model
-    sample = draw_sample([True] * 320, tuner.settings(), tuner.active_config, torch.Generator().manual_seed(3))
+    sample = draw_sample([True] * 320, tuner.settings(), torch.Generator().manual_seed(3))
     config = FocusConfig(**{**WINDOWS, "chunk_size": sample.chunk_size, "r": r, "decoding": decoding})
     cost = training_cost(
         model.get_base_model().config, config, sample.memory + WINDOWS["local_size"], precision="float32"

@@ -63,7 +63,7 @@ def test_the_baseline_is_the_base_model_on_the_same_labels_without_candidates() 
     tuner = model.base_model
     from focus_peft.losses.sampling import draw_sample, row_generators
 
-    sample = draw_sample([True] * 50, tuner.settings(), tuner.active_config, row_generators(1, None, seeds, False)[0])
+    sample = draw_sample([True] * 50, tuner.settings(), row_generators(1, None, seeds, False)[0])
     for name, span in (("continuation", sample.continuation), ("repetition", sample.repetition)):
         window = ids[:, span.start : span.end]
         logits = make_tiny_model()(window).logits[0, span.local - 1 : -1]
