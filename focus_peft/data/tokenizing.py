@@ -42,7 +42,7 @@ class Encoder:
             `dict[str, list]`: a row for each piece, with its `input_ids` and the fields of `PIECE`; and a row with the
             reason as `left_out` for each that is left out.
         """
-        pieces = []
+        pieces: list[tuple[Any, ...]] = []
         for text, answer, (ids, first_label) in zip(texts, answers, self._rows(texts, answers)):
             cuts, reason = self._cuts(len(ids), answer is not None)
             for part, (start, stop) in enumerate(cuts):

@@ -52,7 +52,8 @@ class FocusCallback(TrainerCallback):
             norm = trainer.model_wrapped.get_global_grad_norm()
         else:  # gradients are clipped by now: by a norm that is not finite, to values that are not
             norm = get_total_norm([p.grad for p in trainer.tuner.parameters() if p.grad is not None])
-            norm = getattr(norm, "full_tensor", lambda: norm)()  # of weights that processes share
+            if hasattr(norm, "full_tensor"):  # of weights that processes share
+                norm = norm.full_tensor()
         # in float16 such gradients are ordinary: the scaler skips the step
         if norm is not None and not args.fp16 and not math.isfinite(float(norm)):
             raise trainer._diverged(f"`grad_norm` is {float(norm)}")
@@ -292,5 +293,5 @@ class FocusTrainer(WholeCheckpoints):
         with self._clock.stopped():
             # what has been added up since the last log, so that the next one after resuming is the same
             sums = self.accelerator.reduce(self._interval.clone(), reduction="sum").tolist()
-            self.state.stateful_callbacks[INTERVAL] = {"args": {}, "attributes": {"sums": sums}}
+            cast(Any, self.state).stateful_callbacks[INTERVAL] = {"args": {}, "attributes": {"sums": sums}}
             super()._save_checkpoint(model, trial)
