@@ -49,7 +49,7 @@ class FocusCallback(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         if trainer.is_deepspeed_enabled:
-            norm = trainer.model_wrapped.get_global_grad_norm()
+            norm: Any = cast(Any, trainer.model_wrapped).get_global_grad_norm()
         else:  # gradients are clipped by now: by a norm that is not finite, to values that are not
             norm = get_total_norm([p.grad for p in trainer.tuner.parameters() if p.grad is not None])
             if hasattr(norm, "full_tensor"):  # of weights that processes share
