@@ -35,7 +35,8 @@ from lib.yaml_files import check_names
 
 def dry_run(runner: Runner, variants: list[Variant]) -> None:
     """Print what would be run; what was trained already is not measured."""
-    hours, seen = 0.0, set()
+    hours = 0.0
+    seen: set[str] = set()
     for variant in variants:
         if variant.training in {None, *seen} or (runner.trained_folder(variant) / TRAINED).is_file():
             continue

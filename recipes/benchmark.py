@@ -153,7 +153,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="measurement", required=True)
     for name, ways in WAYS.items():
         one = commands.add_parser(name)
-        lengths = {"nargs": "+" if name == "scaling" else 1, "default": [4096 if name == "training" else 8192]}
+        lengths: Any = {"nargs": "+" if name == "scaling" else 1, "default": [4096 if name == "training" else 8192]}
         one.add_argument("--tokens", type=int, **lengths, help="length")
         one.add_argument("--ways", nargs="+", choices=ways, help="default: all")
         one.add_argument("--repeats", type=int, default=3, help="processes of each way (default: 3)")

@@ -89,7 +89,12 @@ class TextDataset:
             FileNotFoundError: if the dataset is not there, or cannot be reached.
             ImportError: if `datasets` is missing.
         """
-        fields = {"name": self.name, "split": self.split, "text_column": self.text_column, "revision": self.revision}
+        fields: Any = {
+            "name": self.name,
+            "split": self.split,
+            "text_column": self.text_column,
+            "revision": self.revision,
+        }
         source = SourceConfig(self.path, **fields, streaming=self.streaming, max_documents=sys.maxsize)
         try:
             long = (d.text for d in read_documents(source, Reading()) if len(d.text) >= self.min_characters)
