@@ -13,6 +13,7 @@
   labels. Held-out losses have marks; those of single training steps are thin lines.
 - `passkey`: the scores of one method over length and depth, from the samples of an evaluation.
 - `perplexity`: perplexity against length, a line for each method.
+- `accuracy`: accuracy against length, a line for each method, with intervals and numbers of samples.
 - `scaling`: time and memory against length, from what `benchmark.py scaling` wrote.
 - `ablations`: one study of `ablations.py`, with 95 % intervals.
 - `attention`: the attention that each chunk has from each token of an answer, with model and adapter of an evaluation
@@ -28,6 +29,7 @@ from pathlib import Path
 
 from lib.command_line import parser_of
 from plots.ablations import ablations
+from plots.accuracy import accuracy
 from plots.attention import attention
 from plots.evaluation import passkey, perplexity
 from plots.scaling import scaling
@@ -48,13 +50,17 @@ def main(words: Sequence[str] | None = None) -> None:
     lines = commands.add_parser("perplexity", help="perplexity against length")
     lines.add_argument("--methods", help="only these, separated by commas (default: all that have samples)")
     lines.set_defaults(run=perplexity)
+    right = commands.add_parser("accuracy", help="accuracy against length, a line for each method")
+    right.add_argument("--task", default="passkey", help="another task with accuracies (default: passkey)")
+    right.add_argument("--methods", help="only these, separated by commas (default: all that have samples)")
+    right.set_defaults(run=accuracy)
     growth = commands.add_parser("scaling", help="time and memory against length")
     growth.set_defaults(run=scaling)
     study = commands.add_parser("ablations", help="one study of ablations")
     study.add_argument("--study", required=True, help="its name")
     study.set_defaults(run=ablations)
     folder = "folder of an evaluation"
-    for each, holds in ((heat, folder), (lines, folder), (growth, "JSON"), (study, "JSON")):
+    for each, holds in ((heat, folder), (lines, folder), (right, folder), (growth, "JSON"), (study, "JSON")):
         each.add_argument("--results", type=Path, required=True, help=f"the {holds}")
     looked = commands.add_parser("attention", help="attention that each chunk has")
     looked.add_argument("--config", required=True, help="an evaluation, whose model and adapter read")
@@ -67,7 +73,7 @@ def main(words: Sequence[str] | None = None) -> None:
     looked.add_argument("--new-tokens", type=int, default=8, help="the longest answer (default: 8)")
     looked.add_argument("--first", action="store_true", help="only the first token of the answer")
     looked.set_defaults(run=attention)
-    for each in (one, heat, lines, growth, study, looked):
+    for each in (one, heat, lines, right, growth, study, looked):
         each.add_argument("--output", type=Path, required=True, help="an .svg or .png file")
     args, rest = parser.parse_known_args(words)
     args.overrides = rest

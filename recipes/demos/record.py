@@ -1,0 +1,143 @@
+"""A moving picture of the demo, from a real run: chunks light up as the answer's tokens attend to them.
+
+    python recipes/demos/record.py --output docs/demo.svg
+    python recipes/demos/record.py --tokens 30000 --new-tokens 8 --output docs/demo.svg
+
+The script hides a sentence in the Python reference as the demo does, answers token by token, and asks `chunk_attention` before each
+token how much the model attends to each chunk. The SVG is animated with CSS alone; a reader who prefers reduced motion sees the whole answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from demos.asking import ADAPTER, NEEDLE, QUESTION, haystack, load, question_ids, shades
+
+
+FRAME = 0.9  # seconds of one token
+PAUSE = 3  # frames for which the whole answer stands
+WIDTH, MARGIN, PER_ROW, GAP = 760, 20, 16, 5
+
+
+@dataclass
+class Recording:
+    """What one run answered, and what each token of the answer attended to.
+
+    Attributes:
+        tokens (`list[str]`): The answer's tokens.
+        shares (`list[list[float]]`): For each token, the share of attention of each chunk.
+        holder (`int`): The chunk that holds the hidden sentence.
+        document (`int`): Tokens of the document and the question.
+        local (`int`): Tokens of the local window.
+        chunk (`int`): Tokens of a chunk.
+    """
+
+    tokens: list[str]
+    shares: list[list[float]]
+    holder: int
+    document: int
+    local: int
+    chunk: int
+
+
+def record(model: Any, tokenizer: Any, tokens: int, new_tokens: int, seed: int) -> Recording:
+    """Run the demo on about `tokens` tokens, and note the attention of every token of the answer."""
+    ids, number = haystack(tokenizer, tokens, seed)
+    ids = torch.cat([ids, question_ids(tokenizer, QUESTION)], dim=1)
+    local = model.settings().sizes.local
+    memory, window = model.encode(ids[:, :-local]), ids[:, -local:]
+    output = model.generate(
+        window,
+        attention_mask=torch.ones_like(window),
+        memory=memory,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    shares = []
+    for end in range(local, output.shape[1]):
+        (row,) = model.chunk_attention(output[:, :end], memory=memory, local_size=local + new_tokens)
+        shares.append(row.tolist())
+    answer = [tokenizer.decode(token) for token in output[0, local:]]
+    chunks = list(memory.documents[0][start : start + memory.chunk_size] for start in range(0, memory.num_tokens, memory.chunk_size))
+    holder = next(i for i, chunk in enumerate(chunks) if number in tokenizer.decode(chunk))
+    return Recording(answer, shares, holder, ids.shape[1], local, memory.chunk_size)
+
+
+def animation(recording: Recording, needle: str) -> str:
+    """The recording as an SVG."""
+    chunks, steps = len(recording.shares[0]), len(recording.shares)
+    frames = steps + PAUSE
+    rows = -(-chunks // PER_ROW)
+    cell = (WIDTH - 2 * MARGIN - (min(chunks, PER_ROW) - 1) * GAP) / min(chunks, PER_ROW)
+    top, height = 96, 34
+    below = top + rows * (height + GAP) + 26
+    styles = [f".t,.c{{animation-duration:{frames * FRAME:.1f}s;animation-iteration-count:infinite}}"]
+    shaded = [shades(row) for row in recording.shares]
+    body = []
+    for number in range(chunks):
+        x, y = MARGIN + number % PER_ROW * (cell + GAP), top + number // PER_ROW * (height + GAP)
+        levels = [row[number] for row in shaded] + [shaded[-1][number]] * PAUSE
+        keys = "".join(f"{100 * i / frames:.2f}%{{fill-opacity:{level:.2f}}}" for i, level in enumerate(levels))
+        styles.append(f"@keyframes c{number}{{{keys}100%{{fill-opacity:{levels[-1]:.2f}}}}}#c{number}{{animation-name:c{number}}}")
+        mark = f'<text x="{x + cell / 2:.1f}" y="{y - 6}" text-anchor="middle">▼</text>' if number == recording.holder else ""
+        body.append(
+            f'<rect x="{x:.1f}" y="{y}" width="{cell:.1f}" height="{height}" rx="3" fill="#fff" stroke="#888"/>'
+            f'<rect id="c{number}" class="c" x="{x:.1f}" y="{y}" width="{cell:.1f}" height="{height}" rx="3" '
+            f'fill="#1f4e9e" fill-opacity="{levels[-1]:.2f}"/>{mark}'
+        )
+    words = []
+    for step, token in enumerate(recording.tokens):
+        shown = 100 * step / frames
+        styles.append(
+            f"@keyframes t{step}{{0%{{fill-opacity:0}}{shown:.2f}%{{fill-opacity:{int(step == 0)}}}"
+            f"{shown + 0.01:.2f}%{{fill-opacity:1}}100%{{fill-opacity:1}}}}#t{step}{{animation-name:t{step}}}"
+        )
+        words.append(f'<tspan id="t{step}" class="t">{html.escape(token)}</tspan>')
+    styles.append("@media(prefers-reduced-motion:reduce){.t,.c{animation:none}}.t,.c{animation-timing-function:step-end}")
+    total = f"{recording.document:,} tokens: {chunks} chunks of {recording.chunk:,}, and a local window of {recording.local}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {below + 66}" width="{WIDTH}" height="{below + 66}" '
+        'role="img" aria-labelledby="title" font-family="Helvetica, Arial, sans-serif" font-size="14" fill="#000">'
+        f'<title id="title">Each token of the answer attends to the chunks; the darkest holds the hidden sentence.</title>'
+        f'<style>{"".join(styles)}</style><rect width="100%" height="100%" fill="#fff"/>'
+        f'<text x="{MARGIN}" y="28" font-weight="bold">{total}</text>'
+        f'<text x="{MARGIN}" y="52">▼ the chunk that holds “{html.escape(needle.strip())}”</text>{"".join(body)}'
+        f'<text x="{MARGIN}" y="{below}">{html.escape(QUESTION)}</text>'
+        f'<text x="{MARGIN}" y="{below + 26}" font-weight="bold" xml:space="preserve">{"".join(words)}</text>'
+        f'<text x="{MARGIN}" y="{below + 50}" font-size="12" fill="#555">The darker a chunk, the more of the attention it has from the token '
+        "that predicts the next one (parts of the largest share).</text></svg>\n"
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    model, tokenizer = load(args.adapter, args.dtype)
+    recording = record(model, tokenizer, args.tokens, args.new_tokens, args.seed)
+    _, number = haystack(tokenizer, args.tokens, args.seed)
+    args.output.write_text(animation(recording, NEEDLE.format(number=number)), encoding="utf-8")
+    print(f"{args.output}: {''.join(recording.tokens)!r}, {args.output.stat().st_size / 1000:.0f} kB")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="an .svg file")
+    parser.add_argument("--tokens", type=int, default=8000, help="length of the Python reference (default: 8000)")
+    parser.add_argument("--new-tokens", type=int, default=7, help="tokens of the answer (default: 7)")
+    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: the one in hub/")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the faster one on this machine")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the hidden number and its place")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(parse_args())
