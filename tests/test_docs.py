@@ -1,7 +1,8 @@
-"""README and docs are true: their Python runs, their commands and links are there, and they say what the tests and the package say.
+"""README and docs are true: their Python runs, their commands and links are there, and they say what the package says.
 
-The Python blocks of a page run in order, in one namespace, in a folder that looks like a clone: under the names of SmolLM2 and its adapter it
-has a tiny Llama and a tiny adapter, which `from_pretrained` takes as it takes any local folder. Nothing else stands in for anything.
+The Python blocks of a page run in order, in one namespace, in a folder that looks like a clone: under the names of
+SmolLM2 and its adapter it has a tiny Llama and a tiny adapter, which `from_pretrained` takes as it takes any local
+folder. Nothing else stands in for anything.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import pkgutil
 import re
 import shlex
 import socket
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,6 @@ import torch
 from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
 from families import FAMILIES
 from models_table import BEGIN, CHECKS, END, SIGNS, TableWriter, read_table
-from transformers import TrainerCallback
-
-import focus_peft
 
 
 ROOT = Path(__file__).parent.parent
@@ -175,6 +172,34 @@ def test_the_cells_of_the_tour_run(clone: Path) -> None:
         run(cell, namespace, f"tour.ipynb, cell {number}")
 
 
+PUBLIC = {
+    "focus_peft": ["FocusConfig", "FocusModel", "FocusOutput", "Memory"],
+    "focus_peft.trainer": ["FocusTrainer"],
+    "focus_peft.training_args": ["FocusTrainingArguments"],
+    "focus_peft.sft": ["FocusSFTTrainer"],
+    "focus_peft.data": ["DataConfig"],
+    "focus_peft.tasks": ["PasskeyTask"],
+    "focus_peft.results": ["Result"],
+}
+
+
+@pytest.mark.parametrize("module, name", [(module, name) for module, names in PUBLIC.items() for name in names])
+def test_the_example_of_a_public_class_runs(module: str, name: str, clone: Path) -> None:
+    for needed in {
+        "focus_peft.sft": ["trl", "datasets"],
+        "focus_peft.trainer": ["datasets"],
+        "focus_peft.data": ["datasets"],
+    }.get(module, []):
+        pytest.importorskip(needed)
+    for variable in ("RANK", "WORLD_SIZE"):
+        os.environ.pop(variable, None)
+    documented = getattr(importlib.import_module(module), name)
+    examples = blocks(textwrap.dedent("    " + documented.__doc__), "python")
+    assert examples, f"{name} has no example"
+    for example in examples:
+        run(example, {"__name__": name}, name)
+
+
 def test_readme_is_short() -> None:
     assert (ROOT / "README.md").stat().st_size <= 8192
 
@@ -190,25 +215,32 @@ def commands(page: Path) -> Iterator[list[str]]:
                 yield words
 
 
-def options_of(source: str) -> set[str]:
-    return set(re.findall(r"[\"\'](--[a-z][a-z-]*)[\"\']", source))
+def options_of(files: Iterable[Path]) -> set[str]:
+    """Options that scripts take: spelled out, or made of a quoted name."""
+    source = "".join(file.read_text() for file in files)
+    named = {"--" + name.replace("_", "-") for name in re.findall(r"[\"\']([a-z][a-z_-]*)[\"\']", source)}
+    return named | set(re.findall(r"--[a-z][a-z-]*", source))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_exist(page: Path) -> None:
     """Targets of make, scripts, files of configurations, and options of our own commands."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    recipes = {file.stem: file.read_text() for file in (ROOT / "recipes").rglob("*.py")}
-    ours = options_of("".join(recipes.values()))
-    cli = options_of("".join(file.read_text() for file in (ROOT / "focus_peft" / "cli").glob("*.py")))
+    ours = options_of((ROOT / "recipes").rglob("*.py"))
+    cli = options_of((ROOT / "focus_peft" / "cli").glob("*.py"))
     for words in commands(page):
         line = " ".join(words)
         if words[0] == "make":
             for word in words[1:]:
                 assert word in targets or "=" in word, f"make has no target {word!r}: {line}"
         for word in words:
-            if re.fullmatch(r"(\.venv/bin/)?(recipes|tests|docs|hub)/[\w/.-]+\.(py|yaml|json|svg)", word) and "mine" not in word:
-                assert (ROOT / word).is_file() or words[0] == "focus-peft" or "--output" in words, f"{word} is not there: {line}"
+            if (
+                re.fullmatch(r"(\.venv/bin/)?(recipes|tests|docs|hub)/[\w/.-]+\.(py|yaml|json|svg)", word)
+                and "mine" not in word
+            ):
+                assert (ROOT / word).is_file() or words[0] == "focus-peft" or "--output" in words, (
+                    f"{word} is not there: {line}"
+                )
         script = next((word for word in words if word.startswith("recipes/") and word.endswith(".py")), None)
         known = cli if words[0] == "focus-peft" else ours if script else None
         if known is not None:
@@ -233,7 +265,9 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
             assert anchor in slugs, f"{page.name} links to {target}"
 
 
-BRITISH = r"\b\w*(colour|behaviour|neighbour|licence|labelled|learnt|tokenis|initialis|minimis|optimis|quantis|normalis)\w*"
+BRITISH = (
+    r"\b\w*(colour|behaviour|neighbour|licence|labelled|learnt|tokenis|initialis|minimis|optimis|quantis|normalis)\w*"
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

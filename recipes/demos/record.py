@@ -3,8 +3,9 @@
     python recipes/demos/record.py --output docs/demo.svg
     python recipes/demos/record.py --tokens 30000 --new-tokens 8 --output docs/demo.svg
 
-The script hides a sentence in the Python reference as the demo does, answers token by token, and asks `chunk_attention` before each
-token how much the model attends to each chunk. The SVG is animated with CSS alone; a reader who prefers reduced motion sees the whole answer.
+The script hides a sentence in the Python reference as the demo does, answers, and asks `chunk_attention` for each
+token of the answer how much the model attends to each chunk. The SVG is animated with CSS alone; whoever prefers
+reduced motion sees the whole answer.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from demos.asking import ADAPTER, NEEDLE, QUESTION, haystack, load, question_ids
 
 FRAME = 0.9  # seconds of one token
 PAUSE = 3  # frames for which the whole answer stands
-WIDTH, MARGIN, PER_ROW, GAP = 760, 20, 16, 5
+WIDTH, MARGIN, TOP = 760, 20, 96
+PER_ROW, HEIGHT, GAP = 16, 34, 5  # of chunks
 
 
 @dataclass
@@ -69,55 +71,70 @@ def record(model: Any, tokenizer: Any, tokens: int, new_tokens: int, seed: int) 
         (row,) = model.chunk_attention(output[:, :end], memory=memory, local_size=local + new_tokens)
         shares.append(row.tolist())
     answer = [tokenizer.decode(token) for token in output[0, local:]]
-    chunks = list(memory.documents[0][start : start + memory.chunk_size] for start in range(0, memory.num_tokens, memory.chunk_size))
-    holder = next(i for i, chunk in enumerate(chunks) if number in tokenizer.decode(chunk))
+    size, document = memory.chunk_size, memory.documents[0]
+    chunks = [tokenizer.decode(document[start : start + size]) for start in range(0, len(document), size)]
+    holder = next(index for index, chunk in enumerate(chunks) if number in chunk)
     return Recording(answer, shares, holder, ids.shape[1], local, memory.chunk_size)
 
 
 def animation(recording: Recording, needle: str) -> str:
     """The recording as an SVG."""
-    chunks, steps = len(recording.shares[0]), len(recording.shares)
-    frames = steps + PAUSE
-    rows = -(-chunks // PER_ROW)
-    cell = (WIDTH - 2 * MARGIN - (min(chunks, PER_ROW) - 1) * GAP) / min(chunks, PER_ROW)
-    top, height = 96, 34
-    below = top + rows * (height + GAP) + 26
-    styles = [f".t,.c{{animation-duration:{frames * FRAME:.1f}s;animation-iteration-count:infinite}}"]
+    chunks, frames = len(recording.shares[0]), len(recording.shares) + PAUSE
+    below = TOP + -(-chunks // PER_ROW) * (HEIGHT + GAP) + 26
     shaded = [shades(row) for row in recording.shares]
-    body = []
-    for number in range(chunks):
-        x, y = MARGIN + number % PER_ROW * (cell + GAP), top + number // PER_ROW * (height + GAP)
-        levels = [row[number] for row in shaded] + [shaded[-1][number]] * PAUSE
-        keys = "".join(f"{100 * i / frames:.2f}%{{fill-opacity:{level:.2f}}}" for i, level in enumerate(levels))
-        styles.append(f"@keyframes c{number}{{{keys}100%{{fill-opacity:{levels[-1]:.2f}}}}}#c{number}{{animation-name:c{number}}}")
-        mark = f'<text x="{x + cell / 2:.1f}" y="{y - 6}" text-anchor="middle">▼</text>' if number == recording.holder else ""
-        body.append(
-            f'<rect x="{x:.1f}" y="{y}" width="{cell:.1f}" height="{height}" rx="3" fill="#fff" stroke="#888"/>'
-            f'<rect id="c{number}" class="c" x="{x:.1f}" y="{y}" width="{cell:.1f}" height="{height}" rx="3" '
-            f'fill="#1f4e9e" fill-opacity="{levels[-1]:.2f}"/>{mark}'
-        )
-    words = []
-    for step, token in enumerate(recording.tokens):
-        shown = 100 * step / frames
-        styles.append(
-            f"@keyframes t{step}{{0%{{fill-opacity:0}}{shown:.2f}%{{fill-opacity:{int(step == 0)}}}"
-            f"{shown + 0.01:.2f}%{{fill-opacity:1}}100%{{fill-opacity:1}}}}#t{step}{{animation-name:t{step}}}"
-        )
-        words.append(f'<tspan id="t{step}" class="t">{html.escape(token)}</tspan>')
-    styles.append("@media(prefers-reduced-motion:reduce){.t,.c{animation:none}}.t,.c{animation-timing-function:step-end}")
-    total = f"{recording.document:,} tokens: {chunks} chunks of {recording.chunk:,}, and a local window of {recording.local}"
+    boxes = [_chunk(n, [row[n] for row in shaded], chunks, n == recording.holder) for n in range(chunks)]
+    tokens = [_token(step, token, frames) for step, token in enumerate(recording.tokens)]
+    styles = [
+        f".t,.c{{animation:{frames * FRAME:.1f}s step-end infinite}}",
+        *(style for style, _ in boxes + tokens),
+        "@media(prefers-reduced-motion:reduce){.t,.c{animation:none}}",
+    ]
+    sizes = f"{chunks} chunks of {recording.chunk:,}, and a local window of {recording.local}"
+    total = f"{recording.document:,} tokens: {sizes}"
+    note = "The darker a chunk, the more of the attention it has from the token that predicts the next one."
+    lines = [
+        f'<text x="{MARGIN}" y="28" font-weight="bold">{total}</text>',
+        f'<text x="{MARGIN}" y="52">▼ the chunk that holds “{html.escape(needle.strip())}”</text>',
+        *(box for _, box in boxes),
+        f'<text x="{MARGIN}" y="{below}">{html.escape(QUESTION)}</text>',
+        f'<text x="{MARGIN}" y="{below + 26}" font-weight="bold" xml:space="preserve">',
+        "".join(token for _, token in tokens) + "</text>",
+        f'<text x="{MARGIN}" y="{below + 50}" font-size="12" fill="#555">{note}</text>',
+    ]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {below + 66}" width="{WIDTH}" height="{below + 66}" '
-        'role="img" aria-labelledby="title" font-family="Helvetica, Arial, sans-serif" font-size="14" fill="#000">'
-        f'<title id="title">Each token of the answer attends to the chunks; the darkest holds the hidden sentence.</title>'
-        f'<style>{"".join(styles)}</style><rect width="100%" height="100%" fill="#fff"/>'
-        f'<text x="{MARGIN}" y="28" font-weight="bold">{total}</text>'
-        f'<text x="{MARGIN}" y="52">▼ the chunk that holds “{html.escape(needle.strip())}”</text>{"".join(body)}'
-        f'<text x="{MARGIN}" y="{below}">{html.escape(QUESTION)}</text>'
-        f'<text x="{MARGIN}" y="{below + 26}" font-weight="bold" xml:space="preserve">{"".join(words)}</text>'
-        f'<text x="{MARGIN}" y="{below + 50}" font-size="12" fill="#555">The darker a chunk, the more of the attention it has from the token '
-        "that predicts the next one (parts of the largest share).</text></svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {below + 66}" width="{WIDTH}" '
+        f'height="{below + 66}" role="img" aria-labelledby="title" font-family="Helvetica, Arial, sans-serif" '
+        'font-size="14" fill="#000"><title id="title">Each token of the answer attends to the chunks; the darkest '
+        f"holds the hidden sentence.</title><style>{''.join(styles)}</style>"
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(lines)}</svg>\n'
     )
+
+
+def _chunk(number: int, levels: list[float], chunks: int, holds: bool) -> tuple[str, str]:
+    """(style, shapes) of a chunk: a box that is as dark as its levels, one after another; the last one stays."""
+    columns = min(chunks, PER_ROW)
+    width = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns
+    x, y = MARGIN + number % PER_ROW * (width + GAP), TOP + number // PER_ROW * (HEIGHT + GAP)
+    frames = len(levels) + PAUSE
+    steps = [f"{100 * step / frames:.2f}%{{fill-opacity:{level:.2f}}}" for step, level in enumerate(levels)]
+    steps.append(f"100%{{fill-opacity:{levels[-1]:.2f}}}")
+    style = f"@keyframes c{number}{{{''.join(steps)}}}#c{number}{{animation-name:c{number}}}"
+    box = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{HEIGHT}" rx="3"'
+    shapes = (
+        f'<rect {box} fill="#fff" stroke="#888"/>'
+        f'<rect id="c{number}" class="c" {box} fill="#1f4e9e" fill-opacity="{levels[-1]:.2f}"/>'
+    )
+    if holds:
+        shapes += f'<text x="{x + width / 2:.1f}" y="{y - 6}" text-anchor="middle">▼</text>'
+    return style, shapes
+
+
+def _token(step: int, token: str, frames: int) -> tuple[str, str]:
+    """(style, text) of a token of the answer, which appears at its step."""
+    begin = 100 * step / frames
+    hidden = f"0%{{fill-opacity:0}}{begin:.2f}%{{fill-opacity:1}}" if step else "0%{fill-opacity:1}"
+    style = f"@keyframes t{step}{{{hidden}100%{{fill-opacity:1}}}}#t{step}{{animation-name:t{step}}}"
+    return style, f'<tspan id="t{step}" class="t">{html.escape(token)}</tspan>'
 
 
 def main(args: argparse.Namespace) -> None:
