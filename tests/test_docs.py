@@ -8,8 +8,8 @@ folder. Nothing else stands in for anything.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
-import os
 import re
 import shlex
 import socket
@@ -33,7 +33,13 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 MODEL, ADAPTER = "HuggingFaceTB/SmolLM2-135M-Instruct", "hub/smollm2-135m-instruct-focus"
 SIZES = {"chunk_size": 64, "local_size": 64, "prompt_size": 16}
 # What takes long, or much room, is asked for less of
-SHORTER = (("max_steps=1000", "max_steps=2"), ("_000]", "0]"), ("_000:", "0:"), ("r=64", "r=2"))
+SHORTER = (
+    ("max_steps=1000", "max_steps=2"),
+    ("tokens=16384", "tokens=2000"),
+    ("_000]", "0]"),
+    ("_000:", "0:"),
+    ("r=64", "r=2"),
+)
 MODELS = ROOT / "docs" / "models.md"
 
 
@@ -137,35 +143,39 @@ def clone(_clone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     """A folder like a clone of this repository, to run in. What ran before left nothing there."""
     for entry in _clone.iterdir():
         (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
     monkeypatch.chdir(tmp_path)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}.items():
-        monkeypatch.setenv(name, value)  # a block for torchrun is a process group of one here
     yield tmp_path
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
+def join_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun tells a process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page.read_text(), "python", "py")], ids=lambda page: page.name
 )
-def test_the_python_of_a_page_runs(page: Path, clone: Path) -> None:
+def test_the_python_of_a_page_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if page.name in ("training.md", "data.md"):
         pytest.importorskip("datasets")
-    namespace: dict[str, Any] = {"__name__": "page"}
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     for number, block in enumerate(blocks(page.read_text(), "python", "py")):
-        if "init_process_group" not in block and not torch.distributed.is_initialized():
-            for name in ("RANK", "WORLD_SIZE"):
-                os.environ.pop(name, None)
+        if "init_process_group" in block:  # for torchrun; here it is a group of one process
+            join_alone(monkeypatch)
         run(block, namespace, f"{page.name}, block {number}")
 
 
 def test_the_cells_of_the_tour_run(clone: Path) -> None:
     pytest.importorskip("datasets")
     cells = json.loads((ROOT / "docs" / "tour.ipynb").read_text())["cells"]
-    namespace: dict[str, Any] = {"__name__": "tour"}
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert len(code) > 4
     for number, cell in enumerate(code):
@@ -191,13 +201,11 @@ def test_the_example_of_a_public_class_runs(module: str, name: str, clone: Path)
         "focus_peft.data": ["datasets"],
     }.get(module, []):
         pytest.importorskip(needed)
-    for variable in ("RANK", "WORLD_SIZE"):
-        os.environ.pop(variable, None)
     documented = getattr(importlib.import_module(module), name)
-    examples = blocks(textwrap.dedent("    " + documented.__doc__), "python")
+    examples = blocks(inspect.getdoc(documented) or "", "python")
     assert examples, f"{name} has no example"
     for example in examples:
-        run(example, {"__name__": name}, name)
+        run(example, {"__name__": "__main__"}, name)
 
 
 def test_readme_is_short() -> None:
