@@ -129,7 +129,7 @@ def _clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_tiny_model("llama", torch.float32, **base).save_pretrained(folder / MODEL)
     make_tiny_tokenizer().save_pretrained(folder / MODEL)
     make_focus_model("llama", torch.float32, base, r=2, **SIZES).save_pretrained(folder / ADAPTER)
-    prose = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 5
+    prose = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 6
     (folder / "book.txt").write_text(prose)
     (folder / "README.md").write_text(prose)
     (folder / "texts").mkdir()
