@@ -193,6 +193,7 @@ PUBLIC = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of TRL
 @pytest.mark.parametrize("module, name", [(module, name) for module, names in PUBLIC.items() for name in names])
 def test_the_example_of_a_public_class_runs(module: str, name: str, clone: Path) -> None:
     for needed in {

@@ -26,7 +26,7 @@ from demos.asking import ADAPTER, NEEDLE, QUESTION, haystack, load, question_ids
 
 
 FRAME = 0.9  # seconds of one token
-PAUSE = 3  # frames for which the whole answer stands
+START, PAUSE = 2, 3  # frames before the answer, and for which the whole answer stands
 WIDTH, MARGIN, TOP = 760, 20, 96
 PER_ROW, HEIGHT, GAP = 16, 34, 5  # of chunks
 
@@ -79,7 +79,7 @@ def record(model: Any, tokenizer: Any, tokens: int, new_tokens: int, seed: int) 
 
 def animation(recording: Recording, needle: str) -> str:
     """The recording as an SVG."""
-    chunks, frames = len(recording.shares[0]), len(recording.shares) + PAUSE
+    chunks, frames = len(recording.shares[0]), START + len(recording.shares) + PAUSE
     below = TOP + -(-chunks // PER_ROW) * (HEIGHT + GAP) + 26
     shaded = [shades(row) for row in recording.shares]
     boxes = [_chunk(n, [row[n] for row in shaded], chunks, n == recording.holder) for n in range(chunks)]
@@ -91,7 +91,7 @@ def animation(recording: Recording, needle: str) -> str:
     ]
     sizes = f"{chunks} chunks of {recording.chunk:,}, and a local window of {recording.local}"
     total = f"{recording.document:,} tokens: {sizes}"
-    note = "The darker a chunk, the more of the attention it has from the token that predicts the next one."
+    note = "The darker a chunk, the more attention it has from the token that predicts the next (parts of the largest share)."
     lines = [
         f'<text x="{MARGIN}" y="28" font-weight="bold">{total}</text>',
         f'<text x="{MARGIN}" y="52">▼ the chunk that holds “{html.escape(needle.strip())}”</text>',
@@ -115,8 +115,9 @@ def _chunk(number: int, levels: list[float], chunks: int, holds: bool) -> tuple[
     columns = min(chunks, PER_ROW)
     width = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns
     x, y = MARGIN + number % PER_ROW * (width + GAP), TOP + number // PER_ROW * (HEIGHT + GAP)
-    frames = len(levels) + PAUSE
-    steps = [f"{100 * step / frames:.2f}%{{fill-opacity:{level:.2f}}}" for step, level in enumerate(levels)]
+    frames = START + len(levels) + PAUSE
+    shown = enumerate([0.0] * START + levels)
+    steps = [f"{100 * step / frames:.2f}%{{fill-opacity:{level:.2f}}}" for step, level in shown]
     steps.append(f"100%{{fill-opacity:{levels[-1]:.2f}}}")
     style = f"@keyframes c{number}{{{''.join(steps)}}}#c{number}{{animation-name:c{number}}}"
     box = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{HEIGHT}" rx="3"'
@@ -131,9 +132,9 @@ def _chunk(number: int, levels: list[float], chunks: int, holds: bool) -> tuple[
 
 def _token(step: int, token: str, frames: int) -> tuple[str, str]:
     """(style, text) of a token of the answer, which appears at its step."""
-    begin = 100 * step / frames
-    hidden = f"0%{{fill-opacity:0}}{begin:.2f}%{{fill-opacity:1}}" if step else "0%{fill-opacity:1}"
-    style = f"@keyframes t{step}{{{hidden}100%{{fill-opacity:1}}}}#t{step}{{animation-name:t{step}}}"
+    begin = 100 * (START + step) / frames
+    shown = f"0%{{fill-opacity:0}}{begin:.2f}%{{fill-opacity:1}}100%{{fill-opacity:1}}"
+    style = f"@keyframes t{step}{{{shown}}}#t{step}{{animation-name:t{step}}}"
     return style, f'<tspan id="t{step}" class="t">{html.escape(token)}</tspan>'
 
 
