@@ -83,6 +83,18 @@ class FocusConfig(PeftConfig):
 
     Raises:
         ValueError: if a field has a value that cannot work; the message names the field, the value and the remedy.
+
+    Example:
+
+    ```python
+    from focus_peft import FocusConfig
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+    model = get_peft_model(base, FocusConfig(r=16, chunk_size=256, local_size=128, prompt_size=32))
+    model.print_trainable_parameters()
+    ```
     """
 
     # Fills in the model card beside a saved configuration. It needs what stands on this file, so `registration` sets it

@@ -55,6 +55,22 @@ class FocusModel(TwinTuner):
 
     Raises:
         ValueError: if the model cannot be read in chunks, or the configured sizes do not fit it.
+
+    Example:
+
+    ```python
+    import focus_peft
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), "hub/smollm2-135m-instruct-focus")
+
+    inputs = tokenizer(open("README.md").read() + " In short,", return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+    print(tokenizer.decode(output[0, inputs.input_ids.shape[1] :]))
+    ```
     """
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:

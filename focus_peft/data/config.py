@@ -141,6 +141,17 @@ class DataConfig:
 
     Raises:
         ValueError: if a field has a value that cannot work; the message names the field, the value and the remedy.
+
+    Example:
+
+    ```python
+    from focus_peft.data import DataConfig, SourceConfig, prepare
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+    data = prepare(DataConfig(sources=[SourceConfig("texts/*.md")], held_out=20, max_tokens=4096), tokenizer)
+    print(data.report)
+    ```
     """
 
     sources: list[SourceConfig]

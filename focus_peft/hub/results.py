@@ -41,6 +41,16 @@ class Result:
 
     Raises:
         ValueError: if a field has a value that cannot be right; the message names the field and the value.
+
+    Example:
+
+    ```python
+    from focus_peft.results import Result, environment, save_results
+
+    command = "python recipes/evaluate.py --config mine.yaml"
+    result = Result("passkey", "made-up passkeys", "accuracy", 0.75, {"length": 8192}, command, **environment())
+    save_results([result], "passkey.json")
+    ```
     """
 
     task: str

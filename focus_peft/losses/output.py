@@ -25,6 +25,21 @@ class FocusOutput(ModelOutput):
         loss_local_continuation, loss_local_repetition (`torch.FloatTensor`, *optional*):
             Mean cross-entropy of the base model on the same labels, given the same local windows and no candidates. Only with
             `local_loss=True`.
+    Example:
+
+    ```python
+    import torch
+    from focus_peft import FocusConfig
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+    model = get_peft_model(base, FocusConfig(r=16, chunk_size=128, local_size=128, prompt_size=32))
+    document = torch.randint(3, 250, (1, 400))
+    output = model(document, labels=document)
+    output.loss.backward()
+    print(output.loss_continuation, output.loss_repetition)
+    ```
     """
 
     loss: torch.Tensor | None = None

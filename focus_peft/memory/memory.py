@@ -49,6 +49,26 @@ class Memory:
         storage (`str`): Where the states are kept: "device", "cpu", "int8" or "disk" (docs/memory.md).
         storage_dir (`str`, *optional*): Where "disk" has its files. None: the system's directory for temporary files.
         ranks (`Ranks`): The processes that hold the chunks (docs/memory.md).
+
+    Example:
+
+    ```python
+    import focus_peft
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), "hub/smollm2-135m-instruct-focus")
+
+    memory = model.encode(tokenizer(open("README.md").read(), return_tensors="pt").input_ids)
+    print(f"{memory.num_tokens} tokens in {memory.num_chunks} chunks")
+    for question in ("What is a chunk?", "What is a candidate?"):
+        inputs = tokenizer(f"Question: {question} Answer:", return_tensors="pt")
+        output = model.generate(**inputs, memory=memory, max_new_tokens=20)
+    memory.save("readme.memory", tokenizer=tokenizer)
+    memory = model.load_memory("readme.memory", tokenizer=tokenizer)
+    ```
     """
 
     def __init__(

@@ -85,6 +85,21 @@ class PasskeyTask:
         tokens (`int`): Tokens of a prompt. Defaults to 1024.
         samples (`int`): Prompts. Defaults to 10.
         seed (`int`): Chooses the keys. Defaults to 0.
+
+    Example:
+
+    ```python
+    import focus_peft
+    from focus_peft.tasks import PasskeyTask
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), "hub/smollm2-135m-instruct-focus")
+
+    print(PasskeyTask(tokens=900, samples=2)(model, tokenizer))
+    ```
     """
 
     tokens: int = 1024

@@ -36,6 +36,14 @@ class FocusTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: if a value cannot work.
+
+    Example:
+
+    ```python
+    from focus_peft.training_args import FocusTrainingArguments
+
+    args = FocusTrainingArguments(output_dir="outputs/mine", max_steps=1000, learning_rate=1e-3, distractors=48)
+    ```
     """
 
     report_to: None | str | list[str] = field(

@@ -24,6 +24,27 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
 
     Raises:
         ValueError: if `packing`, `eval_packing` or `padding_free` is set, or there is no focus adapter.
+
+    Example:
+
+    ```python
+    from datasets import Dataset
+    from focus_peft import FocusConfig
+    from focus_peft.sft import FocusSFTTrainer
+    from trl import SFTConfig
+
+    conversation = [
+        {"role": "user", "content": open("README.md").read() + " What is a chunk?"},
+        {"role": "assistant", "content": "One of the equal pieces that a text is cut into."},
+    ]
+    trainer = FocusSFTTrainer(
+        model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        args=SFTConfig(output_dir="outputs/sft", max_length=None, max_steps=1000, bf16=False),
+        train_dataset=Dataset.from_list([{"messages": conversation}] * 8),
+        peft_config=FocusConfig(r=64),
+    )
+    trainer.train()
+    ```
     """
 
     def __init__(self, model: Any, args: Any = None, **kwargs: Any) -> None:

@@ -108,6 +108,28 @@ class FocusTrainer(WholeCheckpoints):
 
     Raises:
         ValueError: if `model` has no focus adapter.
+
+    Example:
+
+    ```python
+    from focus_peft import FocusConfig
+    from focus_peft.data import DataConfig, DocumentCollator, SourceConfig, prepare
+    from focus_peft.trainer import FocusTrainer
+    from focus_peft.training_args import FocusTrainingArguments
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(name), FocusConfig(r=64))
+    data = prepare(DataConfig(sources=[SourceConfig("texts/*.md")]), AutoTokenizer.from_pretrained(name))
+    trainer = FocusTrainer(
+        model=model,
+        args=FocusTrainingArguments(output_dir="outputs/mine", max_steps=1000),
+        train_dataset=data.train,
+        data_collator=DocumentCollator(),
+    )
+    trainer.train(resume_from_checkpoint="auto")
+    ```
     """
 
     def __init__(self, *args: Any, eval_tasks: Mapping[str, EvalTask] | None = None, **kwargs: Any) -> None:
