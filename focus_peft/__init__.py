@@ -1,6 +1,7 @@
 """focus_peft gives any frozen decoder-only language model a long context, the FocusLLM way, as a PEFT adapter.
 
-Importing it registers the method with PEFT: `get_peft_model(model, FocusConfig())` and `PeftModel.from_pretrained` then work.
+Importing it registers the method with PEFT: `get_peft_model(model, FocusConfig())` and `PeftModel.from_pretrained`
+then work.
 """
 
 from .config import FocusConfig

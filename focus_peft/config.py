@@ -97,7 +97,8 @@ class FocusConfig(PeftConfig):
     ```
     """
 
-    # Fills in the model card beside a saved configuration. It needs what stands on this file, so `registration` sets it
+    # Fills in the model card beside a saved configuration. It needs what stands on this file, so `registration` sets
+    # it
     complete_card: ClassVar[Callable[[Path, FocusConfig], None] | None] = None
 
     target_modules: list[str] | str | None = _field(
@@ -149,7 +150,8 @@ class FocusConfig(PeftConfig):
         DECODING,
         _one_of("streaming", "exact"),
         '"exact" (the paper\'s): the local window is recomputed under new candidates for every token. "streaming": '
-        "local keys and values are cached, and only the newest token sees its candidates. In training it chooses the label "
+        "local keys and values are cached, and only the newest token sees its candidates. In training it chooses the "
+        "label "
         'scheme likewise: "streaming" gives every label its own candidates, "exact" one set to a block of labels.',
         per_call=True,
     )

@@ -1,4 +1,6 @@
-"""The twin projection: a frozen projection whose trainable twin takes over at candidate positions (paper section 3.2)."""
+"""The twin projection: a frozen projection whose trainable twin takes over at candidate positions (paper section
+3.2).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from .frozen.weights import computing_type, execution_device, plain_weight, real
 
 
 class CandidateState:
-    """How many of the last positions of a row are candidates in the pass that is running; all layers share one object."""
+    """How many of the last positions of a row are candidates in the pass that is running; all layers share one
+    object.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -36,7 +40,8 @@ class TwinLayer(nn.Module, BaseTunerLayer):
     """A frozen projection and its twins, one for each adapter.
 
     Args:
-        base_layer (`nn.Module`): The frozen projection: `nn.Linear`, transformers' `Conv1D`, or a quantized linear layer.
+        base_layer (`nn.Module`): The frozen projection: `nn.Linear`, transformers' `Conv1D`, or a quantized linear
+            layer.
         adapter_name (`str`): Name of the first adapter.
         config (`FocusConfig`): Says whether the twin is a full copy (`r=None`) or low-rank.
         state (`CandidateState`): Shared by all layers of the model.
@@ -77,7 +82,9 @@ class TwinLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Project `x` of shape (rows, tokens, in_features): the twin's result at candidate positions, else the frozen's."""
+        """Project `x` of shape (rows, tokens, in_features): the twin's result at candidate positions, else the
+        frozen's.
+        """
         count = self.state.count
         if count == 0 or self.disable_adapters or not self.active_adapters:
             return self.base_layer(x, *args, **kwargs)
@@ -110,8 +117,8 @@ class TwinLayer(nn.Module, BaseTunerLayer):
 
 
 MERGE_REFUSAL = (
-    "A focus adapter cannot be merged into its base model: a twin projection takes over at candidate positions only, and "
-    "every other token needs the frozen projection. Use `unload()` to get the base model back."
+    "A focus adapter cannot be merged into its base model: a twin projection takes over at candidate positions only, "
+    "and every other token needs the frozen projection. Use `unload()` to get the base model back."
 )
 
 

@@ -45,11 +45,12 @@ class FocusModel(TwinTuner):
     """
     A frozen decoder-only language model that reads long inputs in chunks (FocusLLM, arXiv 2408.11745).
 
-    Made by `get_peft_model(model, FocusConfig(...))` or `PeftModel.from_pretrained(model, "user/adapter")`; what is below is
-    called on the `PeftModel` that they return.
+    Made by `get_peft_model(model, FocusConfig(...))` or `PeftModel.from_pretrained(model, "user/adapter")`; what is
+    below is called on the `PeftModel` that they return.
 
     Args:
-        model (`transformers.PreTrainedModel`): A causal language model. It is not changed but for its projections being wrapped.
+        model (`transformers.PreTrainedModel`): A causal language model. It is not changed but for its projections
+            being wrapped.
         peft_config (`FocusConfig`): The adapter's configuration.
         adapter_name (`str`): Its name.
 
@@ -99,8 +100,9 @@ class FocusModel(TwinTuner):
     def _check_attention_is_seen(self, what: str) -> None:
         if not exchanges_attention(cast(PreTrainedModel, self.model)):
             raise ValueError(
-                f"`{what}` needs to see what tokens attend to, and the attention of {type(self.model).__name__} shows it to nobody; "
-                "it works with models that look their attention function up by name, as most of transformers' do."
+                f"`{what}` needs to see what tokens attend to, and the attention of {type(self.model).__name__} shows "
+                "it to nobody; it works with models that look their attention function up by name, as most of "
+                "transformers' do."
             )
 
     @property
@@ -144,20 +146,23 @@ class FocusModel(TwinTuner):
         """Read documents once, to be asked about many times: `generate(question_ids, memory=memory)`.
 
         Args:
-            document_ids (`torch.LongTensor` of shape (documents, tokens) or (tokens,), or a list of ids or 1-D tensors):
+            document_ids (`torch.LongTensor` of shape (documents, tokens) or (tokens,), or a list of ids or 1-D
+            tensors):
                 The documents.
-            attention_mask (`torch.Tensor` of shape (documents, tokens), *optional*): 1 at real tokens of a padded batch.
-            memory (`Memory`, *optional*): Its documents are extended with the new ids, one row for each. It stays as it is.
+            attention_mask (`torch.Tensor` of shape (documents, tokens), *optional*): 1 at real tokens of a padded
+                batch.
+            memory (`Memory`, *optional*): Its documents are extended with the new ids, one row for each. It stays as
+                it is.
             progress (`bool`, *optional*): Show a progress bar. Default: if standard error is a terminal.
-            **overrides: `chunk_batch_size`, `prompt_size`, `storage`, `storage_dir` or `spread_chunks` for this call. A memory that
-                is extended keeps its storage, and stays spread, unless something else is given here.
+            **overrides: `chunk_batch_size`, `prompt_size`, `storage`, `storage_dir` or `spread_chunks` for this call.
+                A memory that is extended keeps its storage, and stays spread, unless something else is given here.
 
         Returns:
             `Memory`: the encoded chunks.
 
         Raises:
-            ValueError: if a document is empty, has ids outside the vocabulary, or has too many chunks for the model, or chunks
-                cannot be spread.
+            ValueError: if a document is empty, has ids outside the vocabulary, or has too many chunks for the model,
+                or chunks cannot be spread.
             RuntimeError: in all processes that share the chunks, if they were not given the same documents.
             OSError: if there is no room in `storage_dir`.
         """
@@ -173,7 +178,8 @@ class FocusModel(TwinTuner):
         Args:
             directory (`str` or `os.PathLike`): What was saved.
             tokenizer (*optional*): Must be the one that was saved with it.
-            **overrides: `storage`, `storage_dir` or `spread_chunks` for this call, whatever the storage of the memory was.
+            **overrides: `storage`, `storage_dir` or `spread_chunks` for this call, whatever the storage of the memory
+                was.
 
         Raises:
             FileNotFoundError: if `directory` holds none.
@@ -183,11 +189,12 @@ class FocusModel(TwinTuner):
 
     @contextlib.contextmanager
     def keeping_chunks(self, gigabytes: float = 4.0) -> Iterator[KeptChunks]:
-        """Within the context, a chunk that was read is not read again where an input has the same tokens at the same place.
+        """Within the context, a chunk that was read is not read again where an input has the same tokens at the same
+        place.
 
-        For inputs that have much in common and are not known beforehand: prompts that begin with the same documents, several adapters
-        on one input. With one document and many questions, `encode` it. Results stay the same; chunks are the frozen model's alone,
-        whose weights must not change meanwhile.
+        For inputs that have much in common and are not known beforehand: prompts that begin with the same documents,
+        several adapters on one input. With one document and many questions, `encode` it. Results stay the same; chunks
+        are the frozen model's alone, whose weights must not change meanwhile.
 
         Args:
             gigabytes (`float`): Room for keys and values of chunks, in GiB, where the model computes. Default: 4.
@@ -205,8 +212,8 @@ class FocusModel(TwinTuner):
             self._reader.pool = before
 
     def _check_chunks(self, memory: Memory | None, settings: Settings) -> None:
-        """Refuse a memory that was not made for this model and adapter, or (without one) to spread chunks where that cannot
-        be."""
+        """Refuse a memory that was not made for this model and adapter, or (without one) to spread chunks where that
+        cannot be."""
         if memory is None:
             Ranks.of(settings.config.spread_chunks, self._reader)
         else:
@@ -219,15 +226,16 @@ class FocusModel(TwinTuner):
         memory: Memory | None = None,
         **overrides: Any,
     ) -> list[torch.Tensor]:
-        """What the last token of an input looks at: which chunks have to say something about what comes next (paper appendix H).
+        """What the last token of an input looks at: which chunks have to say something about what comes next (paper
+        appendix H).
 
         Args:
             input_ids (`torch.LongTensor` of shape (batch, tokens)), attention_mask, memory: As for `generate`.
             **overrides: As for `generate`: `decoding`, `local_size`, ...
 
         Returns:
-            For each row the share of attention of each of its chunks' candidates, mean over heads and layers: (chunks,) in
-            float32. Without chunks it is empty. The rest, up to 1, goes to the local window.
+            For each row the share of attention of each of its chunks' candidates, mean over heads and layers:
+            (chunks,) in float32. Without chunks it is empty. The rest, up to 1, goes to the local window.
 
         Raises:
             ValueError: for inputs that cannot work, or a model whose attention cannot be seen.
@@ -263,22 +271,25 @@ class FocusModel(TwinTuner):
     ) -> Any:
         """The training loss, or logits.
 
-        With `labels`: both losses on spans drawn from every row (see `objectives` and `sampling`). Without: logits of the base
-        model's shape. A row that fits the local window is the base model's. In a longer one, the logits at token t are
-        those that `generate` would compute had it started from the first token and been given the rest, so the base model's
-        until the window first spills. With `memory`, every token of `input_ids` sees its own candidates. No graph is kept
-        without labels, once candidates are involved.
+        With `labels`: both losses on spans drawn from every row (see `objectives` and `sampling`). Without: logits of
+        the base model's shape. A row that fits the local window is the base model's. In a longer one, the logits at
+        token t are those that `generate` would compute had it started from the first token and been given the rest, so
+        the base model's until the window first spills. With `memory`, every token of `input_ids` sees its own
+        candidates. No graph is kept without labels, once candidates are involved.
 
         Args:
             input_ids (`torch.LongTensor` of shape (batch, tokens)): Documents.
-            attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*): 1 at real tokens; padding on either side.
+            attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*): 1 at real tokens; padding on either
+                side.
             labels (`torch.LongTensor` of shape (batch, tokens), *optional*): Like `input_ids`; -100 is no label.
-            memory (`Memory`, *optional*): What stands before `input_ids`, one document for each row. Not with `labels`.
+            memory (`Memory`, *optional*): What stands before `input_ids`, one document for each row. Not with
+                `labels`.
             generator (`torch.Generator`, *optional*):
                 Draws the spans. Default: torch's global one in training, a fixed seed in evaluation.
             logits_to_keep (`int`): Only the last so many logits; 0: all.
             sample_seeds (`torch.LongTensor` of shape (batch,), *optional*):
-                A seed for each row's spans, which then do not depend on what else is in the batch. Not with `generator`.
+                A seed for each row's spans, which then do not depend on what else is in the batch. Not with
+                `generator`.
             local_loss (`bool`): Measure the loss of the local windows alone too (with `labels`).
             distractors (`Distractors`, *optional*): Chunks that may stand among those of the rows (with `labels`).
             **kwargs: Go to the base model where no candidates are involved.
@@ -320,8 +331,8 @@ class FocusModel(TwinTuner):
             _check_training(memory, overrides)
             if labels.shape != input_ids.shape:
                 raise ValueError(
-                    f"`labels` has the shape {tuple(labels.shape)}, but `input_ids` has {tuple(input_ids.shape)}; they must "
-                    "be the same."
+                    f"`labels` has the shape {tuple(labels.shape)}, but `input_ids` has {tuple(input_ids.shape)}; "
+                    "they must be the same."
                 )
             generators = row_generators(len(rows), generator, sample_seeds, self.training)
             others = 0 if distractors is None else len(distractors)
@@ -343,8 +354,9 @@ class FocusModel(TwinTuner):
             and self._loses_gradients
         ):
             raise ValueError(
-                f"No gradient reaches the twins through the quantized layers of {type(self.model).__name__}: they are made for "
-                "inference only. Train on the base model as it is, or quantized to weights only, such as 4 bits of bitsandbytes."
+                f"No gradient reaches the twins through the quantized layers of {type(self.model).__name__}: they are "
+                "made for inference only. Train on the base model as it is, or quantized to weights only, such as 4 "
+                "bits of bitsandbytes."
             )
         # sharded parameters are empty here, and nobody waits for their gradients
         waits = is_distributed() and not self.reader.sharded
@@ -356,8 +368,8 @@ class FocusModel(TwinTuner):
     def generate(self, inputs: torch.Tensor | None = None, *, memory: Memory | None = None, **kwargs: Any) -> Any:
         """Transformers' `generate`, on inputs of any length.
 
-        What does not fit the local window becomes the memory by itself. As the window grows, its oldest chunk goes there too, so
-        generation has no end. Inputs that fit are the base model's.
+        What does not fit the local window becomes the memory by itself. As the window grows, its oldest chunk goes
+        there too, so generation has no end. Inputs that fit are the base model's.
 
         Args:
             inputs or input_ids (`torch.LongTensor` of shape (batch, tokens)):
@@ -365,16 +377,18 @@ class FocusModel(TwinTuner):
             memory (`Memory`, *optional*): What `encode` returned.
             attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*):
                 1 at real tokens. Padding may be on either side; what is returned is padded on the left.
-            decoding, refresh_interval, top_chunks, chunk_batch_size, local_size, prompt_size, add_bos, storage, storage_dir,
+            decoding, refresh_interval, top_chunks, chunk_batch_size, local_size, prompt_size, add_bos, storage,
+            storage_dir,
             spread_chunks:
-                Override the adapter's configuration for this call. A `memory` stays in its own storage, and it is the memory
-                that says whether chunks are spread.
+                Override the adapter's configuration for this call. A `memory` stays in its own storage, and it is the
+                memory that says whether chunks are spread.
             progress (`bool`, *optional*): Show a progress bar while reading. Default: if standard error is a terminal.
-            **kwargs: Every option of transformers' `generate`, but `inputs_embeds`, `use_cache=False`, `cache_implementation`,
-                `prefill_chunk_size`, `output_attentions` and `output_hidden_states`.
+            **kwargs: Every option of transformers' `generate`, but `inputs_embeds`, `use_cache=False`,
+                `cache_implementation`, `prefill_chunk_size`, `output_attentions` and `output_hidden_states`.
 
         Returns:
-            What transformers' `generate` returns. Its `cache` (`past_key_values` before transformers 5.24) may be given back to continue.
+            What transformers' `generate` returns. Its `cache` (`past_key_values` before transformers 5.24) may be
+            given back to continue.
 
         Raises:
             ValueError: for inputs or options that cannot work; before anything is read.
@@ -398,8 +412,8 @@ def _check_training(memory: Memory | None, overrides: dict[str, Any]) -> None:
         raise ValueError("`memory` and `labels` exclude each other: the losses cut their own memory from the rows.")
     if overrides.get("storage") not in (None, "device"):
         raise ValueError(
-            f"`storage` is {overrides['storage']!r}, but with `labels` chunks are on the model's device, where gradients "
-            "need them; leave it out."
+            f"`storage` is {overrides['storage']!r}, but with `labels` chunks are on the model's device, where "
+            "gradients need them; leave it out."
         )
     if overrides.get("spread_chunks"):
         raise ValueError(

@@ -26,8 +26,9 @@ class TwinTuner(BaseTuner):
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
         if not isinstance(peft_config, dict):  # as `PeftModel` gives it
             raise ValueError(
-                "`model` would lose this tuner, which reads its chunks, in `add_adapter`, in `inject_adapter_in_model` and in "
-                "`AutoModelForCausalLM.from_pretrained` of an adapter; use `get_peft_model` or `PeftModel.from_pretrained`."
+                "`model` would lose this tuner, which reads its chunks, in `add_adapter`, in "
+                "`inject_adapter_in_model` and in `AutoModelForCausalLM.from_pretrained` of an adapter; use "
+                "`get_peft_model` or `PeftModel.from_pretrained`."
             )
         facts = ModelFacts.of(model)
         Settings.of(peft_config[adapter_name], facts)  # sizes that do not fit fail before anything is wrapped
@@ -46,8 +47,8 @@ class TwinTuner(BaseTuner):
         for path, module in self.model.named_modules():
             if path.endswith("kv_b_proj") and self._check_target_module_exists(peft_config, path):
                 raise ValueError(
-                    f"`target_modules` matches {path!r}, which expands the cached latents of all tokens at once, so a candidate has "
-                    "no twin of it; name `kv_a_proj_with_mqa`, which makes the latents."
+                    f"`target_modules` matches {path!r}, which expands the cached latents of all tokens at once, so a "
+                    "candidate has no twin of it; name `kv_a_proj_with_mqa`, which makes the latents."
                 )
             if not path or path.startswith(inside) or isinstance(module, TwinLayer) or is_projection(module):
                 continue

@@ -2,12 +2,13 @@
 
     python recipes/gpu.py --output docs/results/gpu
     python recipes/gpu.py --output docs/results/gpu --parts check,decoding
-    python recipes/gpu.py --output docs/results/gpu --parts adapter --base ~/.cache/huggingface/focus_peft/SmolLM2 --minutes 5
-    python recipes/gpu.py --output /tmp/gpu --small                    # tiny sizes on the CPU, in a minute
+    python recipes/gpu.py --output docs/results/gpu --parts adapter --base ~/.cache/huggingface/focus_peft/SmolLM2
+    --minutes 5 python recipes/gpu.py --output /tmp/gpu --small                    # tiny sizes on the CPU, in a minute
     python recipes/gpu.py --join docs/results/gpu/checkpoint outputs/trained
 
-From a bare checkout: `PYTHONPATH=. python recipes/gpu.py ...`. It needs torch, transformers, peft, accelerate and safetensors, and no
-network. Every part writes `<part>.json` in the output folder, cell by cell; one that is killed leaves what it had.
+From a bare checkout: `PYTHONPATH=. python recipes/gpu.py ...`. It needs torch, transformers, peft, accelerate and
+safetensors, and no network. Every part writes `<part>.json` in the output folder, cell by cell; one that is killed
+leaves what it had.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"**{result['part']}**, {result['device']}, {result['dtype']}, {result['seconds']:.0f} s", ""]
     if result["part"] == "check":
         lines += [
-            f"{result.get('passed', 0)} passed, {result.get('skipped', 0)} skipped, {result.get('failed', 'an unknown number')} failed",
+            f"{result.get('passed', 0)} passed, {result.get('skipped', 0)} skipped, "
+            f"{result.get('failed', 'an unknown number')} failed",
             "",
         ]
         cells = [cell for cell in cells if cell["status"] != "ok"]

@@ -1,8 +1,8 @@
 """
 What must hold on any device: plain functions of a device, so that a card without pytest can be checked too.
 
-`test_gpu.py` runs them on the CPU, in every run of the tests, and on a card where there is one; `recipes/gpu.py` runs them by
-itself. What is expected was computed on the CPU, mostly by the slow reference in float64.
+`test_gpu.py` runs them on the CPU, in every run of the tests, and on a card where there is one; `recipes/gpu.py` runs
+them by itself. What is expected was computed on the CPU, mostly by the slow reference in float64.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from focus_peft import Memory
 FAMILIES = ("llama", "mistral", "qwen3", "gemma3", "gpt2", "bloom", "deepseek_v3", "phi3")
 # Relative, by norm. The products of TensorFloat-32 would miss it by ten times
 FLOAT32 = 1e-4
-# Rounding in another order may miss the true logits by so many times what the slow reference misses them by in the same type
+# Rounding in another order may miss the true logits by so many times what the slow reference misses them by in the
+# same type
 ROUNDING = 3.0
 LENGTHS = (29, 22)  # of a batch's rows; while twelve tokens are generated, both windows spill
 NEW_TOKENS = 12
@@ -114,7 +115,9 @@ def equals_the_reference(
 
 
 def storage_equals_the_reference(device: torch.device, storage: str) -> None:
-    """A memory in each storage, read a chunk at a time so that pieces are copied ahead, gives the reference's logits."""
+    """A memory in each storage, read a chunk at a time so that pieces are copied ahead, gives the reference's
+    logits.
+    """
     model, exact, _ = references("llama", torch.float32)
     document, questions = random_ids(40, seed=3), [random_ids(10, seed=4), random_ids(10, seed=5)]
     options: dict[str, Any] = {"storage": storage, "chunk_batch_size": 1}
@@ -135,7 +138,9 @@ def storage_equals_the_reference(device: torch.device, storage: str) -> None:
 
 
 def offloaded_layers_equal_the_reference(device: torch.device) -> None:
-    """A base model that a device map spreads over the card and CPU memory (on the CPU: and the disk), wrapped, decodes the same."""
+    """A base model that a device map spreads over the card and CPU memory (on the CPU: and the disk), wrapped, decodes
+    the same.
+    """
     fast, slow = (0, "cpu") if device.type == "cuda" else ("cpu", "disk")
     model, exact, _ = references("llama", torch.float32)
     plain = make_tiny_model("llama", torch.float32)
@@ -242,7 +247,9 @@ def trainable(dtype: torch.dtype, decoding: str, r: int | None, distill_weight: 
 
 
 def trains_like_the_cpu(device: torch.device, decoding: str, r: int | None) -> None:
-    """Both losses and their gradients, and the twins after a step, are those of float64 on the CPU; with and without checkpoints."""
+    """Both losses and their gradients, and the twins after a step, are those of float64 on the CPU; with and without
+    checkpoints.
+    """
     wide, model, checkpointed = (
         trainable(dtype, decoding, r, 0.3) for dtype in (torch.float64, torch.float32, torch.float32)
     )
@@ -290,7 +297,9 @@ def trains_in_autocast(device: torch.device) -> None:
 
 
 class NoWaiting(TorchDispatchMode):
-    """Within the context, operations that wait for a device to be done raise an error. For devices that cannot tell by themselves."""
+    """Within the context, operations that wait for a device to be done raise an error. For devices that cannot tell by
+    themselves.
+    """
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
 
@@ -314,7 +323,9 @@ def no_waiting(device: torch.device) -> Iterator[None]:
 
 
 def layers_never_wait(device: torch.device, storage: str = "device") -> None:
-    """From the first layer of a pass to its last, nothing makes the CPU wait for the device: while reading, decoding and training."""
+    """From the first layer of a pass to its last, nothing makes the CPU wait for the device: while reading, decoding
+    and training.
+    """
     model = make_focus_model("llama", torch.float32, label_size=3, train_min_chunk_size=4).to(device)
     layers = model.get_base_model().model.layers
     entered: list[Any] = []

@@ -1,9 +1,10 @@
-"""A process that uses the Hub's real client: it reads where the Hub is when it is imported, so it cannot be in the tests' own process.
+"""A process that uses the Hub's real client: it reads where the Hub is when it is imported, so it cannot be in the
+tests' own process.
 
     HF_ENDPOINT=... HF_HOME=... python hub_client.py
 
-Each line of stdin is a request in JSON, `{"argv": [...]}` for a command or `{"code": "..."}` for lines of Python, with a `token` or
-none; each line of stdout is its outcome.
+Each line of stdin is a request in JSON, `{"argv": [...]}` for a command or `{"code": "..."}` for lines of Python, with
+a `token` or none; each line of stdout is its outcome.
 """
 
 from __future__ import annotations

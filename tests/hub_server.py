@@ -1,7 +1,8 @@
-"""A server on this machine that speaks as much of the Hub's API as its client needs to make, fill and read repositories.
+"""A server on this machine that speaks as much of the Hub's API as its client needs to make, fill and read
+repositories.
 
-Commits are whole or not there, large files (.safetensors) go through LFS, private repositories are for their owners, and what was asked
-is written down. It can be told to fail.
+Commits are whole or not there, large files (.safetensors) go through LFS, private repositories are for their owners,
+and what was asked is written down. It can be told to fail.
 """
 
 from __future__ import annotations
@@ -224,9 +225,11 @@ class _Handler(BaseHTTPRequestHandler):
             modes = {name: "lfs" if name.endswith(LARGE) else "regular" for name in names}
             known = {name: entry(name, files[name]) for name in names if name in files}
             oids = {name: found.get("lfs", found)["oid"] for name, found in known.items()}
-            self.send_json({"files": [
-                {"path": name, "uploadMode": modes[name], "shouldIgnore": False, "oid": oids.get(name)} for name in names
-            ]})  # fmt: skip
+            files = [
+                {"path": name, "uploadMode": modes[name], "shouldIgnore": False, "oid": oids.get(name)}
+                for name in names
+            ]
+            self.send_json({"files": files})
         elif what == "commit":
             self.commit(repo_id, repository, revision)
         elif what == "branch":

@@ -1,4 +1,5 @@
-"""What the tests of the trainer share: documents in memory, a trainer on a tiny model, and runs in processes of their own.
+"""What the tests of the trainer share: documents in memory, a trainer on a tiny model, and runs in processes of their
+own.
 
 python runs.py RUN.json
 """
@@ -131,7 +132,9 @@ class KillAtStep(TrainerCallback):
 
 
 class KillingTokenizer:
-    """What dies in the middle of the given checkpoint: a tokenizer is saved after the weights and before the optimizer."""
+    """What dies in the middle of the given checkpoint: a tokenizer is saved after the weights and before the
+    optimizer.
+    """
 
     def __init__(self, checkpoint: str) -> None:
         self.checkpoint = checkpoint

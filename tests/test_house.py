@@ -85,7 +85,9 @@ def graph() -> dict[tuple[str, ...], set[tuple[str, ...]]]:
 
 
 def circles(arrows: dict[tuple[str, ...], set[tuple[str, ...]]]) -> list[list[tuple[str, ...]]]:
-    """Modules that are left when everything that imports nothing of what is left has been taken away, again and again."""
+    """Modules that are left when everything that imports nothing of what is left has been taken away, again and
+    again.
+    """
     left = {module: targets - {module} for module, targets in arrows.items()}
     while free := [module for module, targets in left.items() if not targets & left.keys()]:
         for module in free:

@@ -153,7 +153,9 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def fresh_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a process found that first opened a pickled configuration, and then reloaded and imported focus_peft anew."""
+    """What a process found that first opened a pickled configuration, and then reloaded and imported focus_peft
+    anew.
+    """
     path = tmp_path_factory.mktemp("pickle") / "config.pickle"
     path.write_bytes(pickle.dumps(FocusConfig(r=5)))
     command = [sys.executable, "-W", "ignore", "-c", FRESH_PROCESS, str(path)]

@@ -25,8 +25,8 @@ PAD, BOS, EOS = 0, 1, 2
 def make_tiny_model(family: str = "llama", dtype: torch.dtype = torch.float64, **overrides: Any) -> PreTrainedModel:
     """A model with random weights, the same at every call, large enough that attention is peaky.
 
-    A float64 model computes in float64 all the way through (see `exact`), so that computations that are equal on paper are
-    equal to about 1e-12 here. A family that the installed transformers does not have skips the test.
+    A float64 model computes in float64 all the way through (see `exact`), so that computations that are equal on paper
+    are equal to about 1e-12 here. A family that the installed transformers does not have skips the test.
 
     Args:
         family (`str`): A key of `FAMILIES`.

@@ -1,7 +1,9 @@
-"""`FocusCache`: what transformers' generation loops hold as their cache, and how a forward call becomes the two passes.
+"""`FocusCache`: what transformers' generation loops hold as their cache, and how a forward call becomes the two
+passes.
 
-The loops hand over the whole input first and new tokens after. `FocusCache.read` splits what it gets, runs the chunk pass (prompts
-and candidates in all chunk rows), gathers the candidates, and runs the local pass behind them (method: one prediction, 1-4).
+The loops hand over the whole input first and new tokens after. `FocusCache.read` splits what it gets, runs the chunk
+pass (prompts and candidates in all chunk rows), gathers the candidates, and runs the local pass behind them (method:
+one prediction, 1-4).
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class _Snapshot:
 
 @dataclass
 class _Renewal:
-    """Candidates, and the number of tokens when they were made: some are kept for more than one token, and may come back."""
+    """Candidates, and the number of tokens when they were made: some are kept for more than one token, and may come
+    back.
+    """
 
     length: int
     candidates: list[LayerStates]
@@ -57,8 +61,9 @@ class FocusCache(Cache):
     """Owns what has been read: chunks, streams, and their local keys and values.
 
     Attributes:
-        chunk_attention (`list[torch.Tensor]`): What the last token of each stream looked at: the mean share of attention, over
-            heads and layers, of each of its candidates, (chunks,) each. Empty, if nothing asked for it.
+        chunk_attention (`list[torch.Tensor]`): What the last token of each stream looked at: the mean share of
+            attention, over heads and layers, of each of its candidates, (chunks,) each. Empty, if nothing asked for
+            it.
 
     Args:
         reader (`Reader`): Runs the passes.
@@ -192,14 +197,15 @@ class FocusCache(Cache):
 
         Args:
             new (`Sequence[Sequence[int]]`): The new tokens of each row, at least `newest` of them.
-            newest (`int`): For how many of the last tokens of each row logits are wanted. Each of these is the newest token
-                in its turn; tokens before them are plain.
+            newest (`int`): For how many of the last tokens of each row logits are wanted. Each of these is the newest
+                token in its turn; tokens before them are plain.
             width (`int`, *optional*): Columns that the tokens and their padding took in the batch.
-            base_call (`Callable[[Cache], Any]`, *optional*): Runs the base model on the same inputs with a cache of its own.
+            base_call (`Callable[[Cache], Any]`, *optional*): Runs the base model on the same inputs with a cache of
+                its own.
 
         Returns:
-            Logits of shape (rows, `newest`, vocabulary), or what `base_call` returned, if it was given and there are no
-            candidates yet.
+            Logits of shape (rows, `newest`, vocabulary), or what `base_call` returned, if it was given and there are
+            no candidates yet.
         """
         self._snapshots.clear()
         del self._renewals[:-1]
@@ -413,7 +419,9 @@ class FocusCache(Cache):
         return chooses or self.records_attention
 
     def _choose(self) -> None:
-        """The chunks that a stream looked at most when it was split are renewed from now on; the earlier of two that are even."""
+        """The chunks that a stream looked at most when it was split are renewed from now on; the earlier of two that
+        are even.
+        """
         if self.settings.config.top_chunks is None:
             return
         for stream, mass in zip(self.streams, self.chunk_attention):

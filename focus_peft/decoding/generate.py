@@ -1,4 +1,6 @@
-"""How `generate` sees the memory: transformers' own loops run, and each forward call they make becomes the two passes."""
+"""How `generate` sees the memory: transformers' own loops run, and each forward call they make becomes the two
+passes.
+"""
 
 from __future__ import annotations
 
@@ -72,8 +74,8 @@ def generate(
         cache = FocusCache(reader, settings, documents, memory, progress)
     elif not isinstance(cache, FocusCache):
         raise ValueError(
-            f"`{CACHE}` is a {type(cache).__name__}, which holds no chunks; leave it out, or give back the `{CACHE}` that `generate` "
-            "returned."
+            f"`{CACHE}` is a {type(cache).__name__}, which holds no chunks; leave it out, or give back the `{CACHE}` "
+            "that `generate` returned."
         )
     elif memory is not None or overridden:
         named = ", ".join(f"`{name}`" for name in (["memory"] if memory is not None else []) + overridden)
@@ -109,8 +111,9 @@ def _reads_through_cache(model: PreTrainedModel) -> Iterator[None]:
             return original(*args, **kwargs)
         if not isinstance(cache, FocusCache):  # a model may drop it in `prepare_inputs_for_generation`
             raise RuntimeError(
-                f"{type(model).__name__} was called by `generate` without the cache that holds the memory (`{CACHE}` is a "
-                f"{type(cache).__name__}), and would have read the input without it; this way of generating is not supported."
+                f"{type(model).__name__} was called by `generate` without the cache that holds the memory (`{CACHE}` "
+                f"is a {type(cache).__name__}), and would have read the input without it; this way of generating is "
+                "not supported."
             )
         input_ids: torch.Tensor = kwargs["input_ids"]
         mask = kwargs.get("attention_mask")

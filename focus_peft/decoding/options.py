@@ -12,7 +12,9 @@ from ..passes.settings import Settings
 
 
 def _generation_config(model: PreTrainedModel, kwargs: dict[str, Any]) -> Any:
-    """What transformers will see: the given or the model's generation config, with options on top. Only read, never passed."""
+    """What transformers will see: the given or the model's generation config, with options on top. Only read, never
+    passed.
+    """
     given = kwargs.get("generation_config") or model.generation_config
     options = {key: value for key, value in kwargs.items() if value is not None}
     return _Layered(options, given, model.generation_config)

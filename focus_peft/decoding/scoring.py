@@ -50,7 +50,8 @@ def read_logits(
 def read_attention(
     reader: Reader, settings: Settings, rows: list[list[int]], memory: Memory | None
 ) -> list[torch.Tensor]:
-    """What the last token of each row looks at: the mean share of its attention that each chunk's candidate has, (chunks,) each.
+    """What the last token of each row looks at: the mean share of its attention that each chunk's candidate has,
+    (chunks,) each.
 
     Args and raises as in `read_logits`.
     """
@@ -69,6 +70,7 @@ def _documents(rows: list[list[int]], memory: Memory | None) -> list[int | None]
         return [None] * len(rows)
     if len(rows) % memory.num_documents:
         raise ValueError(
-            f"`input_ids` has {len(rows)} rows, which is no multiple of the {memory.num_documents} documents in `memory`."
+            f"`input_ids` has {len(rows)} rows, which is no multiple of the {memory.num_documents} documents in "
+            "`memory`."
         )
     return [row * memory.num_documents // len(rows) for row in range(len(rows))]

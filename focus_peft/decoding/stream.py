@@ -13,7 +13,8 @@ class Stream:
         document (`int`): The document that it reads.
         member (`int`): Its number among the document's streams.
         ids (`list[int]`): All of its tokens, but for those in an explicit memory.
-        rows (`list[int]`): The chunk rows that it sees, in order: the memory's are numbered first, then the cache's own.
+        rows (`list[int]`): The chunk rows that it sees, in order: the memory's are numbered first, then the cache's
+            own.
         start (`int`): Where in `ids` the local window starts.
         prompt_start (`int`): Where in `ids` the dynamic prompt starts.
         fed (`int`): Prompt tokens, BOS included, that the chunk rows hold as ordinary ones.
@@ -22,7 +23,8 @@ class Stream:
         local_start (`int`): Position of the first local token.
         fresh (`bool`): Nothing has been read of it.
         is_split (`bool`): Its window and prompt have been set up.
-        chosen (`list[int]`, *optional*): The chunks whose candidates are renewed, by their number in `rows`. None: all.
+        chosen (`list[int]`, *optional*): The chunks whose candidates are renewed, by their number in `rows`. None:
+            all.
     """
 
     document: int

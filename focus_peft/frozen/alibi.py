@@ -1,10 +1,10 @@
 """ALiBi (arXiv 2108.12409): biases by key index, for models that take no positions.
 
-Such models count the keys of their cache from its first column, and add `slope * index` to the scores of every key. Here keys stand
-where there was room for them, several questions may share a chunk row, and some columns are stale. So in every pass the attention
-modules are given the biases of the order that is meant: `[chunk][dynamic prompt]` in a chunk row, and
-`[candidates][local window]` in the local pass. There the candidates are a true prefix: candidate i of n has the index i, local token
-j the index n + j, in both ways of decoding.
+Such models count the keys of their cache from its first column, and add `slope * index` to the scores of every key.
+Here keys stand where there was room for them, several questions may share a chunk row, and some columns are stale. So
+in every pass the attention modules are given the biases of the order that is meant: `[chunk][dynamic prompt]` in a
+chunk row, and `[candidates][local window]` in the local pass. There the candidates are a true prefix: candidate i of n
+has the index i, local token j the index n + j, in both ways of decoding.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Alibi:
     Args:
         build (`Callable[[int], torch.Tensor]`): The model's own biases (heads, 1, keys) for so many keys.
         modules (`list[nn.Module]`): Its attention modules.
-        per_row (`bool`): Whether the modules take biases of each row. If not, all rows of a pass need the same distances.
+        per_row (`bool`): Whether the modules take biases of each row. If not, all rows of a pass need the same
+            distances.
         scale (`float`): What the modules multiply biases with.
     """
 
@@ -68,7 +69,8 @@ class Alibi:
 
         Args:
             key_index (`torch.LongTensor` of shape (rows or 1, columns)): Each key's place in the order that is meant.
-            mask (`torch.Tensor` of shape (rows, 1, tokens, columns)): 0 where a key is visible, the dtype's minimum elsewhere.
+            mask (`torch.Tensor` of shape (rows, 1, tokens, columns)): 0 where a key is visible, the dtype's minimum
+                elsewhere.
         """
         # columns that nobody sees may have any index; where all rows share biases, only differences matter
         index = key_index.clamp_min(0) if self.per_row else key_index[:1] - key_index[:1].min()

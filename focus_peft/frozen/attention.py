@@ -1,8 +1,9 @@
 """Attention implementations: which one runs the passes that need a mask of their own.
 
-Chunks are causal sequences of full length, so the model's own implementation reads them, whatever it is: that is nearly all of
-the work. The chunk pass of the prompts and the local pass, a few tokens each, see a cache through a mask that only eager and sdpa
-attention take. For these, a model with FlashAttention, FlexAttention or a kernel from the Hub is switched for the time of the pass.
+Chunks are causal sequences of full length, so the model's own implementation reads them, whatever it is: that is
+nearly all of the work. The chunk pass of the prompts and the local pass, a few tokens each, see a cache through a mask
+that only eager and sdpa attention take. For these, a model with FlashAttention, FlexAttention or a kernel from the Hub
+is switched for the time of the pass.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def check_attention(model: PreTrainedModel) -> None:
         return
     if not is_switched(implementation):
         raise ValueError(
-            f"`attn_implementation` is {implementation!r}, of which it is not known how it treats the mask of a candidate; load "
+            f"`attn_implementation` is {implementation!r}, of which it is not known how it treats the mask of a "
+            "candidate; load "
             'the model with `attn_implementation="sdpa"`, "eager", "flash_attention_2" or "flex_attention".'
         )
     if not type(model)._can_set_attn_implementation():
@@ -65,7 +67,8 @@ def taking_masks(
 ) -> Iterator[None]:
     """Within the context, the attention of the model takes 4D masks; with `grouped`, sdpa attention is `grouped_sdpa`.
 
-    With `record`, which `exchanges_attention` must allow, its weights are noted. `modules` are all of the model's, where they are known.
+    With `record`, which `exchanges_attention` must allow, its weights are noted. `modules` are all of the model's,
+    where they are known.
     """
     before: list[tuple[Any, Any]] = []
     # layers look their implementation up in the configuration whenever they run

@@ -1,7 +1,7 @@
 """How much attention the newest token pays to each candidate: what an answer looked at, and which chunks to renew.
 
-Attention functions of transformers give no weights away but the eager one. For the time of a pass, a function that stands before the
-model's own computes the weights of the last token once more, which are few.
+Attention functions of transformers give no weights away but the eager one. For the time of a pass, a function that
+stands before the model's own computes the weights of the last token once more, which are few.
 """
 
 from __future__ import annotations

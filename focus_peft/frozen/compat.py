@@ -1,4 +1,6 @@
-"""What transformers calls the keys and values of a model, in arguments and in outputs: `cache` since 5.24, `past_key_values` before."""
+"""What transformers calls the keys and values of a model, in arguments and in outputs: `cache` since 5.24,
+`past_key_values` before.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWith
 
 
 def rename(arguments: dict[str, Any]) -> None:
-    """Give what a caller calls by its older name the one that the installed transformers has, as transformers itself does.
+    """Give what a caller calls by its older name the one that the installed transformers has, as transformers itself
+    does.
 
     Raises:
         ValueError: if both names are given.

@@ -1,4 +1,6 @@
-"""Which models can be adapted: what their configuration and modules say, and a clear refusal where something does not fit."""
+"""Which models can be adapted: what their configuration and modules say, and a clear refusal where something does not
+fit.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +58,13 @@ class ModelFacts:
         """
         if isinstance(getattr(model, "_orig_mod", None), PreTrainedModel):
             raise ValueError(
-                "`model` is what `torch.compile(model)` returned, whose layers cannot be replaced; compile it in place with "
-                "`model.compile()` instead."
+                "`model` is what `torch.compile(model)` returned, whose layers cannot be replaced; compile it in "
+                "place with `model.compile()` instead."
             )
         if not isinstance(model, PreTrainedModel):
             raise ValueError(
-                f"`model` must be a transformers causal language model (`AutoModelForCausalLM`), got {type(model).__name__}."
+                "`model` must be a transformers causal language model (`AutoModelForCausalLM`), got "
+                f"{type(model).__name__}."
             )
         config = model.config
         name = type(model).__name__
@@ -83,8 +86,8 @@ class ModelFacts:
         accepted = inspect.signature(model.base_model.forward).parameters
         if "position_ids" not in accepted and Alibi.of(model) is None:
             raise ValueError(
-                f"{name} takes no `position_ids`: it has no attention over positions, or counts its keys in a way of its own, so "
-                "candidates cannot be placed before its local window."
+                f"{name} takes no `position_ids`: it has no attention over positions, or counts its keys in a way of "
+                "its own, so candidates cannot be placed before its local window."
             )
         check_attention(model)
         types, window = _layer_types(model)
@@ -139,7 +142,8 @@ def _layer_types(model: PreTrainedModel) -> tuple[frozenset[str], int | None]:
     foreign = sorted(types - {"full_attention", "sliding_attention"})
     if foreign:
         raise ValueError(
-            f"{type(model).__name__} has layers of the types {foreign}; only layers that keep a key and a value for every token and "
-            "see all of them, or a sliding window, can hand a candidate from a chunk to the local window."
+            f"{type(model).__name__} has layers of the types {foreign}; only layers that keep a key and a value for "
+            "every token and see all of them, or a sliding window, can hand a candidate from a chunk to the local "
+            "window."
         )
     return types, window

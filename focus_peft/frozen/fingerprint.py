@@ -43,7 +43,10 @@ class Fingerprint:
         """The fingerprint of a base model. Twins do not count."""
         config = model.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        shape = f"{config.num_hidden_layers} layers, hidden {config.hidden_size}, {heads} kv heads, vocabulary {config.vocab_size}"
+        shape = (
+            f"{config.num_hidden_layers} layers, hidden {config.hidden_size}, {heads} kv heads, "
+            f"vocabulary {config.vocab_size}"
+        )
         samples = hashlib.sha256()
         for tensor in _frozen_tensors(model):
             flat = tensor.detach().reshape(-1)
@@ -60,13 +63,15 @@ class Fingerprint:
         for name, mine in asdict(self).items():
             if other.get(name) != mine:
                 raise ValueError(
-                    f"it was made with another model (`{name}` was {other.get(name)!r}, this model has {mine!r}); encode "
-                    "the documents again"
+                    f"it was made with another model (`{name}` was {other.get(name)!r}, this model has {mine!r}); "
+                    "encode the documents again"
                 )
 
 
 def _frozen_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
-    """Everything that frozen layers keep, in the order of their names: a tied weight once, a quantized one in its parts."""
+    """Everything that frozen layers keep, in the order of their names: a tied weight once, a quantized one in its
+    parts.
+    """
     own = {id(p): name for name, p in model.named_parameters() if "focus_" not in name}
     head = model.get_output_embeddings()
     tied = model.config.tie_word_embeddings and head is not None

@@ -1,12 +1,13 @@
 """Attention of grouped queries without copies of the keys, for the passes that read few tokens behind many.
 
-With a mask and more than one token, transformers' sdpa attention repeats keys and values once for each query head of a group. A
-streaming step reads every chunk's keys for two tokens, so these copies would be most of its time. Here the queries of a group stand
-side by side as tokens of one head.
+With a mask and more than one token, transformers' sdpa attention repeats keys and values once for each query head of a
+group. A streaming step reads every chunk's keys for two tokens, so these copies would be most of its time. Here the
+queries of a group stand side by side as tokens of one head.
 
-A pass of many tokens, such as the local window of exact decoding, is masked and so not known to be causal; half of the scores would be
-computed to be hidden. Where every token sees all candidates and what stands before it, attention is told that it is causal, with a query
-that nobody looks at for each candidate. Elsewhere queries go in blocks, each of which looks no further than the last key that it may see.
+A pass of many tokens, such as the local window of exact decoding, is masked and so not known to be causal; half of the
+scores would be computed to be hidden. Where every token sees all candidates and what stands before it, attention is
+told that it is causal, with a query that nobody looks at for each candidate. Elsewhere queries go in blocks, each of
+which looks no further than the last key that it may see.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ MOST_QUERIES = 1024
 BLOCK = 256
 # (first query, last query + 1, last visible key + 1)
 Block = tuple[int, int, int]
-# Of the pass that is running, if it has many tokens: the blocks, or how many keys stand before those of its causal tokens
+# Of the pass that is running, if it has many tokens: the blocks, or how many keys stand before those of its causal
+# tokens
 shape_of_pass: ContextVar[list[Block] | int | None] = ContextVar("shape_of_pass", default=None)
 # What some models ask of attention besides
 SPECIAL = ("position_bias", "softcap", "s_aux", "cache")
@@ -47,7 +49,9 @@ def grouped_sdpa(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' sdpa attention: `query` is (rows, heads, tokens, head_dim), `key` and `value` (rows, kv_heads, keys, head_dim)."""
+    """Transformers' sdpa attention: `query` is (rows, heads, tokens, head_dim), `key` and `value` (rows, kv_heads,
+    keys, head_dim).
+    """
     rows, heads, tokens, _ = query.shape
     groups = heads // key.shape[1]
     masked = attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
@@ -91,7 +95,8 @@ def shaped(visible: torch.Tensor, is_whole_mask: bool) -> Iterator[None]:
 
     Args:
         visible (`torch.BoolTensor` of shape (rows or 1, tokens, keys)): What each token sees.
-        is_whole_mask (`bool`): Whether all layers see that; else some see less (sliding windows), or with biases (ALiBi).
+        is_whole_mask (`bool`): Whether all layers see that; else some see less (sliding windows), or with biases
+            (ALiBi).
     """
     tokens, before = visible.shape[1], visible.shape[2] - visible.shape[1]
     shape: list[Block] | int | None = None

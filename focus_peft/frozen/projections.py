@@ -16,7 +16,8 @@ PROJECTIONS = frozenset(
 
 
 def find_projections(model: nn.Module) -> list[str]:
-    """The paths of q, k, v and o (or their fused forms): linear children of modules whose class name ends in "Attention".
+    """The paths of q, k, v and o (or their fused forms): linear children of modules whose class name ends in
+    "Attention".
 
     Raises:
         ValueError: if there are none.

@@ -1,4 +1,6 @@
-"""The weights of frozen layers as plain numbers, however they are kept: quantized, packed, or offloaded by accelerate."""
+"""The weights of frozen layers as plain numbers, however they are kept: quantized, packed, or offloaded by
+accelerate.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def _is_plain(weight: object) -> bool:
 
 
 def plain_weight(layer: nn.Module, in_features: int, out_features: int) -> torch.Tensor:
-    """The weight of a projection, dequantized if it is quantized: (out_features, in_features), or as `Conv1D` keeps it.
+    """The weight of a projection, dequantized if it is quantized: (out_features, in_features), or as `Conv1D` keeps
+    it.
 
     Raises:
         ValueError: if the layer keeps it in a form that cannot be turned into numbers.
@@ -55,8 +58,8 @@ def _probed_weight(layer: nn.Module, in_features: int) -> torch.Tensor:
         return (layer(unit) - layer(torch.zeros_like(unit[:1]))).T.contiguous()
     except (RuntimeError, TypeError, ValueError, ImportError, NotImplementedError) as error:
         raise ValueError(
-            f"The weight of a {type(layer).__name__} cannot be dequantized ({type(error).__name__}: {error}), so no full "
-            "twin can be made of it; choose a low-rank twin, such as `r=16`."
+            f"The weight of a {type(layer).__name__} cannot be dequantized ({type(error).__name__}: {error}), so no "
+            "full twin can be made of it; choose a low-rank twin, such as `r=16`."
         ) from error
 
 
@@ -79,7 +82,9 @@ def execution_device(layer: nn.Module) -> torch.device:
 
 @contextlib.contextmanager
 def real_weights(layer: nn.Module) -> Iterator[None]:
-    """Within the context, weights of the layer that accelerate keeps elsewhere (another device, the disk) are there."""
+    """Within the context, weights of the layer that accelerate keeps elsewhere (another device, the disk) are
+    there.
+    """
     with align_module_device(layer):
         yield
 

@@ -1,6 +1,8 @@
-"""Where keys and values of chunks are kept: on the model's device (`KeyValueStore`), in CPU memory, in 8 bits, or on disk.
+"""Where keys and values of chunks are kept: on the model's device (`KeyValueStore`), in CPU memory, in 8 bits, or on
+disk.
 
-A pass goes over a batch of chunk rows, layer by layer, so nothing but one layer of one batch has to be where the model computes.
+A pass goes over a batch of chunk rows, layer by layer, so nothing but one layer of one batch has to be where the model
+computes.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ COPIED = 2**24
 
 
 class DiskStore(HostStore):
-    """States in files without a name, one for each layer, mapped into memory. They vanish with the store, however the process ends.
+    """States in files without a name, one for each layer, mapped into memory. They vanish with the store, however the
+    process ends.
 
-    What a pass has read or written is unmapped from the process right after; the system writes it out, and reads ahead.
+    What a pass has read or written is unmapped from the process right after; the system writes it out, and reads
+    ahead.
 
     Args:
         rows, columns (`int`): The size.
@@ -42,7 +46,8 @@ class DiskStore(HostStore):
         self.directory = os.fspath(directory or tempfile.gettempdir())
         if not os.path.isdir(self.directory) or not os.access(self.directory, os.W_OK | os.X_OK):
             raise ValueError(
-                f"`storage_dir` is {self.directory!r}, which is no directory that can be written to; make it, or choose another."
+                f"`storage_dir` is {self.directory!r}, which is no directory that can be written to; make it, or "
+                "choose another."
             )
         self._maps: dict[int, mmap.mmap] = {}  # by the address of a layer's keys
         self._used: list[tuple[int, slice]] = []
@@ -74,8 +79,8 @@ class DiskStore(HostStore):
                 os.ftruncate(file, size)
                 return
             raise OSError(
-                f"`storage_dir` {self.directory!r} has no room for {size / 2**20:,.1f} MiB of keys and values of one more layer "
-                f"({error.strerror}); choose another directory, or a `storage` in memory."
+                f"`storage_dir` {self.directory!r} has no room for {size / 2**20:,.1f} MiB of keys and values of one "
+                f"more layer ({error.strerror}); choose another directory, or a `storage` in memory."
             ) from error
 
     def open(self, index: int, rows: slice, stop: int, like: LayerStates) -> LayerStates:

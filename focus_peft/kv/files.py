@@ -1,4 +1,6 @@
-"""Keys and values of a memory in a safetensors file, written and read in pieces: never all of them are in memory at once."""
+"""Keys and values of a memory in a safetensors file, written and read in pieces: never all of them are in memory at
+once.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ PIECE = 2**26
 
 
 def describe_states(store: KeyValueStore, columns: int) -> dict[str, list]:
-    """Type and shape of every tensor that `write_states` writes, in the order in which it does, as JSON gives them back."""
+    """Type and shape of every tensor that `write_states` writes, in the order in which it does, as JSON gives them
+    back.
+    """
     described = {}
     for layer in range(store.num_layers):
         for name, side in zip(("key", "value"), store.read(layer, slice(0, 1), 1)):
@@ -65,7 +69,8 @@ def read_states(
     device: torch.device | str,
     first: int = 0,
 ) -> None:
-    """Fill an empty store with what `write_states` wrote, on a device: as many rows as it has, from row `first` of the file on.
+    """Fill an empty store with what `write_states` wrote, on a device: as many rows as it has, from row `first` of the
+    file on.
 
     Raises:
         ValueError: if the file does not hold what is described, or that does not fit the rows.
@@ -95,7 +100,9 @@ def read_states(
 def copy_states(
     source: KeyValueStore, target: KeyValueStore, pairs: Sequence[tuple[int, int]], lengths: Sequence[int]
 ) -> None:
-    """Copy chunks of one store to rows of another: pairs of (row of `target`, row of `source`), and the tokens of each chunk."""
+    """Copy chunks of one store to rows of another: pairs of (row of `target`, row of `source`), and the tokens of each
+    chunk.
+    """
     runs = list(_runs(pairs, lengths))
     for layer in range(source.num_layers):
         for new, old, count, length in runs:
@@ -110,7 +117,9 @@ def copy_states(
 
 
 def _runs(pairs: Sequence[tuple[int, int]], lengths: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
-    """(first row of the target, first row of the source, rows, tokens) of chunks of one length that are neighbours in both."""
+    """(first row of the target, first row of the source, rows, tokens) of chunks of one length that are neighbours in
+    both.
+    """
     begin = 0
     for end in range(1, len(pairs) + 1):
         following = (pairs[end - 1][0] + 1, pairs[end - 1][1] + 1)

@@ -18,7 +18,9 @@ ON_THE_WAY = 2**28
 
 @dataclass
 class _Coming:
-    """New states of some rows in one layer, on their way from a GPU: new tokens for a place, or (None) the rows' chunks."""
+    """New states of some rows in one layer, on their way from a GPU: new tokens for a place, or (None) the rows'
+    chunks.
+    """
 
     index: int
     rows: slice
@@ -32,7 +34,9 @@ class _Coming:
 
 
 class HostStore(KeyValueStore):
-    """States in CPU memory. A model on the CPU reads them there; for another device, each piece is copied to it, the next one ahead."""
+    """States in CPU memory. A model on the CPU reads them there; for another device, each piece is copied to it, the
+    next one ahead.
+    """
 
     storage = "cpu"
 
@@ -89,7 +93,9 @@ class HostStore(KeyValueStore):
         """Nothing moves: states are copied to the model's device as they are read."""
 
     def _fetch(self, index: int, rows: slice, place: Place | None, new: LayerStates) -> None:
-        """Copy new states to the CPU while the model goes on; they are written when they are there, at the end of the pass."""
+        """Copy new states to the CPU while the model goes on; they are written when they are there, at the end of the
+        pass.
+        """
         device = new[0].device
         aside, arrived = self._aside(device), None
         if aside is not None:

@@ -84,7 +84,9 @@ class Int8Store(KeyValueStore):
         self._behind = None
 
     def _runs_of(self, rows: slice) -> list[tuple[slice, int]]:
-        """(rows, counted from the first of `rows`; the length of their chunks) for each run of chunks of one length."""
+        """(rows, counted from the first of `rows`; the length of their chunks) for each run of chunks of one
+        length.
+        """
         if (rows.start, rows.stop) not in self._runs:
             found, begin = [], 0
             for length, members in itertools.groupby(self.lengths[rows]):
@@ -118,10 +120,11 @@ class Int8Store(KeyValueStore):
 
 
 def quantize(states: torch.Tensor) -> Codes:
-    """Codes from -127 to 127 and scales of `states` (..., head_dim), symmetric: a state is about its code times its scale.
+    """Codes from -127 to 127 and scales of `states` (..., head_dim), symmetric: a state is about its code times its
+    scale.
 
-    The scale has 16 significant bits, rounded up. So a code times its scale is exact in float32, and what has been dequantized
-    is quantized to the same codes and scales again.
+    The scale has 16 significant bits, rounded up. So a code times its scale is exact in float32, and what has been
+    dequantized is quantized to the same codes and scales again.
     """
     wide = states if states.dtype == torch.float64 else states.float()
     fraction, exponent = torch.frexp(wide.abs().amax(-1, keepdim=True).div(127).clamp_min(2.0**-100))

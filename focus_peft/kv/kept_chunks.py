@@ -16,11 +16,12 @@ GIB = 2**30
 class KeptChunks:
     """Keys and values of chunks, for inputs that have the same tokens in a chunk at the same place.
 
-    They come from the frozen model alone, so one adapter's chunks are another's. They stay where they were read, in the model's type.
+    They come from the frozen model alone, so one adapter's chunks are another's. They stay where they were read, in
+    the model's type.
 
     Args:
-        gigabytes (`float`): Room for them, in GiB. Where it does not suffice, chunks make room in a random order: the oldest would
-            be the first that the next input needs.
+        gigabytes (`float`): Room for them, in GiB. Where it does not suffice, chunks make room in a random order: the
+            oldest would be the first that the next input needs.
 
     Attributes:
         hits, misses (`int`): Chunks that were taken from here, and that were read.
@@ -48,7 +49,8 @@ class KeptChunks:
         """Fill rows of a store: copy the chunks that are here, read the others, and keep them.
 
         Args:
-            store (`KeyValueStore`), first_row (`int`), chunks (`Sequence[Sequence[int]]`), starts (`Sequence[int]`): As for `Reader.read_chunks`.
+            store (`KeyValueStore`), first_row (`int`), chunks (`Sequence[Sequence[int]]`), starts (`Sequence[int]`):
+                As for `Reader.read_chunks`.
             read (`Callable`): `read(begin, end)` reads the chunks from number `begin` to `end` - 1 into their rows.
         """
         keys = [(start, array("q", chunk).tobytes()) for start, chunk in zip(starts, chunks)]

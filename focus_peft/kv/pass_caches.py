@@ -19,11 +19,11 @@ class PassCache(Cache):
         rows (`slice`): Rows of the store that the pass is about.
         columns (`torch.LongTensor` of shape (rows, tokens)): Where each new token's key and value go.
         read (`slice`): Columns that attention sees.
-        prefix (`Sequence[LayerStates]`, *optional*): States of shape (rows, kv_heads, m, head_dim) that stand in the m columns
-            before `prefix_end`, written in each layer just before it is read.
+        prefix (`Sequence[LayerStates]`, *optional*): States of shape (rows, kv_heads, m, head_dim) that stand in the m
+            columns before `prefix_end`, written in each layer just before it is read.
         prefix_end (`int`): The column that follows the prefix.
-        chunks (`Sequence[int]`, *optional*): The rows' chunks are being read, which have so many tokens: attention sees the new
-            tokens only (nothing came before).
+        chunks (`Sequence[int]`, *optional*): The rows' chunks are being read, which have so many tokens: attention
+            sees the new tokens only (nothing came before).
         candidates (`int`): How many of the last tokens of each row to remember in `new`.
 
     Attributes:

@@ -19,7 +19,8 @@ def make_store(
     Args:
         storage (`str`): The kind.
         rows, columns (`int`): Its size; it grows.
-        directory (`str`, *optional*): Where "disk" makes its files. Default: the system's directory for temporary files.
+        directory (`str`, *optional*): Where "disk" makes its files. Default: the system's directory for temporary
+            files.
 
     Raises:
         ValueError: if there is no such kind, or nothing can be written in `directory`.

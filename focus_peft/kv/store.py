@@ -62,8 +62,8 @@ class Place:
 class KeyValueStore:
     """Keys and values of all layers, (rows, kv_heads, columns, head_dim) each, with room to grow in rows and columns.
 
-    Which columns mean something is the owner's business; what is stale is masked out and overwritten. Here the states are where the
-    model computes; the stores in `storage` keep them elsewhere.
+    Which columns mean something is the owner's business; what is stale is masked out and overwritten. Here the states
+    are where the model computes; the stores in `storage` keep them elsewhere.
     """
 
     storage = "device"
@@ -118,7 +118,9 @@ class KeyValueStore:
         """Passes over these rows follow, in this order."""
 
     def open(self, index: int, rows: slice, stop: int, like: LayerStates) -> LayerStates:
-        """States of the rows in one layer, where `like` is, of at least `stop + 1` columns: to be written to and read."""
+        """States of the rows in one layer, where `like` is, of at least `stop + 1` columns: to be written to and
+        read.
+        """
         keys, values = self.layer(index, like)
         return keys[rows], values[rows]
 
@@ -157,7 +159,9 @@ class KeyValueStore:
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on a device. A GPU fetches it from pinned memory in its own time, and nobody waits for it."""
+    """A tensor of the CPU on a device. A GPU fetches it from pinned memory in its own time, and nobody waits for
+    it.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -168,5 +172,7 @@ def round_up(size: int, multiple: int = 64) -> int:
 
 
 def columns_for(tokens: int, prompt: int) -> int:
-    """Columns for rows of so many tokens, with a prompt that may grow by half before storage is copied into a larger one."""
+    """Columns for rows of so many tokens, with a prompt that may grow by half before storage is copied into a larger
+    one.
+    """
     return round_up(tokens + prompt + prompt // 2)

@@ -1,4 +1,6 @@
-"""Distractors: chunks of other documents that stand among a document's own in training, so that candidates learn to be silent."""
+"""Distractors: chunks of other documents that stand among a document's own in training, so that candidates learn to be
+silent.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,10 @@ class Distractors:
     """
     Chunks that are read once and then stand among the chunks of other documents.
 
-    An input in use has hundreds of chunks, of which few matter; a training document has a handful, which all do. Twins that have seen no others
-    let every candidate speak, and the many drown the one that knows. Keys and values of a chunk do not depend on the twins, so
-    in a training step a distractor costs its dynamic prompt and its candidates, not its tokens. The paper knows nothing like it.
+    An input in use has hundreds of chunks, of which few matter; a training document has a handful, which all do. Twins
+    that have seen no others let every candidate speak, and the many drown the one that knows. Keys and values of a
+    chunk do not depend on the twins, so in a training step a distractor costs its dynamic prompt and its candidates,
+    not its tokens. The paper knows nothing like it.
 
     Args:
         reader (`Reader`): Reads them, once.
@@ -45,8 +48,8 @@ class Distractors:
         size = settings.sizes.chunk
         if not hasattr(documents, "__len__") or not hasattr(documents, "__getitem__"):
             raise ValueError(
-                f"`distractors` is {count}, but `train_dataset` ({type(documents).__name__}) has no length, so they cannot be picked "
-                "from it; give a dataset with one, or leave `distractors` out."
+                f"`distractors` is {count}, but `train_dataset` ({type(documents).__name__}) has no length, so they "
+                "cannot be picked from it; give a dataset with one, or leave `distractors` out."
             )
         step = max(1, len(documents) // count)
         order = (index for first in range(step) for index in range(first, len(documents), step))
@@ -58,8 +61,8 @@ class Distractors:
             if len(chunks) == count:
                 return cls(reader, settings, chunks)
         raise ValueError(
-            f"`distractors` is {count}, but only {len(chunks)} documents of `train_dataset` have the {size} tokens of a chunk; "
-            "choose fewer, smaller chunks, or longer documents."
+            f"`distractors` is {count}, but only {len(chunks)} documents of `train_dataset` have the {size} tokens of "
+            "a chunk; choose fewer, smaller chunks, or longer documents."
         )
 
     def __len__(self) -> int:

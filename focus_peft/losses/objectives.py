@@ -1,5 +1,5 @@
-"""The two losses of the paper, continuation and repetition (equations 5 to 7), and the distillation of the base model's own
-full reading."""
+"""The two losses of the paper, continuation and repetition (equations 5 to 7), and the distillation of the base
+model's own full reading."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def focus_loss(
         settings (`Settings`): As in `span_logits`; its configuration has the weights of the losses.
         documents (`Sequence[Document]`): The batch.
         local_loss (`bool`): Measure the baseline of `local_logits` too.
-        distractors (`Distractors`, *optional*): What stands at the places that a sample's `seats` leave. The base model's own
-            reading, for distillation, is without them.
+        distractors (`Distractors`, *optional*): What stands at the places that a sample's `seats` leave. The base
+            model's own reading, for distillation, is without them.
 
     Returns:
         `FocusOutput`: means over all labels of the batch.
@@ -99,7 +99,9 @@ def _mean(pieces: list[torch.Tensor], device: torch.device) -> torch.Tensor:
 
 
 def _total(parts: Parts, config: FocusConfig, device: torch.device) -> torch.Tensor:
-    """Equation 7: the weighted sum of both losses; of "draw", whose weights were the odds, the mean over all labels."""
+    """Equation 7: the weighted sum of both losses; of "draw", whose weights were the odds, the mean over all
+    labels.
+    """
     if config.loss == "draw":
         return _mean(parts["continuation"] + parts["repetition"], device)
     weighted = config.continuation_weight * _mean(parts["continuation"], device)

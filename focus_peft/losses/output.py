@@ -14,17 +14,18 @@ class FocusOutput(ModelOutput):
 
     Attributes:
         loss (`torch.FloatTensor`):
-            (1 − λ)·(w_c·`loss_continuation` + w_r·`loss_repetition`) + λ·`loss_distillation`, where λ is `distill_weight`. With
-            `loss="draw"`, where weights are odds, the mean over all labels drawn stands in place of the weighted sum.
+            (1 − λ)·(w_c·`loss_continuation` + w_r·`loss_repetition`) + λ·`loss_distillation`, where λ is
+            `distill_weight`. With `loss="draw"`, where weights are odds, the mean over all labels drawn stands in
+            place of the weighted sum.
         loss_continuation, loss_repetition (`torch.FloatTensor`):
             Mean cross-entropy over the labels of each loss; 0 where there are none.
         loss_distillation (`torch.FloatTensor`, *optional*):
-            Mean KL(base model reading everything ‖ adapter), summed like the losses. Where memory and window do not fit the
-            base model, cross-entropy stands in for it. Only with `distill_weight`.
+            Mean KL(base model reading everything ‖ adapter), summed like the losses. Where memory and window do not
+            fit the base model, cross-entropy stands in for it. Only with `distill_weight`.
         num_continuation, num_repetition (`torch.LongTensor`): How many labels each had.
         loss_local_continuation, loss_local_repetition (`torch.FloatTensor`, *optional*):
-            Mean cross-entropy of the base model on the same labels, given the same local windows and no candidates. Only with
-            `local_loss=True`.
+            Mean cross-entropy of the base model on the same labels, given the same local windows and no candidates.
+            Only with `local_loss=True`.
     Example:
 
     ```python

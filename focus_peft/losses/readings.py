@@ -1,7 +1,7 @@
 """What is read for each document of a batch: which windows behind which memory, and where a process only keeps step.
 
-Under DDP, ZeRO and FSDP processes wait for each other, so a process reads something, with weight 0, where its document has no room
-for a span.
+Under DDP, ZeRO and FSDP processes wait for each other, so a process reads something, with weight 0, where its document
+has no room for a span.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .documents import Document
 from .sampling import Sample, Seats, Span
 
 
-# What a process reads for a document without room for a span: ZeRO adds up gradients in the order in which they come, so every
-# process needs a graph to all twins, and sharded weights need every process in every pass
+# What a process reads for a document without room for a span: ZeRO adds up gradients in the order in which they come,
+# so every process needs a graph to all twins, and sharded weights need every process in every pass
 IDLE = Sample(memory=2, chunk_size=2, continuation=Span(2, 2, 2), repetition=Span(2, 2, 2))
 
 
@@ -35,7 +35,9 @@ class Window:
         return len(self.ids) - self.labels + 1
 
     def prompt(self, settings: Settings, chunk_size: int, newest: int) -> list[int]:
-        """The dynamic prompt: the last min(P, c, L) tokens before the first label, and the candidates' tokens after."""
+        """The dynamic prompt: the last min(P, c, L) tokens before the first label, and the candidates' tokens
+        after.
+        """
         size = min(settings.sizes.prompt, chunk_size, self.before)
         prompt = with_bos(self.ids[self.before - size : self.before], settings.bos)
         following = self.ids[self.before : self.before + newest - 1]

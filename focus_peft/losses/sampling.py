@@ -1,4 +1,6 @@
-"""Pure functions: how the spans of the two losses are drawn from a document (paper section 3.3, released `train.py`)."""
+"""Pure functions: how the spans of the two losses are drawn from a document (paper section 3.3, released
+`train.py`).
+"""
 
 from __future__ import annotations
 
@@ -99,7 +101,8 @@ def row_generators(
 
     Args:
         rows (`int`): Rows of the batch.
-        generator (`torch.Generator`, *optional*): For all. Default: torch's global one in training, a fixed seed in evaluation.
+        generator (`torch.Generator`, *optional*): For all. Default: torch's global one in training, a fixed seed in
+            evaluation.
         sample_seeds (`torch.LongTensor` of shape (rows,), *optional*): A seed for each row, instead.
         training (`bool`): Whether the model is in training mode.
 
@@ -116,8 +119,8 @@ def row_generators(
         )
     if sample_seeds.shape != (rows,) or sample_seeds.is_floating_point():
         raise ValueError(
-            f"`sample_seeds` must hold one integer for each of the {rows} rows, got a tensor of {sample_seeds.dtype} and shape "
-            f"{tuple(sample_seeds.shape)}."
+            f"`sample_seeds` must hold one integer for each of the {rows} rows, got a tensor of {sample_seeds.dtype} "
+            f"and shape {tuple(sample_seeds.shape)}."
         )
     return [generator_of(seed) for seed in sample_seeds.tolist()]
 
@@ -135,8 +138,9 @@ def least_chunk_size(settings: Settings) -> int:
 def draw_seats(own: int, distractors: int, generator: torch.Generator | None) -> Seats:
     """Draw how many of some distractors are there, which, and where a document's chunks stand among them.
 
-    Small numbers are as likely as large ones (log-uniform), so that most samples stay cheap. Each distractor has a place of its own, as it
-    was read there; so the places are neighbours that begin anywhere, and the document's chunks take some of them over.
+    Small numbers are as likely as large ones (log-uniform), so that most samples stay cheap. Each distractor has a
+    place of its own, as it was read there; so the places are neighbours that begin anywhere, and the document's chunks
+    take some of them over.
 
     Args:
         own (`int`): Chunks of the document.
@@ -160,13 +164,13 @@ def draw_sample(
 ) -> Sample | None:
     """Draw a chunk size, the memory's end, a span for each loss, and the places of distractors.
 
-    The continuation's labels are placed in the second half of the document where there are any, so that the memory is long;
-    the local window before them takes at most half of what precedes them.
+    The continuation's labels are placed in the second half of the document where there are any, so that the memory is
+    long; the local window before them takes at most half of what precedes them.
 
     Args:
         labelled (`Sequence[bool]`): For each token of the document, whether it may be a label.
-        settings (`Settings`): Its chunk and local sizes are upper bounds; its configuration has `loss`, the weights (a loss with
-            weight 0 is not drawn), `label_size`, `train_local_size` and `train_min_chunk_size`.
+        settings (`Settings`): Its chunk and local sizes are upper bounds; its configuration has `loss`, the weights (a
+            loss with weight 0 is not drawn), `label_size`, `train_local_size` and `train_min_chunk_size`.
         generator (`torch.Generator`, *optional*): Default: torch's global one.
         distractors (`int`): Distractors that could be there. Only chunks of the largest size stand among them.
 
@@ -214,8 +218,9 @@ def _draw_span(
 ) -> Span | None:
     """A span inside [low, high) with at least one label, its labels from `preferred` on if there are any there.
 
-    Where labels are few, such as those of a short answer, spans with less than half as many as the fullest are not drawn, and a
-    span starts and ends with a label. The local window takes at most a `share`-th of the tokens between `low` and the labels.
+    Where labels are few, such as those of a short answer, spans with less than half as many as the fullest are not
+    drawn, and a span starts and ends with a label. The local window takes at most a `share`-th of the tokens between
+    `low` and the labels.
     """
     labels = min(label_size, max(1, (high - low) // 2))
     counts = torch.tensor([0, *labelled], dtype=torch.long).cumsum(0)

@@ -1,7 +1,9 @@
-"""The logits that a training loss compares with its labels: the adapter's, the base model's own full reading, and the local window's.
+"""The logits that a training loss compares with its labels: the adapter's, the base model's own full reading, and the
+local window's.
 
-Only candidates go through trainable weights, so ordinary tokens run without autograd, once for all spans of a document; candidates and
-whatever sees them run with it. The gradient is exactly that of the naive computation (method: what needs a gradient).
+Only candidates go through trainable weights, so ordinary tokens run without autograd, once for all spans of a
+document; candidates and whatever sees them run with it. The gradient is exactly that of the naive computation (method:
+what needs a gradient).
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ def span_logits(
 
     Args:
         reader (`Reader`): Runs the passes.
-        settings (`Settings`): `decoding` chooses the label scheme: "streaming" gives every label its own candidates; "exact"
-            computes one set with the prompt before the first label, and all local tokens see it (the paper's).
+        settings (`Settings`): `decoding` chooses the label scheme: "streaming" gives every label its own candidates;
+            "exact" computes one set with the prompt before the first label, and all local tokens see it (the paper's).
         reading (`Reading`): The memory, and the windows behind it.
         distractors (`Distractors`, *optional*): Chunks that take the places that `reading.seats` leaves.
 
@@ -119,14 +121,18 @@ def _local_logits(
 
 
 def local_logits(reader: Reader, settings: Settings, window: Window) -> torch.Tensor:
-    """The baseline: the base model's logits (labels, vocabulary) when it reads the local window alone, without a gradient."""
+    """The baseline: the base model's logits (labels, vocabulary) when it reads the local window alone, without a
+    gradient.
+    """
     ids = torch.tensor([with_bos(window.ids, settings.bos)], device=reader.device)
     with torch.no_grad():
         return reader.plain_logits(ids, window.labels)[0]
 
 
 def teacher_logits(reader: Reader, memory: Sequence[int], windows: Sequence[Window]) -> list[torch.Tensor]:
-    """The base model's logits (labels, vocabulary) when it reads memory and window in full; the memory is read once for all."""
+    """The base model's logits (labels, vocabulary) when it reads memory and window in full; the memory is read once
+    for all.
+    """
     held = len(memory)
     store = KeyValueStore(1, held + max(len(window.ids) for window in windows))
     logits = []

@@ -58,8 +58,8 @@ class Encoder:
             spread = self._stays_spread(old, given.get("spread_chunks"))
             if len(documents) != old.num_documents:
                 raise ValueError(
-                    f"`document_ids` has {len(documents)} rows, but `memory` holds {old.num_documents} documents; give "
-                    "one row for each."
+                    f"`document_ids` has {len(documents)} rows, but `memory` holds {old.num_documents} documents; "
+                    "give one row for each."
                 )
             documents = [before + new for before, new in zip(old.documents, documents)]
         chunk_size = settings.sizes.chunk
@@ -77,8 +77,8 @@ class Encoder:
             return old.ranks.size > 1
         if old.ranks.size > 1 and not wanted:
             raise ValueError(
-                f"`spread_chunks` is False, but the chunks of `memory` are spread over {old.ranks.size} processes, none of "
-                "which has them all; leave it out, or encode the documents again."
+                f"`spread_chunks` is False, but the chunks of `memory` are spread over {old.ranks.size} processes, "
+                "none of which has them all; leave it out, or encode the documents again."
             )
         return wanted
 

@@ -38,9 +38,9 @@ FORMAT = 1
 class Memory:
     """The encoded chunks of one or more documents: what `model.encode` returns.
 
-    The chunks hold what the frozen model computed and no trainable weight, so one memory serves every adapter with the same
-    `chunk_size`. Behind each chunk its rows have room for dynamic prompts: what is asked is written there and never
-    outlives its question.
+    The chunks hold what the frozen model computed and no trainable weight, so one memory serves every adapter with the
+    same `chunk_size`. Behind each chunk its rows have room for dynamic prompts: what is asked is written there and
+    never outlives its question.
 
     Attributes:
         documents (`list[list[int]]`): The token ids of each document.
@@ -152,7 +152,9 @@ class Memory:
         return [self.frames.chunk_start(row.index, row.length) for row in self._held]
 
     def read(self, reader: Reader, batch_size: int | None, progress: bool, old: Memory | None = None) -> None:
-        """Encode all chunks of this process, but for those that `old`, a memory of the documents' beginnings, already holds."""
+        """Encode all chunks of this process, but for those that `old`, a memory of the documents' beginnings, already
+        holds.
+        """
         self.ranks.check_alike("the documents are", (self.documents, old is not None and old.documents))
         every = [chunk for ids in self.documents for chunk in cut(ids, self.chunk_size)]
         chunks = [chunk for row, chunk in zip(self.rows, every) if self.ranks.holds(row)]
@@ -172,22 +174,27 @@ class Memory:
         return [row.length for row in self._held]
 
     def lease(self, tenant: Any) -> bool:
-        """Give the room for prompts to `tenant`. Returns False if somebody else has written there since it last had it."""
+        """Give the room for prompts to `tenant`. Returns False if somebody else has written there since it last had
+        it.
+        """
         kept = self._tenant is not None and self._tenant() is tenant
         self._tenant = weakref.ref(tenant)
         return kept
 
     def to(self, device: torch.device | str) -> Memory:
-        """Move the states to a device, in place, and return self. With the storages "cpu" and "disk" they stay where they are."""
+        """Move the states to a device, in place, and return self. With the storages "cpu" and "disk" they stay where
+        they are.
+        """
         self.store.to(device)
         self._tenant = None
         return self
 
     def save(self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        """Save to a directory: `memory.safetensors` in the model's type, and `memory.json` with sizes, ids and fingerprints.
+        """Save to a directory: `memory.safetensors` in the model's type, and `memory.json` with sizes, ids and
+        fingerprints.
 
-        States of 8 bits are saved as what they stand for, so that any storage can load them; loaded into 8 bits again, they are
-        the same.
+        States of 8 bits are saved as what they stand for, so that any storage can load them; loaded into 8 bits again,
+        they are the same.
 
         Args:
             directory (`str` or `os.PathLike`): Must not hold a memory yet.
@@ -200,8 +207,9 @@ class Memory:
         """
         if self.ranks.size > 1:
             raise ValueError(
-                f"The memory is spread over {self.ranks.size} processes (`spread_chunks`), so none of them can save all of it; encode "
-                "with `spread_chunks=False` in one process, save that, and load it with `spread_chunks=True`."
+                f"The memory is spread over {self.ranks.size} processes (`spread_chunks`), so none of them can save "
+                "all of it; encode with `spread_chunks=False` in one process, save that, and load it with "
+                "`spread_chunks=True`."
             )
         target = Path(directory).absolute()
         if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -1,6 +1,8 @@
-"""`Ranks`: the chunks of one memory are spread over the processes of torch.distributed, and their candidates are gathered.
+"""`Ranks`: the chunks of one memory are spread over the processes of torch.distributed, and their candidates are
+gathered.
 
-Each process holds a share of the chunk rows, and runs the chunk pass on it. All else is small, and every process does it alike.
+Each process holds a share of the chunk rows, and runs the chunk pass on it. All else is small, and every process does
+it alike.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ Formats = list[tuple[tuple[torch.dtype, int, int], tuple[torch.dtype, int, int]]
 class Ranks:
     """The processes that share the chunks, and which of them this one is.
 
-    The methods that talk to other processes must be called by all of them, in the same order. A single process talks to nobody.
+    The methods that talk to other processes must be called by all of them, in the same order. A single process talks
+    to nobody.
 
     Args:
         rank (`int`): The number of this process.
@@ -41,19 +44,21 @@ class Ranks:
         """All processes of torch.distributed, or (unless chunks are to be spread) this one alone.
 
         Raises:
-            ValueError: if chunks are to be spread, and torch.distributed is not initialized, or weights are divided too.
+            ValueError: if chunks are to be spread, and torch.distributed is not initialized, or weights are divided
+                too.
         """
         if not spread:
             return cls()
         if not is_distributed():
             raise ValueError(
-                "`spread_chunks` is True, but torch.distributed is not initialized, so there are no processes to spread chunks over; "
-                "start with torchrun and call `torch.distributed.init_process_group`, or choose `spread_chunks=False`."
+                "`spread_chunks` is True, but torch.distributed is not initialized, so there are no processes to "
+                "spread chunks over; start with torchrun and call `torch.distributed.init_process_group`, or choose "
+                "`spread_chunks=False`."
             )
         if reader.sharded:
             raise ValueError(
-                "`spread_chunks` is True, but every process holds a part of each weight, so all must make the same passes; load the "
-                "whole model in each process, or choose `spread_chunks=False`."
+                "`spread_chunks` is True, but every process holds a part of each weight, so all must make the same "
+                "passes; load the whole model in each process, or choose `spread_chunks=False`."
             )
         return cls(dist.get_rank(), dist.get_world_size())
 
@@ -64,8 +69,8 @@ class Ranks:
         found = f"rank {dist.get_rank()} of {dist.get_world_size()}" if is_distributed() else "a process on its own"
         if found != f"rank {self.rank} of {self.size}":
             raise ValueError(
-                f"The chunks are spread over {self.size} processes (`spread_chunks`), and this was rank {self.rank} of them, but now "
-                f"it is {found}; read them again here."
+                f"The chunks are spread over {self.size} processes (`spread_chunks`), and this was rank {self.rank} "
+                f"of them, but now it is {found}; read them again here."
             )
 
     # Who holds what: every process knows it of all rows
@@ -115,8 +120,8 @@ class Ranks:
         dist.all_gather(theirs, mine)
         if len({int(digest) for digest in theirs}) > 1:
             raise RuntimeError(
-                f"`spread_chunks` is True, but {what} not the same in all processes; give all of them the same inputs and options, and "
-                "the same seed (`torch.manual_seed`) where tokens are sampled."
+                f"`spread_chunks` is True, but {what} not the same in all processes; give all of them the same inputs "
+                "and options, and the same seed (`torch.manual_seed`) where tokens are sampled."
             )
 
     def gather(

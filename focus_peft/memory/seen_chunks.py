@@ -1,4 +1,6 @@
-"""`SeenChunks`: the chunks behind a `FocusCache`, of a memory and cut from what was handed over, and how candidates are made of them."""
+"""`SeenChunks`: the chunks behind a `FocusCache`, of a memory and cut from what was handed over, and how candidates
+are made of them.
+"""
 
 from __future__ import annotations
 

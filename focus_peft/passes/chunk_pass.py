@@ -1,4 +1,6 @@
-"""The chunk pass: dynamic prompts go behind their chunks, and each chunk leaves its candidates (method: chunk pass, gather)."""
+"""The chunk pass: dynamic prompts go behind their chunks, and each chunk leaves its candidates (method: chunk pass,
+gather).
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,13 @@ def read_candidates(
     count: int,
     batch_size: int | None,
 ) -> list[LayerStates]:
-    """Run the chunk pass in place: ordinary prompt tokens stay in the stores, candidates are overwritten by what comes next.
+    """Run the chunk pass in place: ordinary prompt tokens stay in the stores, candidates are overwritten by what comes
+    next.
 
     Args:
         reader (`Reader`): Runs the passes.
-        stores (`Sequence[tuple[KeyValueStore, Sequence[ChunkRow], int]]`): Stores, chunk rows in them, and where the first one stands.
+        stores (`Sequence[tuple[KeyValueStore, Sequence[ChunkRow], int]]`): Stores, chunk rows in them, and where the
+            first one stands.
         frames (`Frames`): Where rows start.
         placements (`dict[int, Placement]`): What is new in each document.
         count (`int`): Candidates of each chunk row; they are its last tokens.
@@ -65,7 +69,9 @@ def read_candidates(
 def some_rows(
     stores: Sequence[tuple[KeyValueStore, Sequence[ChunkRow], int]], numbers: Sequence[int]
 ) -> list[tuple[KeyValueStore, Sequence[ChunkRow], int]]:
-    """The chunk rows with these numbers, in ascending order, out of those of all stores: a store for each run of neighbours."""
+    """The chunk rows with these numbers, in ascending order, out of those of all stores: a store for each run of
+    neighbours.
+    """
     runs: list[tuple[KeyValueStore, list[ChunkRow], int]] = []
     begin = 0
     for store, rows, first in stores:
@@ -97,8 +103,8 @@ def select_candidates(
         old (`Sequence[LayerStates]`, *optional*): What this function returned before.
 
     Returns:
-        Per layer, keys and values of shape (streams, kv_heads, newest * chunks, head_dim): for each newest token a block of as
-        many columns as the longest stream has chunks, filled from its right end.
+        Per layer, keys and values of shape (streams, kv_heads, newest * chunks, head_dim): for each newest token a
+        block of as many columns as the longest stream has chunks, filled from its right end.
     """
     block = max(map(len, rows))
     row_index = torch.tensor([[0] * (block - len(seen)) + list(seen) for seen in rows])[:, None]

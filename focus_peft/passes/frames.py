@@ -1,9 +1,10 @@
 """Position frames: where chunk rows and local windows start, so that no cached key is ever rotated again.
 
-Rotary attention depends on position differences only, so each chunk row may start at any position, negative ones included.
-Row i starts where its candidate falls on position i when the dynamic prompt has its nominal length; a prompt that is longer or
-shorter moves all candidates alike, and the local window with them. Learned positions cannot be shifted: there, chunk rows and the
-local window all start at 0. Where a model looks rotary angles up in a table, an offset keeps every position above 0. Where it takes
+Rotary attention depends on position differences only, so each chunk row may start at any position, negative ones
+included. Row i starts where its candidate falls on position i when the dynamic prompt has its nominal length; a prompt
+that is longer or shorter moves all candidates alike, and the local window with them. Learned positions cannot be
+shifted: there, chunk rows and the local window all start at 0. Where a model looks rotary angles up in a table, an
+    offset keeps every position above 0. Where it takes
 no positions (ALiBi), none of this matters.
 """
 

@@ -36,7 +36,8 @@ def unpad(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, name: st
         )
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"`attention_mask` has the shape {tuple(attention_mask.shape)}, but `{name}` has {tuple(input_ids.shape)}; "
+            f"`attention_mask` has the shape {tuple(attention_mask.shape)}, but `{name}` has "
+            f"{tuple(input_ids.shape)}; "
             "they must be the same."
         )
     input_ids, mask = input_ids.cpu(), attention_mask.cpu().bool()  # each at once, not row by row
@@ -49,8 +50,8 @@ def unpad(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, name: st
             )
         if starts[row] > 1:
             raise ValueError(
-                f"Row {row} of `attention_mask` has a hole in the middle; a row must be one unbroken run of tokens with "
-                f"padding on the left or on the right. Remove the masked tokens from `{name}`."
+                f"Row {row} of `attention_mask` has a hole in the middle; a row must be one unbroken run of tokens "
+                f"with padding on the left or on the right. Remove the masked tokens from `{name}`."
             )
     return [ids[keep].tolist() for ids, keep in zip(input_ids, mask)]
 
@@ -83,8 +84,8 @@ def _document(row: Any) -> list[int]:
     if isinstance(row, (list, tuple)) and all(type(token) is int for token in row):
         return list(row)
     raise ValueError(
-        f"`document_ids` must hold 1-D tensors or lists of token ids, one for each document, got {_shown(row)}; give what "
-        "`tokenizer(text).input_ids` returns."
+        f"`document_ids` must hold 1-D tensors or lists of token ids, one for each document, got {_shown(row)}; give "
+        "what `tokenizer(text).input_ids` returns."
     )
 
 
@@ -92,7 +93,8 @@ def check_ids(ids: Any, name: str) -> None:
     """Raise a ValueError if something is no tensor of token ids."""
     if not isinstance(ids, torch.Tensor):
         raise ValueError(
-            f'`{name}` must be token ids, got {_shown(ids)}; give what `tokenizer(text, return_tensors="pt").input_ids` '
+            f"`{name}` must be token ids, got {_shown(ids)}; give what `tokenizer(text, "
+            f'return_tensors="pt").input_ids` '
             "returns."
         )
     if not is_integral(ids):
@@ -117,7 +119,9 @@ def real_tokens(values: torch.Tensor, attention_mask: torch.Tensor | None) -> li
 
 
 def check_vocabulary(rows: Sequence[Sequence[int]], vocab_size: int, name: str = "input_ids") -> None:
-    """Raise a ValueError if an id lies outside the vocabulary (the embedding would fail deep inside, or on a GPU later)."""
+    """Raise a ValueError if an id lies outside the vocabulary (the embedding would fail deep inside, or on a GPU
+    later).
+    """
     for number, row in enumerate(rows):
         low, high = min(row), max(row)
         if low < 0 or high >= vocab_size:

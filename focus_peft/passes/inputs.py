@@ -1,8 +1,8 @@
 """Pure bookkeeping of the two passes: which token stands where, and what it sees.
 
-The chunk pass reads, in every chunk row, the dynamic prompts of all streams of a document (beams, returned sequences, questions,
-or the two spans of the training loss), so that streams share the chunk's keys and values. The local pass reads one row for each
-stream.
+The chunk pass reads, in every chunk row, the dynamic prompts of all streams of a document (beams, returned sequences,
+questions, or the two spans of the training loss), so that streams share the chunk's keys and values. The local pass
+reads one row for each stream.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ class PassInput:
     Attributes:
         tokens (`torch.LongTensor` of shape (rows, tokens)): Left-padded ids.
         positions (`torch.LongTensor` of shape (rows, tokens)): Their positions.
-        columns (`torch.LongTensor` of shape (rows, tokens)): Where their keys and values go; padding goes to the last column.
+        columns (`torch.LongTensor` of shape (rows, tokens)): Where their keys and values go; padding goes to the last
+            column.
         visible (`torch.BoolTensor` of shape (layouts, tokens, read columns)): What each token sees.
         query_index (`torch.LongTensor` of shape (layouts, tokens)): Each token's place in the order of its row.
         key_index (`torch.LongTensor` of shape (layouts, read columns)): The place of the key in each column.
-        prefix (`int`): The first so many columns hold candidates that stand before all else, outside of sliding windows.
+        prefix (`int`): The first so many columns hold candidates that stand before all else, outside of sliding
+            windows.
         read_start (`int`): The first column that is read.
-        layout (`torch.LongTensor` of shape (rows,), *optional*): The layout of each row. None: there is one for all, or one for each.
+        layout (`torch.LongTensor` of shape (rows,), *optional*): The layout of each row. None: there is one for all,
+            or one for each.
     """
 
     tokens: torch.Tensor
@@ -66,7 +69,9 @@ class PassInput:
         return replace(self, visible=visible, query_index=query_index, key_index=key_index, layout=None)
 
     def within(self, window: int) -> torch.Tensor:
-        """`visible`, with each token seeing `window` tokens at most, itself included, and all candidates of the prefix."""
+        """`visible`, with each token seeing `window` tokens at most, itself included, and all candidates of the
+        prefix.
+        """
         near = self.query_index[:, :, None] - self.key_index[:, None] < window
         near[..., : self.prefix] = True
         return self.visible & near

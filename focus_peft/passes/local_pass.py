@@ -22,8 +22,8 @@ def local_pass_input(
 ) -> PassInput:
     """The local pass: [candidates][local window] in every row, of which the tokens from `cached` on are new.
 
-    The candidates stand right before column `front`: for each of the `newest` last tokens a block of max(chunks) columns, filled
-    from its right end.
+    The candidates stand right before column `front`: for each of the `newest` last tokens a block of max(chunks)
+    columns, filled from its right end.
 
     Args:
         windows (`Sequence[Sequence[int]]`): Each row's whole local window, BOS included.
@@ -42,7 +42,8 @@ def local_pass_input(
     positions = torch.zeros(len(windows), width, dtype=torch.long)
     visible = torch.zeros(len(windows), width, prefix + longest, dtype=torch.bool)
     query_index = torch.zeros(len(windows), width, dtype=torch.long)
-    # candidate i has the index i, local token j the index chunks + j; in blocks that are not full, columns to the left are nobody's
+    # candidate i has the index i, local token j the index chunks + j; in blocks that are not full, columns to the left
+    # are nobody's
     candidate_index = torch.arange(block).repeat(newest) - block
     key_index = torch.cat([candidate_index, torch.arange(longest)])[None] + torch.tensor(chunks)[:, None]
     for row, (window, done) in enumerate(zip(windows, cached)):

@@ -19,8 +19,8 @@ from .reader import Reader
 
 # Tokens that stand in the cache, columns that are hidden, and tokens that are read behind them
 HELD, HIDDEN, NEW = 4, 3, 3
-# The largest root mean square difference that counts as rounding, in standard deviations of the logits. (Not the largest
-# difference of any logit: among 50,000 of a deep model in bfloat16, that alone is 0.3.)
+# The largest root mean square difference that counts as rounding, in standard deviations of the logits. (Not the
+# largest difference of any logit: among 50,000 of a deep model in bfloat16, that alone is 0.3.)
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.25
 
@@ -29,18 +29,19 @@ def check_weights(reader: Reader, twins: Iterable[nn.Parameter], adapter: str) -
     """Raise a ValueError if there are no weights to read with: the model's, or the twins' of `adapter`."""
     if reader.device.type == "meta":
         raise ValueError(
-            f"{type(reader.model).__name__} is on the meta device, which holds no weights; load it with `from_pretrained`, "
-            "or give it weights with `load_state_dict(..., assign=True)` before it is wrapped."
+            f"{type(reader.model).__name__} is on the meta device, which holds no weights; load it with "
+            "`from_pretrained`, or give it weights with `load_state_dict(..., assign=True)` before it is wrapped."
         )
     if any(twin.device.type == "meta" for twin in twins):
         raise ValueError(
-            f"The twins of adapter {adapter!r} are on the meta device, which holds no weights: `low_cpu_mem_usage=True` is "
-            "for adapters that are loaded from a file; leave it out in `get_peft_model`."
+            f"The twins of adapter {adapter!r} are on the meta device, which holds no weights: "
+            "`low_cpu_mem_usage=True` is for adapters that are loaded from a file; leave it out in `get_peft_model`."
         )
 
 
 def check_reading(reader: Reader, frames: Frames) -> None:
-    """Read a few tokens in two pieces, with shifted positions and hidden garbage between them, and compare with reading at once.
+    """Read a few tokens in two pieces, with shifted positions and hidden garbage between them, and compare with
+    reading at once.
 
     A model that ignores a mask, counts its keys, or whose positions cannot be shifted computes something else.
 
@@ -53,9 +54,9 @@ def check_reading(reader: Reader, frames: Frames) -> None:
         problem = _problem(reader, frames)
     if problem is not None:
         raise ValueError(
-            f"{type(reader.model).__name__} cannot be read in chunks: with shifted positions and a mask of its own for each token, "
-            f"{problem}. Only models whose attention follows `position_ids` and a 4D `attention_mask`, or counts its keys (ALiBi), are "
-            "supported."
+            f"{type(reader.model).__name__} cannot be read in chunks: with shifted positions and a mask of its own "
+            f"for each token, {problem}. Only models whose attention follows `position_ids` and a 4D "
+            "`attention_mask`, or counts its keys (ALiBi), are supported."
         )
 
 

@@ -11,7 +11,8 @@ import torch
 
 @dataclass
 class PromptRegion:
-    """The columns behind the chunk, the same in every chunk row of a document: the ordinary prompt tokens of its streams.
+    """The columns behind the chunk, the same in every chunk row of a document: the ordinary prompt tokens of its
+    streams.
 
     Attributes:
         owners (`torch.BoolTensor` of shape (streams, columns)): Which streams each token belongs to.
@@ -46,8 +47,8 @@ class PromptRegion:
         Args:
             prompts (`Sequence[Sequence[int]]`): Each stream's whole dynamic prompt, BOS included.
             fed (`Sequence[int]`): How many tokens of each the region holds as ordinary ones.
-            candidates (`int`): How many of the last tokens of each prompt are candidates. A token that is not the last is
-                an ordinary one too, for the candidates after it.
+            candidates (`int`): How many of the last tokens of each prompt are candidates. A token that is not the last
+                is an ordinary one too, for the candidates after it.
         """
         new = [list(prompt[start:-1]) for prompt, start in zip(prompts, fed)]
         everyone = range(self.streams)
@@ -80,7 +81,8 @@ class PromptRegion:
 class Placement:
     """New tokens of a prompt region: ordinary ones first, then the candidates of each stream.
 
-    `owners` has the shape (streams, new tokens), `depth` (new tokens,); `old_*` are those of the region's columns before them.
+    `owners` has the shape (streams, new tokens), `depth` (new tokens,); `old_*` are those of the region's columns
+    before them.
     """
 
     ids: list[int]
@@ -95,7 +97,9 @@ class Placement:
         return torch.cat([self.old_depth, self.depth])
 
     def visible(self) -> torch.Tensor:
-        """(new tokens, old + new columns): a token sees itself, and the ordinary tokens before it in all of its streams."""
+        """(new tokens, old + new columns): a token sees itself, and the ordinary tokens before it in all of its
+        streams.
+        """
         return self._visible
 
     @functools.cached_property

@@ -140,7 +140,9 @@ class Reader:
         return output
 
     def _gather_for_backward(self, cache: GraphCache) -> None:
-        """FSDP gathers a layer's weights when a gradient comes to its result; ours come to its keys and values, too."""
+        """FSDP gathers a layer's weights when a gradient comes to its result; ours come to its keys and values,
+        too.
+        """
         layers = [module for module in self.modules.every if isinstance(module, GradientCheckpointingLayer)]
         for layer, states in cache.new.items():
             gather = getattr(layers[layer], "unshard", None)
@@ -157,7 +159,9 @@ class Reader:
         batch_size: int | None = None,
         progress: bool = False,
     ) -> None:
-        """Read chunks, a batch at a time, into consecutive rows of a store: row r holds chunk r in its first columns."""
+        """Read chunks, a batch at a time, into consecutive rows of a store: row r holds chunk r in its first
+        columns.
+        """
 
         def read(begin: int, end: int) -> None:
             part = slice(begin, end)
@@ -203,7 +207,9 @@ class Reader:
                 bar.update(sum(map(len, batch)))
 
     def plain_logits(self, ids: torch.Tensor, logits: int) -> torch.Tensor:
-        """Logits (rows, `logits`, vocabulary) of the last tokens of unpadded ids (rows, tokens), as the base model gives."""
+        """Logits (rows, `logits`, vocabulary) of the last tokens of unpadded ids (rows, tokens), as the base model
+        gives.
+        """
         arguments = {"logits_to_keep": logits} if self.keeps_logits else {}
         with self._frozen():
             mask = torch.ones_like(ids)
@@ -225,7 +231,9 @@ class Reader:
             begin = end
 
     def _sent_layouts(self, inputs: PassInput, device: torch.device) -> PassInput:
-        """What rows see on the device, and the order of their keys where it matters: each layout once, not each row."""
+        """What rows see on the device, and the order of their keys where it matters: each layout once, not each
+        row.
+        """
         there = replace(inputs, visible=sent(inputs.visible, device))
         if inputs.layout is not None:
             there.layout = sent(inputs.layout, device)
@@ -264,7 +272,9 @@ class Reader:
 
     @contextlib.contextmanager
     def _frozen(self, modules: Modules | None = None) -> Iterator[None]:
-        """Evaluation mode: the base is frozen, its dropout off; nor may its layers checkpoint, which would drop our cache."""
+        """Evaluation mode: the base is frozen, its dropout off; nor may its layers checkpoint, which would drop our
+        cache.
+        """
         modules = modules or self.modules
         training = [module for module in modules.every if module.training]
         for module in training:
@@ -310,6 +320,8 @@ class Reader:
 
 
 def _uncompiled() -> contextlib.AbstractContextManager:
-    """Within the context, `torch.compile` does nothing: our passes have many shapes, and compiling each takes minutes."""
+    """Within the context, `torch.compile` does nothing: our passes have many shapes, and compiling each takes
+    minutes.
+    """
     set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
     return contextlib.nullcontext() if set_stance is None else set_stance("force_eager")

@@ -29,8 +29,9 @@ class WindowSizes:
     def for_model(cls, config: FocusConfig, max_positions: int, shares: int = 4) -> WindowSizes:
         """Fill in the sizes that `config` leaves out, so that everything fits `max_positions`.
 
-        A chunk row holds chunk + BOS + prompt and may grow by another chunk while generating; the local window holds the
-        candidates + BOS + window and may grow as much. A quarter of the positions for each leaves room for all of it.
+        A chunk row holds chunk + BOS + prompt and may grow by another chunk while generating; the local window holds
+        the candidates + BOS + window and may grow as much. A quarter of the positions for each leaves room for all of
+        it.
 
         Args:
             config (`FocusConfig`): The sizes that are given.
@@ -48,8 +49,8 @@ class WindowSizes:
         prompt = config.prompt_size or max(1, min(512, chunk, local, max_positions - 1 - chunk))
         if prompt > local:
             raise ValueError(
-                f"`prompt_size` ({prompt}) is larger than the local window of {local} tokens, whose end it is; choose a "
-                "smaller `prompt_size` or a larger `local_size`."
+                f"`prompt_size` ({prompt}) is larger than the local window of {local} tokens, whose end it is; choose "
+                "a smaller `prompt_size` or a larger `local_size`."
             )
         if chunk + prompt + 1 > max_positions:
             raise ValueError(
@@ -115,7 +116,9 @@ class Settings:
         return before + int(self.bos is not None) + local
 
     def check_room(self, chunks: int, new_tokens: int) -> None:
-        """Raise a ValueError if `new_tokens` more tokens behind so many chunks would leave the positions of the model."""
+        """Raise a ValueError if `new_tokens` more tokens behind so many chunks would leave the positions of the
+        model.
+        """
         limit = self.facts.max_positions
         growth = min(new_tokens, self.sizes.chunk)  # then the oldest chunk goes to the memory
         row = self.sizes.chunk + int(self.bos is not None) + self.sizes.prompt + growth

@@ -91,7 +91,10 @@ def animation(recording: Recording, needle: str) -> str:
     ]
     sizes = f"{chunks} chunks of {recording.chunk:,}, and a local window of {recording.local}"
     total = f"{recording.document:,} tokens: {sizes}"
-    note = "The darker a chunk, the more attention it has from the token that predicts the next (parts of the largest share)."
+    note = (
+        "The darker a chunk, the more attention it has from the token that predicts the next (parts of the largest "
+        "share)."
+    )
     lines = [
         f'<text x="{MARGIN}" y="28" font-weight="bold">{total}</text>',
         f'<text x="{MARGIN}" y="52">▼ the chunk that holds “{html.escape(needle.strip())}”</text>',

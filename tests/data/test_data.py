@@ -156,8 +156,8 @@ def test_what_cannot_be_used_is_counted_and_told_in_one_sentence(
     }
     (message,) = [record.getMessage() for record in caplog.records]
     assert message == (
-        f"Left out of the source {str(folder)!r}, which has 4 documents: 3 broken lines, 1 documents that are too short, "
-        "3 empty documents, 3 rows without text, 3 texts that are not UTF-8, 2 unreadable files."
+        f"Left out of the source {str(folder)!r}, which has 4 documents: 3 broken lines, 1 documents that are too "
+        "short, 3 empty documents, 3 rows without text, 3 texts that are not UTF-8, 2 unreadable files."
     )
 
 

@@ -173,7 +173,9 @@ def test_a_process_that_gets_a_dataset_is_not_sent_its_tokens(tmp_path: Path) ->
 
 
 class TellEpoch(TrainerCallback):
-    """What a trainer has to do: accelerate does not tell the dataset when batches are skipped, or among several processes."""
+    """What a trainer has to do: accelerate does not tell the dataset when batches are skipped, or among several
+    processes.
+    """
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         kwargs["train_dataloader"].dataset.set_epoch(int(state.epoch or 0))

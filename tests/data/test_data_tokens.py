@@ -106,7 +106,8 @@ def test_without_a_chat_template_a_pair_is_plain_text_that_ends(without: dict[st
 
 
 def test_a_template_that_prompts_otherwise_than_it_writes_still_labels_the_answer() -> None:
-    template = "{% for m in messages %}{{ m['role'] }}={{ m['content'] }};{% endfor %}{% if add_generation_prompt %}>>{% endif %}"
+    turns = "{% for m in messages %}{{ m['role'] }}={{ m['content'] }};{% endfor %}"
+    template = turns + "{% if add_generation_prompt %}>>{% endif %}"
     made = encoder(template=template)
     piece = made(["Why?"], ["Because."])
     assert made.tokenizer.decode(piece["input_ids"][0]) == "user=Why?;>>Because.</s>"

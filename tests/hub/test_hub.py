@@ -231,7 +231,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from focus_peft.hub import HubError, Upload
 try:
-    Upload({{"README.md": Path({str(trained.notes)!r})}}, "user/adapter", api=HfApi(endpoint="http://127.0.0.1:9")).compare()
+    Upload({{"README.md": Path({str(trained.notes)!r})}}, "user/adapter",
+    api=HfApi(endpoint="http://127.0.0.1:9")).compare()
 except HubError as error:
     print(error)
 """
@@ -310,7 +311,8 @@ def test_a_pushed_adapter_brings_its_card_and_keeps_one_that_is_there(
     assert files[WEIGHTS] == (trained.adapter / WEIGHTS).read_bytes()
 
     own = "---\ntags:\n- theirs\n---\n\nMy own words.\n"
-    put = f"from huggingface_hub import HfApi\nHfApi().upload_file(path_or_fileobj={own.encode()!r}, path_in_repo='README.md', repo_id='user/pushed')\n"
+    arguments = f"path_or_fileobj={own.encode()!r}, path_in_repo='README.md', repo_id='user/pushed'"
+    put = f"from huggingface_hub import HfApi\nHfApi().upload_file({arguments})\n"
     again = run(client, load_it + put + "print(push_adapter(model, 'user/pushed').oid)")
     assert again.code == 0 and again.out.strip() == hub.repositories["user/pushed"].branches["main"], again.err
     assert hub.files("user/pushed")["README.md"].decode() == own
@@ -349,9 +351,9 @@ from runs import Documents, arguments, collate
 from focus_peft import FocusConfig
 from focus_peft.trainer import FocusTrainer
 model = get_peft_model(base, FocusConfig(r=2, chunk_size=8, local_size=8, prompt_size=4, label_size=4))
-args = arguments({str(tmp_path / "run")!r}, max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps", eval_steps=2, hub_model_id="user/run")
-trainer = FocusTrainer(model=model, args=args, train_dataset=Documents(4), eval_dataset=Documents(2), data_collator=collate)
-trainer.train()
+args = arguments({str(tmp_path / "run")!r}, max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps",
+eval_steps=2, hub_model_id="user/run") trainer = FocusTrainer(model=model, args=args, train_dataset=Documents(4),
+eval_dataset=Documents(2), data_collator=collate) trainer.train()
 trainer.push_to_hub(license="mit")
 """
     )

@@ -1,7 +1,7 @@
 """Nothing that a GPU computes is waited for while the model reads: neither within its layers nor around them.
 
-The model is put on the meta device. Like a GPU it is another device than the CPU, and whatever asks it for a value (`item`, `tolist`,
-`nonzero`, a copy to the CPU) fails there at once.
+The model is put on the meta device. Like a GPU it is another device than the CPU, and whatever asks it for a value
+(`item`, `tolist`, `nonzero`, a copy to the CPU) fails there at once.
 """
 
 from __future__ import annotations

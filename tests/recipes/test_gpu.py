@@ -1,4 +1,6 @@
-"""What must hold on a card holds on the CPU, where every run of the tests sees it, and on a card where there is one (marked `gpu`)."""
+"""What must hold on a card holds on the CPU, where every run of the tests sees it, and on a card where there is one
+(marked `gpu`).
+"""
 
 from __future__ import annotations
 

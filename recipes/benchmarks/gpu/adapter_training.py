@@ -1,4 +1,6 @@
-"""Training that goes on from an adapter for some minutes, by the recipe that made it, and a checkpoint in files that are small enough to be sent."""
+"""Training that goes on from an adapter for some minutes, by the recipe that made it, and a checkpoint in files that
+are small enough to be sent.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ EVERY = 60.0
 
 
 class Deadline(TrainerCallback):
-    """Stops training when its time is over, lets the learning rate fall towards that, and writes checkpoints on the way."""
+    """Stops training when its time is over, lets the learning rate fall towards that, and writes checkpoints on the
+    way.
+    """
 
     def __init__(self, seconds: float, options: Options) -> None:
         self.seconds, self.options = seconds, options
@@ -124,7 +128,8 @@ def _training(options: Options, folder: str) -> dict[str, Any]:
 
 
 def save_parts(model: Any, options: Options) -> list[str]:
-    """Write an adapter into `checkpoint/`: its configuration, and its weights in bfloat16 in files of at most `max_part_mb`.
+    """Write an adapter into `checkpoint/`: its configuration, and its weights in bfloat16 in files of at most
+    `max_part_mb`.
 
     `join_parts` makes a folder of it that PEFT loads.
     """

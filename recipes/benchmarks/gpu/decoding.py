@@ -1,4 +1,6 @@
-"""Milliseconds of a generated token, behind a memory that is read once: streaming, exact, one chunk at a time, full attention."""
+"""Milliseconds of a generated token, behind a memory that is read once: streaming, exact, one chunk at a time, full
+attention.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,9 @@ def _steps(model: Any, question: torch.Tensor, memory: Any, count: int, given: d
 
 @torch.no_grad()
 def _full_attention(base: Any, tokens: int, count: int) -> list[float]:
-    """Seconds of tokens of the base model behind so many others, with the cache that its `generate` makes. What that holds does not matter."""
+    """Seconds of tokens of the base model behind so many others, with the cache that its `generate` makes. What that
+    holds does not matter.
+    """
     config, cache = base.config, DynamicCache()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shape = (1, config.num_key_value_heads, tokens, size)

@@ -1,4 +1,6 @@
-"""What a computation takes at least: its bytes over the rate of a copy, or its arithmetic over the rate of a product of matrices."""
+"""What a computation takes at least: its bytes over the rate of a copy, or its arithmetic over the rate of a product
+of matrices.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ class Counts:
         return Floor(self.weight_bytes, self.passed(tokens + chunks * prompt, 1, pairs))
 
     def token(self, tokens: int, decoding: str, state_size: float = 1.0) -> Floor:
-        """One token: two of each chunk, and one of the local window, or all of it. `state_size` is that of stored states, relative."""
+        """One token: two of each chunk, and one of the local window, or all of it. `state_size` is that of stored
+        states, relative.
+        """
         chunks, sizes = self.chunks(tokens), self.sizes
         row = sizes.chunk + sizes.prompt + 1
         local = sizes.local if decoding == "exact" else 1

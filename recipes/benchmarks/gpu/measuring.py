@@ -63,7 +63,9 @@ def median_seconds(function: Callable[[], Any], device: torch.device, repeats: i
 
 
 def repeated(function: Callable[[], Any], device: torch.device, seconds_left: float) -> dict[str, Any]:
-    """The median of up to three calls, as far as there is time: the first may be slower, as memory is reserved in it."""
+    """The median of up to three calls, as far as there is time: the first may be slower, as memory is reserved in
+    it.
+    """
     values = [seconds_of(function, device)]
     while len(values) < 3 and values[0] < seconds_left / 30:
         values.append(seconds_of(function, device))

@@ -1,4 +1,6 @@
-"""Models in the shapes of published ones, with random weights that are made where they are used: weights do not change times."""
+"""Models in the shapes of published ones, with random weights that are made where they are used: weights do not change
+times.
+"""
 
 from __future__ import annotations
 

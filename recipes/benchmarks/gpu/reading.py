@@ -1,4 +1,6 @@
-"""Seconds until the first token: chunks in parallel, one at a time, exact decoding, the base model over the same chunks, full attention."""
+"""Seconds until the first token: chunks in parallel, one at a time, exact decoding, the base model over the same
+chunks, full attention.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +128,9 @@ class _Reading:
             self.last[way] = tokens, cell["seconds"]
 
     def _compare(self) -> None:
-        """Beside each of our cells, how fast it is relative to the base model over the same chunks, and to full attention."""
+        """Beside each of our cells, how fast it is relative to the base model over the same chunks, and to full
+        attention.
+        """
         found = {(cell.get("tokens"), cell["way"]): cell for cell in self.report.cells if cell["model"] == self.name}
         for (tokens, way), cell in found.items():
             for other, field in (

@@ -101,7 +101,8 @@ class Report:
         """
         left = self.seconds_left
         if max(expected_seconds, LEAST_SECONDS) > left:
-            reason = f"it takes about {expected_seconds:.0f} s, and {max(0, left):.0f} s were left of the part's {self.options.seconds:.0f}"
+            there = f"{max(0, left):.0f} s were left of the part's {self.options.seconds:.0f}"
+            reason = f"it takes about {expected_seconds:.0f} s, and {there}"
             return self._add({**names, "status": SKIPPED, "reason": reason})
         begin = time.perf_counter()
         try:

@@ -1,4 +1,6 @@
-"""A step of the paper's recipe: Llama-2-7B's shape, documents of 8K tokens, full and low-rank twins, beside the naive graph."""
+"""A step of the paper's recipe: Llama-2-7B's shape, documents of 8K tokens, full and low-rank twins, beside the naive
+graph.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ def run(report: Report) -> None:
     options = report.options
     report.values["sizes"] = vars(Sizes.of(options))
     report.note(
-        f"Hours are an estimate for {STEPS:,} steps of {BATCH} documents, all as long as these, on this one device; the paper's have "
-        "3K to 8K tokens."
+        f"Hours are an estimate for {STEPS:,} steps of {BATCH} documents, all as long as these, on this one device; "
+        "the paper's have 3K to 8K tokens."
     )
     ranks: list[int | None] = [None, 4 if options.small else 64]
     for r in ranks:
@@ -56,7 +58,9 @@ class _Training:
         self.names: dict[str, Any] = {"model": MODEL, "twins": twins, "decoding": decoding}
 
     def measure(self) -> None:
-        """Drawn spans of one document and of as many as fit; and the largest chunks, as long as the naive graph fits."""
+        """Drawn spans of one document and of as many as fit; and the largest chunks, as long as the naive graph
+        fits.
+        """
         self._measure("drawn spans", self.tokens, self._drawn(1, 2 if self.options.small else 4), documents=1)
         documents = 2 if self.options.small else BATCH
         while documents > 1:
@@ -113,7 +117,9 @@ class _Training:
         return measure
 
     def _fixed(self, loss: Callable[[list[int], Sample], torch.Tensor], tokens: int) -> Callable[[], dict[str, Any]]:
-        """Three chunks of a quarter of the document, the largest there are, and windows of a quarter: both ways compute the same."""
+        """Three chunks of a quarter of the document, the largest there are, and windows of a quarter: both ways
+        compute the same.
+        """
         quarter = tokens // 4
         spans = [Span(start, quarter - self.labels, self.labels) for start in (3 * quarter, quarter)]
         sample = Sample(3 * quarter, quarter, *spans)
