@@ -38,7 +38,11 @@ def dry_run(runner: Runner, variants: list[Variant]) -> None:
     hours = 0.0
     seen: set[str] = set()
     for variant in variants:
-        if variant.training in {None, *seen} or (runner.trained_folder(variant) / TRAINED).is_file():
+        if (
+            variant.training is None
+            or variant.training in seen
+            or (runner.trained_folder(variant) / TRAINED).is_file()
+        ):
             continue
         seen.add(variant.training)
         said = run("train.py", ["--dry-run", *runner.ablations.train_words(variant)])

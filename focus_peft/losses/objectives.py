@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,7 @@ def focus_loss(
     if local_loss:
         output["loss_local_continuation"] = _mean(alone["continuation"], reader.device)
         output["loss_local_repetition"] = _mean(alone["repetition"], reader.device)
-    output.loss = output.loss + idle
+    output.loss = cast(torch.Tensor, output.loss) + idle
     return output
 
 

@@ -38,7 +38,8 @@ def accuracy(args: argparse.Namespace) -> None:
             if sample["method"] == method:
                 scores.setdefault(sample["length"], []).append(sample["score"])
         _draw(panel, dict(sorted(scores.items())), NAMES.get(method, method), style, place)
-    figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95))  # room for the last row of counts
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, 0.05, 1, 0.95))  # room for the last row of counts
     token_axis(panel, lengths)
     panel.set_xlabel("")
     panel.text(

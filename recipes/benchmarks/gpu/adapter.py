@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from focus_peft import FocusConfig
 from focus_peft.tasks.passkey import (
     ANSWER_TOKENS,
-    GARBAGE,
     INFORMATION,
     QUESTION,
     TASK,
@@ -25,7 +24,7 @@ from focus_peft.tasks.passkey import (
     is_right,
     passkey_prompt,
 )
-from focus_peft.tasks.samples import spread
+from focus_peft.tasks.samples import NOISE, spread
 
 from .adapter_training import train
 from .measuring import forget_peak, peak_gb
@@ -182,8 +181,8 @@ class _Passkeys:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.first = self._ids(GARBAGE)
-        self.next = self._more(GARBAGE)
+        self.first = self._ids(NOISE)
+        self.next = self._more(NOISE)
         self.end = self._more(f"{TASK} {QUESTION}")
         self.by_pieces = all(self._same(400, depth) for depth in (0.0, 0.5, 1.0))
 

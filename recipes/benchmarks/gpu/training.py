@@ -121,8 +121,8 @@ class _Training:
         compute the same.
         """
         quarter = tokens // 4
-        spans = [Span(start, quarter - self.labels, self.labels) for start in (3 * quarter, quarter)]
-        sample = Sample(3 * quarter, quarter, *spans)
+        last, inside = (Span(start, quarter - self.labels, self.labels) for start in (3 * quarter, quarter))
+        sample = Sample(3 * quarter, quarter, last, inside)
         ids = random_document(self.model, tokens, self.options)[0].tolist()
         value: list[float] = []
 
