@@ -15,7 +15,7 @@ PYTEST := pytest -n logical --maxprocesses 8
 TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-page verify-adapter train train-smoke test test-long test-distributed test-lowest models-table gpu lint format clean
+.PHONY: help demo demo-page verify-adapter train train-smoke test test-long test-distributed test-lowest models-table gpu lint format docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -62,8 +62,11 @@ format: $(VENV)/.dev ## format the code and mend what ruff can mend
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
+docs: $(VENV)/.docs ## build the documentation into site/ (warnings are errors)
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
 clean: ## remove the virtual environments and all caches
-	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -78,6 +81,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 # DeepSpeed's operators are compiled when they are first used, not here; that takes g++ and ninja
 $(VENV)/.train: pyproject.toml | $(VENV)/bin/python
 	DS_BUILD_OPS=0 $(RUN) pip install --editable '.[train]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(RUN) pip install --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.demo

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from evaluating.results import wilson
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .drawing import plt, save, styles, token_axis
 from .evaluation import samples
@@ -31,7 +32,8 @@ def accuracy(args: argparse.Namespace) -> None:
     if any(sample["metric"] != "accuracy" for sample in found):
         raise SystemExit(f"error: `--task` is {args.task!r}, whose scores are not accuracies; name another task.")
     lengths = sorted({sample["length"] for sample in found})
-    figure, panel = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    layout = ConstrainedLayoutEngine(rect=(0, 0.05, 1, 0.95))  # room for the last row of counts
+    figure, panel = plt.subplots(figsize=(7, 4.2), layout=layout)
     for place, (method, style) in enumerate(styles(chosen).items()):
         scores: dict[int, list[float]] = {}
         for sample in found:
