@@ -36,7 +36,7 @@ from lib.yaml_files import check_names
 def dry_run(runner: Runner, variants: list[Variant]) -> None:
     """Print what would be run; what was trained already is not measured."""
     hours = 0.0
-    seen: set[str] = set()
+    seen: set[str | None] = set()
     for variant in variants:
         if (
             variant.training is None

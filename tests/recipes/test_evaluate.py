@@ -128,7 +128,7 @@ def test_a_method_is_left_out_above_its_longest_length_which_changes_no_folder(c
 
 
 def test_kept_chunks_change_no_score_and_no_folder(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["methods=[adapter,untrained_twins,static_prompt]", "lengths=[600]", "--limit", "2"]
+    words = ["methods=[adapter,untrained_twins,static_prompt]", "lengths=[600]"]
     _, folder = run(config, *words)
     samples = without_times(read(folder))
     (folder / "samples.jsonl").unlink()
