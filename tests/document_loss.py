@@ -51,11 +51,12 @@ def loss_of(
 ) -> FocusOutput:
     """`focus_loss` of one document."""
     tuner = model.base_model
+    settings = tuner.settings(**overrides)
     config = dataclasses.replace(
-        model.peft_config["default"],
+        settings.config,
         continuation_weight=weights[0],
         repetition_weight=weights[1],
         distill_weight=distill_weight,
     )
-    settings = dataclasses.replace(tuner.settings(**overrides), config=config)
+    settings = dataclasses.replace(settings, config=config)
     return focus_loss(tuner.reader, settings, [Document(ids, targets or ids, sample)])
