@@ -22,7 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demos.asking import ADAPTER, NEEDLE, QUESTION, haystack, load, question_ids, shades
+from demos.chunk_strip import shades
+from demos.model import ADAPTER, load
+from demos.questions import NEEDLE, QUESTION, haystack, question_ids
 
 
 FRAME = 0.9  # seconds of one token

@@ -30,6 +30,7 @@ from evaluating.texts import read_texts
 from focus_peft import FocusConfig
 from focus_peft.frozen.fingerprint import digest
 from focus_peft.hub.results import save_results
+from focus_peft.passes.settings import Settings
 from focus_peft.tasks import METHODS, LongPerplexityTask, Method, Source
 
 
@@ -68,13 +69,11 @@ class Evaluator:
         settings = self.evaluation.identity()
         if self.keys is not None and self.keys.tokenizer is not None:
             settings["evaluator"].update(self.keys.identity)
-        windows = asdict(self.model.base_model.settings())
-        del windows["chunk_batch_size"], windows["spread_chunks"]  # change no result
         records = {"records_digests": {name: facts.digest for name, facts in self.records.items()}}
         return {
             **settings,
             **(records if self.records else {}),
-            "windows": windows,
+            "windows": _windows(self.model.base_model.settings()),
             "base_model": self.model.base_model.fingerprint.to_dict(),
             "twins": None if self.evaluation.adapter is None else digest_of_twins(self.model),
             "texts_digests": [digest(text.encode()) for text in self.texts],
@@ -214,3 +213,10 @@ def digest_of_twins(model: Any) -> str:
         if ".focus_" in name:
             found.update(name.encode() + weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def _windows(settings: Settings) -> dict[str, Any]:
+    """What the adapter reads with, as far as results depend on it."""
+    names = ("decoding", "refresh_interval", "top_chunks", "storage", "storage_dir")
+    chosen = {name: getattr(settings.config, name) for name in names}
+    return {"sizes": asdict(settings.sizes), "frames": asdict(settings.frames), "bos": settings.bos, **chosen}

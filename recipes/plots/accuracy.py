@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from evaluating.results import wilson
+from evaluating.means import wilson
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .drawing import plt, save, styles, token_axis

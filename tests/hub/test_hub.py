@@ -283,7 +283,7 @@ def test_the_python_of_the_documentation_runs(hub: Hub, client: Client, trained:
     outcome = run(client, code)
     assert outcome.code == 0, outcome.err
     assert sorted(hub.files("user/mine")) == [".gitattributes", *FILES[:3], "recipe.yaml"]
-    assert hub.repositories["user/mine"].private and (tmp_path / "results" / "passkey.json").is_file()
+    assert hub.repositories["user/mine"].private and (tmp_path / "passkey.json").is_file()
 
 
 PUSH = """
@@ -351,9 +351,11 @@ from runs import Documents, arguments, collate
 from focus_peft import FocusConfig
 from focus_peft.trainer import FocusTrainer
 model = get_peft_model(base, FocusConfig(r=2, chunk_size=8, local_size=8, prompt_size=4, label_size=4))
-args = arguments({str(tmp_path / "run")!r}, max_steps=2, save_strategy="steps", save_steps=1, eval_strategy="steps",
-eval_steps=2, hub_model_id="user/run") trainer = FocusTrainer(model=model, args=args, train_dataset=Documents(4),
-eval_dataset=Documents(2), data_collator=collate) trainer.train()
+args = arguments({str(tmp_path / "run")!r}, max_steps=2, save_strategy="steps", save_steps=1,
+                 eval_strategy="steps", eval_steps=2, hub_model_id="user/run")
+trainer = FocusTrainer(model=model, args=args, train_dataset=Documents(4), eval_dataset=Documents(2),
+                       data_collator=collate)
+trainer.train()
 trainer.push_to_hub(license="mit")
 """
     )
