@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -15,25 +13,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import FocusConfig
+from .frozen.current_pass import current_pass
 from .frozen.weights import computing_type, execution_device, plain_weight, real_weights
-
-
-class CandidateState:
-    """How many of the last positions of a row are candidates in the pass that is running; all layers share one
-    object.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    @contextlib.contextmanager
-    def candidates(self, count: int) -> Iterator[None]:
-        """Within the context, the last `count` positions of every row go through the twins."""
-        previous, self.count = self.count, count
-        try:
-            yield
-        finally:
-            self.count = previous
 
 
 class TwinLayer(nn.Module, BaseTunerLayer):
@@ -44,13 +25,12 @@ class TwinLayer(nn.Module, BaseTunerLayer):
             layer.
         adapter_name (`str`): Name of the first adapter.
         config (`FocusConfig`): Says whether the twin is a full copy (`r=None`) or low-rank.
-        state (`CandidateState`): Shared by all layers of the model.
     """
 
     adapter_layer_names = ("focus_twin", "focus_A", "focus_B")
     other_param_names = ("scaling",)
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: FocusConfig, state: CandidateState) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: FocusConfig) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.focus_twin = nn.ModuleDict()
@@ -58,7 +38,6 @@ class TwinLayer(nn.Module, BaseTunerLayer):
         self.focus_B = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
         self.merged_adapters: list[str] = []
-        self.state = state
         self.in_features, self.out_features = _features(base_layer)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
@@ -85,7 +64,8 @@ class TwinLayer(nn.Module, BaseTunerLayer):
         """Project `x` of shape (rows, tokens, in_features): the twin's result at candidate positions, else the
         frozen's.
         """
-        count = self.state.count
+        running = current_pass.get()
+        count = 0 if running is None else running.candidates
         if count == 0 or self.disable_adapters or not self.active_adapters:
             return self.base_layer(x, *args, **kwargs)
         adapter = self.active_adapters[0]
@@ -102,6 +82,9 @@ class TwinLayer(nn.Module, BaseTunerLayer):
         down: Any = self.focus_A[adapter]
         up = self.focus_B[adapter]
         delta = up(down(candidates.to(down.weight.device, down.weight.dtype))) * self.scaling[adapter]
+        if not torch.is_grad_enabled():  # what the frozen projection made is nobody else's
+            frozen[..., -count:, :] += delta.to(frozen.dtype)
+            return frozen
         if count == x.shape[-2]:
             return frozen + delta.to(frozen.dtype)
         return torch.cat([frozen[..., :-count, :], frozen[..., -count:, :] + delta.to(frozen.dtype)], dim=-2)

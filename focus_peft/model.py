@@ -12,12 +12,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import INFERENCE_FIELDS
+from .decoding.dispatch import CacheDispatch
 from .decoding.generate import generate
 from .decoding.options import check_room
 from .decoding.scoring import read_attention, read_logits
 from .frozen.attention_record import exchanges_attention
 from .frozen.compat import CACHE, rename
 from .frozen.fingerprint import Fingerprint
+from .frozen.interception import intercept, release
 from .frozen.weights import is_plain
 from .kv.kept_chunks import KeptChunks
 from .layer import TwinLayer
@@ -77,9 +79,23 @@ class FocusModel(TwinTuner):
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
         super().__init__(model, peft_config, adapter_name, **kwargs)
         facts = self.facts
-        self._reader = Reader(cast(PreTrainedModel, model), self.state, facts.sliding_window, set(facts.layer_types))
+        self._reader = Reader(cast(PreTrainedModel, model), facts.sliding_window, set(facts.layer_types))
+        self._reader.install()
+        intercept(model, CacheDispatch)
         self._was_checked = False
         self._fingerprint: Fingerprint | None = None
+
+    def unload(self) -> nn.Module:
+        """The base model, with its own projections and forward calls and without anything of ours."""
+        self._reader.uninstall()
+        release(self.model)
+        return super().unload()
+
+    def train(self, mode: bool = True) -> FocusModel:
+        """Set the mode of the adapter. The frozen model stays in evaluation mode, in which its dropout is off."""
+        super().train(False)
+        self.training = mode
+        return self
 
     def settings(self, **overrides: Any) -> Settings:
         """The settings that the active adapter reads with; `overrides` replace fields that matter at inference.

@@ -12,7 +12,7 @@ from .adapter_file import check_adapter_weights
 from .config import FocusConfig
 from .frozen.facts import ModelFacts
 from .frozen.projections import find_projections, is_projection
-from .layer import MERGE_REFUSAL, CandidateState, TwinLayer
+from .layer import MERGE_REFUSAL, TwinLayer
 from .passes.settings import Settings
 
 
@@ -32,10 +32,8 @@ class TwinTuner(BaseTuner):
             )
         facts = ModelFacts.of(model)
         Settings.of(peft_config[adapter_name], facts)  # sizes that do not fit fail before anything is wrapped
-        # a model that is wrapped a second time keeps its layers, and they their state
-        state = next((layer.state for layer in model.modules() if isinstance(layer, TwinLayer)), CandidateState())
         # nn.Module's constructor comes with BaseTuner's, which injects; so these are set past its attribute checks
-        self.__dict__["facts"], self.__dict__["state"] = facts, state
+        self.__dict__["facts"] = facts
         super().__init__(model, peft_config, adapter_name, **kwargs)
         self.adapters_enabled = True
         # The loss is a mean of its own, so the Trainer must not divide it again
@@ -83,7 +81,7 @@ class TwinTuner(BaseTuner):
         if isinstance(target, TwinLayer):
             target.update_layer(adapter_name, peft_config)
             return
-        layer = TwinLayer(target, adapter_name, peft_config, self.state)
+        layer = TwinLayer(target, adapter_name, peft_config)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         # PEFT's `_replace_module` would send the twins of an offloaded layer to where its weights are not

@@ -13,8 +13,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from focus_peft import FocusConfig
+from focus_peft.frozen.current_pass import Pass, current_pass
 from focus_peft.frozen.projections import find_projections
-from focus_peft.layer import CandidateState, TwinLayer
+from focus_peft.layer import TwinLayer
 
 
 WIDTH, OUT, ROWS, TOKENS = 12, 20, 3, 7
@@ -36,7 +37,7 @@ def make_layer(kind: str = "linear", r: int | None = None, dtype: torch.dtype = 
     base = PROJECTIONS[kind]().to(dtype)
     if getattr(base, "bias", None) is not None:
         nn.init.normal_(base.bias)
-    return TwinLayer(base, "default", FocusConfig(r=r), CandidateState())
+    return TwinLayer(base, "default", FocusConfig(r=r))
 
 
 def make_input(dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -49,7 +50,7 @@ def test_without_candidates_a_layer_is_its_frozen_projection_bit_for_bit(kind: s
     layer, x = make_layer(kind, r), make_input()
     perturb_twins(layer)
     assert torch.equal(layer(x), layer.base_layer(x))
-    with layer.state.candidates(0):
+    with Pass(candidates=0).running():
         assert torch.equal(layer(x), layer.base_layer(x))
 
 
@@ -58,7 +59,7 @@ def test_without_candidates_a_layer_is_its_frozen_projection_bit_for_bit(kind: s
 @each_projection
 def test_at_the_start_a_candidate_equals_the_ordinary_token(kind: str, r: int | None, count: int) -> None:
     layer, x = make_layer(kind, r), make_input()
-    with layer.state.candidates(count):
+    with Pass(candidates=count).running():
         torch.testing.assert_close(layer(x), layer.base_layer(x), rtol=0, atol=1e-14)
 
 
@@ -69,7 +70,7 @@ def test_only_the_last_positions_go_through_the_twin(kind: str, r: int | None, c
     layer, x = make_layer(kind, r), make_input()
     perturb_twins(layer, std=1.0)
     frozen = layer.base_layer(x)
-    with layer.state.candidates(count):
+    with Pass(candidates=count).running():
         found = layer(x)
     changed = (found - frozen).abs().amax(-1) > 1e-3
     assert changed[:, -count:].all()
@@ -83,7 +84,7 @@ def test_a_full_twin_is_an_affine_map_of_its_own(kind: str) -> None:
     twin = layer.focus_twin["default"]
     weight = twin.weight if isinstance(twin, Conv1D) else twin.weight.T
     expected = x[:, -2:] @ weight + (twin.bias if twin.bias is not None else 0)
-    with layer.state.candidates(2):
+    with Pass(candidates=2).running():
         torch.testing.assert_close(layer(x)[:, -2:], expected, rtol=0, atol=1e-13)
 
 
@@ -91,13 +92,13 @@ def test_a_full_twin_is_an_affine_map_of_its_own(kind: str) -> None:
 @each_projection
 def test_a_low_rank_twin_adds_a_scaled_delta_to_the_frozen_projection(kind: str, alpha: float | None) -> None:
     torch.manual_seed(0)
-    layer = TwinLayer(PROJECTIONS[kind]().double(), "default", FocusConfig(r=4, alpha=alpha), CandidateState())
+    layer = TwinLayer(PROJECTIONS[kind]().double(), "default", FocusConfig(r=4, alpha=alpha))
     perturb_twins(layer)
     x = make_input()
     down, up = layer.focus_A["default"].weight, layer.focus_B["default"].weight
     assert down.shape == (4, WIDTH) and up.shape == (layer.out_features, 4)
     expected = layer.base_layer(x)[:, -2:] + (8 if alpha is None else alpha) / 4 * (x[:, -2:] @ down.T @ up.T)
-    with layer.state.candidates(2):
+    with Pass(candidates=2).running():
         torch.testing.assert_close(layer(x)[:, -2:], expected, rtol=0, atol=1e-13)
 
 
@@ -115,7 +116,7 @@ def test_a_low_rank_delta_starts_at_zero_and_can_learn(kind: str) -> None:
     layer = make_layer(kind, 4)
     assert not layer.focus_B["default"].weight.any()
     assert layer.focus_A["default"].weight.std() > 0.1
-    with layer.state.candidates(1):
+    with Pass(candidates=1).running():
         layer(make_input()).sum().backward()
     assert layer.focus_B["default"].weight.grad.abs().sum() > 0
 
@@ -127,7 +128,7 @@ def test_the_frozen_projection_never_gets_a_gradient(kind: str, r: int | None) -
     layer.base_layer.requires_grad_(False)
     perturb_twins(layer)
     x = make_input().requires_grad_(True)
-    with layer.state.candidates(2):
+    with Pass(candidates=2).running():
         layer(x).square().sum().backward()
     assert all(parameter.grad is None for parameter in layer.base_layer.parameters())
     assert all(parameter.grad is not None for name, parameter in layer.named_parameters() if "focus_" in name)
@@ -145,21 +146,21 @@ def test_results_have_the_type_of_the_base_whatever_the_twins_is(
     if adapter_dtype is not None:
         for name in layer.adapter_layer_names:
             getattr(layer, name).to(adapter_dtype)
-    with layer.state.candidates(2):
+    with Pass(candidates=2).running():
         found = layer(x)
     assert found.dtype == dtype
     torch.testing.assert_close(found, layer.base_layer(x), rtol=1e-2, atol=1e-2)
 
 
-def test_the_count_is_restored_after_the_context_and_after_an_error() -> None:
-    state = CandidateState()
-    with state.candidates(3):
-        with state.candidates(1):
-            assert state.count == 1
-        assert state.count == 3
-    with pytest.raises(KeyError), state.candidates(2):
+def test_the_pass_before_is_restored_after_the_context_and_after_an_error() -> None:
+    outer, inner = Pass(candidates=3), Pass(candidates=1)
+    with outer.running():
+        with inner.running():
+            assert current_pass.get() is inner
+        assert current_pass.get() is outer
+    with pytest.raises(KeyError), outer.running():
         raise KeyError
-    assert state.count == 0
+    assert current_pass.get() is None
 
 
 @each_rank
@@ -167,7 +168,7 @@ def test_a_disabled_layer_is_its_frozen_projection_at_every_position(r: int | No
     layer, x = make_layer(r=r), make_input()
     perturb_twins(layer)
     layer.enable_adapters(False)
-    with layer.state.candidates(2):
+    with Pass(candidates=2).running():
         assert torch.equal(layer(x), layer.base_layer(x))
 
 
@@ -178,13 +179,13 @@ def test_each_adapter_of_a_layer_has_its_own_twin() -> None:
     results = []
     for name in ("default", "low"):
         layer.set_adapter(name)
-        with layer.state.candidates(1):
+        with Pass(candidates=1).running():
             results.append(layer(x)[:, -1])
     assert not torch.allclose(results[0], results[1])
     layer.delete_adapter("low")
     assert not len(layer.focus_A) and not len(layer.focus_B) and layer.scaling == {}
     layer.set_adapter("default")
-    with layer.state.candidates(1):
+    with Pass(candidates=1).running():
         assert torch.equal(layer(x)[:, -1], results[0])
 
 
@@ -192,7 +193,7 @@ def test_a_layer_that_the_active_adapter_left_out_stays_frozen() -> None:
     layer, x = make_layer(), make_input()
     perturb_twins(layer)
     layer.set_adapter("another")
-    with layer.state.candidates(2):
+    with Pass(candidates=2).running():
         assert torch.equal(layer(x), layer.base_layer(x))
 
 

@@ -4,19 +4,13 @@ passes.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..frozen.compat import CACHE, rename
-from ..kv.pass_caches import GraphCache, PassCache
 from ..memory.memory import Memory
 from ..passes.chunking import pad_left
 from ..passes.ids import check_ids, check_vocabulary, unpad
@@ -93,47 +87,11 @@ def generate(
         cache.may_crop = True  # drafts are taken back, which older transformers do without announcing it
     kwargs[CACHE] = cache
     kwargs["use_cache"] = True  # which some models (MPT) have off
-    with _reads_through_cache(model):
-        return model_generate(input_ids, attention_mask=attention_mask, **kwargs)
-
-
-@contextlib.contextmanager
-def _reads_through_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Within the context, forward calls read through the `FocusCache` that they are given."""
-    previous = model.__dict__.get("forward")
-    original = model.forward
-
-    @torch.compiler.disable  # a compiled model would be traced into our bookkeeping
-    @functools.wraps(original)  # the loops look at the signature
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        cache = kwargs.get(CACHE)
-        if isinstance(cache, (PassCache, GraphCache)):  # one of the passes that our own cache runs
-            return original(*args, **kwargs)
-        if not isinstance(cache, FocusCache):  # a model may drop it in `prepare_inputs_for_generation`
-            raise RuntimeError(
-                f"{type(model).__name__} was called by `generate` without the cache that holds the memory (`{CACHE}` "
-                f"is a {type(cache).__name__}), and would have read the input without it; this way of generating is "
-                "not supported."
-            )
-        input_ids: torch.Tensor = kwargs["input_ids"]
-        mask = kwargs.get("attention_mask")
-        new = unpad(input_ids, None if mask is None else mask[:, -input_ids.shape[1] :])
-
-        def base_call(base_cache: Cache) -> Any:
-            return original(*args, **{**kwargs, CACHE: base_cache})
-
-        newest = int(kwargs.get("logits_to_keep") or 1)
-        result = cache.read(new, newest, width=input_ids.shape[1], base_call=base_call)
-        if isinstance(result, torch.Tensor):
-            fields: dict[str, Any] = {"logits": result, CACHE: cache}
-            return CausalLMOutputWithPast(**fields)
-        result[CACHE] = cache
-        return result
-
-    model.forward = forward
-    try:
-        yield
-    finally:
-        del model.forward
-        if previous is not None:  # a hook of somebody else's, such as accelerate's
-            model.forward = previous
+    read = cache.tokens
+    output = model_generate(input_ids, attention_mask=attention_mask, **kwargs)
+    if cache.tokens == read:  # a model may drop it in `prepare_inputs_for_generation`
+        raise RuntimeError(
+            f"{type(model).__name__} was called by `generate` without the cache that holds the memory (`{CACHE}`), "
+            "and read the input without it; this way of generating is not supported."
+        )
+    return output

@@ -9,16 +9,16 @@ has the index i, local token j the index n + j, in both ways of decoding.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .current_pass import current_pass
 from .weights import execution_device
 
 
@@ -63,9 +63,8 @@ class Alibi:
             return cls(lambda keys: build(ones(keys), inner.num_heads, model.dtype), modules, True, scale)
         return None
 
-    @contextlib.contextmanager
-    def given(self, key_index: torch.Tensor, mask: torch.Tensor) -> Iterator[None]:
-        """Within the context, attention gets the biases of `key_index`, and `mask`.
+    def given(self, key_index: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        """What the attention modules are given for the biases of `key_index`, and `mask`: arguments by name.
 
         Args:
             key_index (`torch.LongTensor` of shape (rows or 1, columns)): Each key's place in the order that is meant.
@@ -83,22 +82,30 @@ class Alibi:
             )
             biased = biased.masked_fill(hidden, torch.finfo(mask.dtype).min)  # (rows, heads, tokens, columns)
             none = mask.new_zeros(len(mask) * len(bias), 1, mask.shape[-1])
-            changes = {"attention_mask": biased, "alibi": none}
-        else:
-            changes = {"attention_mask": mask != 0, "position_bias": bias[:, :1].expand(-1, mask.shape[2], -1)}
+            return {"attention_mask": biased, "alibi": none}
+        return {"attention_mask": mask != 0, "position_bias": bias[:, :1].expand(-1, mask.shape[2], -1)}
 
-        def change(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, {**kwargs, **changes}
+    def install(self) -> None:
+        """Let the attention modules take what a pass gives them."""
+        for module in self.modules:
+            if _with_biases not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_with_biases, with_kwargs=True)
 
-        handles = [module.register_forward_pre_hook(change, with_kwargs=True) for module in self.modules]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def uninstall(self) -> None:
+        """Undo `install`."""
+        for module in self.modules:
+            for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _with_biases]:
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     def _biases(self, keys: int) -> torch.Tensor:
         """(heads, at least `keys`)."""
         if self._table.shape[-1] < keys:
             self._table = self.build(2 * keys)[:, 0]
         return self._table
+
+
+def _with_biases(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A hook before an attention module: the arguments that the running pass gives replace the model's own."""
+    running = current_pass.get()
+    return args, kwargs if running is None else {**kwargs, **running.biases}

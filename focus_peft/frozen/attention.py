@@ -8,18 +8,21 @@ is switched for the time of the pass.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .attention_record import RECORDING, AttentionRecord, record_of_pass
+from .current_pass import Pass, current_pass
 from .grouped_attention import GROUPED
-from .modules import every_module
 
 
+# Computes the attention of a pass, and notes its weights
+RECORDING = "focus_peft_recording"
 # Implementations that take a 4D mask of floats
 MASKED = (None, "eager", "sdpa")
 
@@ -58,37 +61,82 @@ def check_attention(model: PreTrainedModel) -> None:
         )
 
 
-@contextlib.contextmanager
-def taking_masks(
-    model: PreTrainedModel,
-    grouped: bool = False,
-    record: AttentionRecord | None = None,
-    modules: Sequence[nn.Module] | None = None,
-) -> Iterator[None]:
-    """Within the context, the attention of the model takes 4D masks; with `grouped`, sdpa attention is `grouped_sdpa`.
+class AttentionConfig:
+    """The configuration of an attention module, which names another implementation while a pass with a mask runs.
 
-    With `record`, which `exchanges_attention` must allow, its weights are noted. `modules` are all of the model's,
-    where they are known.
+    Layers look their implementation up by this name whenever they run. Everything else is the model's own
+    configuration, live: what is set here is set there.
+
+    Args:
+        config (`PreTrainedConfig`): The model's own.
     """
-    before: list[tuple[Any, Any]] = []
-    # layers look their implementation up in the configuration whenever they run
-    configs = (vars(module).get("config") for module in (every_module(model) if modules is None else modules))
-    for config in {id(config): config for config in configs if config is not None}.values():
-        name = getattr(config, "_attn_implementation", None)
-        taking = masked_implementation(model) if is_switched(name) else name
-        if grouped and taking == "sdpa":
-            taking = GROUPED
-        if record is not None and name != RECORDING:
-            record.implementations[id(config)] = taking
-            taking = RECORDING
-        if taking != name:
-            before.append((config, name))
-            config._attn_implementation = taking
-    token = None if record is None else record_of_pass.set(record)
-    try:
-        yield
-    finally:
-        if token is not None:
-            record_of_pass.reset(token)
-        for config, name in before:
-            config._attn_implementation = name
+
+    def __init__(self, config: Any) -> None:
+        object.__setattr__(self, "own", config)
+
+    @property
+    def _attn_implementation(self) -> str | None:
+        name = self.own._attn_implementation
+        running = current_pass.get()
+        if running is None:
+            return name
+        return RECORDING if running.record is not None else in_pass(running, name)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "own" or name.startswith("__"):  # while a copy is being made
+            raise AttributeError(name)
+        return getattr(self.own, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.own, name, value)
+
+    def __reduce__(self) -> tuple[type, tuple[Any]]:
+        return AttentionConfig, (self.own,)
+
+
+def in_pass(running: Pass, implementation: str | None) -> str | None:
+    """The implementation that a pass uses in place of a model's own."""
+    name = running.masked if is_switched(implementation) else implementation
+    return GROUPED if running.grouped and name == "sdpa" else name
+
+
+def install_attention(modules: Iterable[nn.Module]) -> None:
+    """Let the attention modules of a model ask for their implementation as `AttentionConfig` does."""
+    for module in modules:
+        config = vars(module).get("config")
+        if isinstance(module, PreTrainedModel) or config is None or isinstance(config, AttentionConfig):
+            continue
+        if hasattr(config, "_attn_implementation"):
+            module.config = AttentionConfig(config)
+
+
+def uninstall_attention(modules: Iterable[nn.Module]) -> None:
+    """Undo `install_attention`."""
+    for module in modules:
+        config = vars(module).get("config")
+        if isinstance(config, AttentionConfig):
+            module.config = config.own
+
+
+def recording_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The attention that the pass would use, and a note of its weights."""
+    running, config = current_pass.get(), cast(AttentionConfig, module.config)
+    assert running is not None and running.record is not None
+    running.record.add(query, key, attention_mask, **kwargs)
+    name = in_pass(running, config.own._attn_implementation)
+    if name in (None, "eager"):
+        own: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
+    else:
+        own = ALL_ATTENTION_FUNCTIONS[name]
+    return own(module, query, key, value, attention_mask, *args, **kwargs)
+
+
+AttentionInterface.register(RECORDING, recording_attention)

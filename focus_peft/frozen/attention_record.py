@@ -7,17 +7,10 @@ stands before the model's own computes the weights of the last token once more, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-
-RECORDING = "focus_peft_recording"
+from transformers import PreTrainedModel
 
 
 class AttentionRecord:
@@ -31,8 +24,6 @@ class AttentionRecord:
         self.prefix = prefix
         self.layers = 0
         self._sum: torch.Tensor | None = None
-        # the implementation that each configuration names outside of the pass
-        self.implementations: dict[int, str | None] = {}
 
     @property
     def mean(self) -> torch.Tensor:
@@ -67,35 +58,6 @@ class AttentionRecord:
             weights = scores.softmax(-1)[..., : self.prefix].mean((1, 2))
             self._sum = weights if self._sum is None else self._sum + weights.to(self._sum.device, non_blocking=True)
         self.layers += 1
-
-
-# The record of the pass that is running in this thread
-record_of_pass: ContextVar[AttentionRecord] = ContextVar("record_of_pass")
-
-
-def recording_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *args: Any,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The model's own attention, and a note of its weights."""
-    record = record_of_pass.get()
-    record.add(query, key, attention_mask, **kwargs)
-    own = _own_attention(module, record.implementations[id(module.config)])
-    return own(module, query, key, value, attention_mask, *args, **kwargs)
-
-
-def _own_attention(module: nn.Module, implementation: str | None) -> Callable[..., Any]:
-    if implementation in (None, "eager"):
-        return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[implementation]
-
-
-AttentionInterface.register(RECORDING, recording_attention)
 
 
 def exchanges_attention(model: PreTrainedModel) -> bool:

@@ -12,9 +12,6 @@ which looks no further than the last key that it may see.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,6 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .attention_record import exchanges_attention
+from .current_pass import Block, current_pass
 
 
 GROUPED = "focus_peft_grouped_sdpa"
@@ -30,11 +28,6 @@ GROUPED = "focus_peft_grouped_sdpa"
 MOST_QUERIES = 1024
 # Queries in a block
 BLOCK = 256
-# (first query, last query + 1, last visible key + 1)
-Block = tuple[int, int, int]
-# Of the pass that is running, if it has many tokens: the blocks, or how many keys stand before those of its causal
-# tokens
-shape_of_pass: ContextVar[list[Block] | int | None] = ContextVar("shape_of_pass", default=None)
 # What some models ask of attention besides
 SPECIAL = ("position_bias", "softcap", "s_aux", "cache")
 
@@ -56,7 +49,8 @@ def grouped_sdpa(
     groups = heads // key.shape[1]
     masked = attention_mask is not None and attention_mask.dim() == 4 and attention_mask.shape[1] == 1
     special = dropout or any(kwargs.get(name) is not None for name in SPECIAL)
-    shape = shape_of_pass.get()
+    running = current_pass.get()
+    shape = None if running is None else running.shape
     if masked and shape is not None and not special and (groups == 1 or groups * tokens > MOST_QUERIES):
         assert attention_mask is not None
         if isinstance(shape, int):
@@ -89,9 +83,8 @@ def grouped_sdpa(
 AttentionInterface.register(GROUPED, grouped_sdpa)
 
 
-@contextlib.contextmanager
-def shaped(visible: torch.Tensor, is_whole_mask: bool) -> Iterator[None]:
-    """Within the context, attention knows the shape of a pass, if it has many tokens and no graph is being made.
+def shape_of(visible: torch.Tensor, is_whole_mask: bool) -> list[Block] | int | None:
+    """The shape of a pass, as `Pass.shape`, if it has many tokens and no graph is being made.
 
     Args:
         visible (`torch.BoolTensor` of shape (rows or 1, tokens, keys)): What each token sees.
@@ -99,16 +92,11 @@ def shaped(visible: torch.Tensor, is_whole_mask: bool) -> Iterator[None]:
             (ALiBi).
     """
     tokens, before = visible.shape[1], visible.shape[2] - visible.shape[1]
-    shape: list[Block] | int | None = None
-    if tokens > BLOCK and not torch.is_grad_enabled():
-        causal = is_whole_mask and 0 <= before <= tokens
-        causal = causal and bool((visible == torch.ones_like(visible[:1]).tril(before)).all())
-        shape = before if causal else _blocks(visible)
-    token = shape_of_pass.set(shape)
-    try:
-        yield
-    finally:
-        shape_of_pass.reset(token)
+    if tokens <= BLOCK or torch.is_grad_enabled():
+        return None
+    causal = is_whole_mask and 0 <= before <= tokens
+    causal = causal and bool((visible == torch.ones_like(visible[:1]).tril(before)).all())
+    return before if causal else _blocks(visible)
 
 
 def _blocks(visible: torch.Tensor) -> list[Block]:

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..frozen.alibi import Alibi
-from ..frozen.attention import taking_masks
+from ..frozen.attention import install_attention, masked_implementation, uninstall_attention
 from ..frozen.attention_record import AttentionRecord
 from ..frozen.compat import CACHE
-from ..frozen.grouped_attention import is_grouped, shaped
-from ..frozen.modules import Modules
+from ..frozen.current_pass import Pass
+from ..frozen.eager import uncompiled
+from ..frozen.grouped_attention import is_grouped, shape_of
+from ..frozen.interception import release
+from ..frozen.modules import Modules, every_module
 from ..frozen.weights import differentiable_weights, execution_device
 from ..kv.kept_chunks import KeptChunks
 from ..kv.pass_caches import GraphCache, PassCache
 from ..kv.store import KeyValueStore, sent
-from ..layer import CandidateState
+from .autograd import gather_for_backward, install_checkpointing, layers_of
 from .chunking import pad_right
 from .inputs import ChunkRow, PassInput
 
@@ -37,16 +36,11 @@ TOKEN_BUDGET = 8192
 COLUMN_BUDGET = 65536
 
 
-def _call(function: Callable[[], Any], gradient: torch.Tensor) -> None:
-    function()
-
-
 class Reader:
     """Runs passes of a frozen decoder-only model.
 
     Args:
         model (`PreTrainedModel`): The base model, twins injected.
-        state (`CandidateState`): Tells the twins which positions are candidates.
         sliding_window (`int`, *optional*): Tokens that a sliding-window layer sees.
         layer_types (`set[str]`): "full_attention", "sliding_attention" or both.
 
@@ -54,19 +48,17 @@ class Reader:
         pool (`KeptChunks`, *optional*): Has the chunks that are not read again. None: all are read.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, state: CandidateState, sliding_window: int | None, layer_types: set[str]
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, sliding_window: int | None, layer_types: set[str]) -> None:
         self.model = model
-        self.state = state
         self.sliding_window = sliding_window
         self.layer_types = layer_types
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         self.alibi = Alibi.of(model)
         self.groups = is_grouped(model)
+        self.masked = masked_implementation(model)
         self.pool: KeptChunks | None = None
-        self._modules = Modules.of(model)
+        self._modules: Modules | None = None
 
     @property
     def device(self) -> torch.device:
@@ -76,9 +68,28 @@ class Reader:
     @property
     def modules(self) -> Modules:
         """The modules of the model, which were found once, and are again when some have been exchanged."""
-        if not self._modules.are_those_of(self.model):
-            self._modules = Modules.of(self.model)
+        if self._modules is None or not self._modules.are_those_of(self.model):
+            self.install()
+        assert self._modules is not None
         return self._modules
+
+    def install(self) -> None:
+        """Let the model's parts ask for the pass that is running."""
+        self._modules = Modules.of(self.model)
+        install_attention(self._modules.every)
+        install_checkpointing(self._modules.every)
+        if self.alibi is not None:
+            self.alibi.install()
+
+    def uninstall(self) -> None:
+        """Leave the model as it was."""
+        every = every_module(self.model)
+        uninstall_attention(every)
+        for layer in layers_of(every):
+            release(layer)
+        if self.alibi is not None:
+            self.alibi.uninstall()
+        self._modules = None
 
     @property
     def sharded(self) -> bool:
@@ -120,35 +131,25 @@ class Reader:
         }
         there = self._sent_layouts(inputs, device)
         masks: Any = self._masks(there)
-        biases: Callable[[], AbstractContextManager] = contextlib.nullcontext
+        running = Pass(candidates, self.masked, self.groups, record=record, checkpoints=torch.is_grad_enabled())
+        if self.groups:
+            whole = self.alibi is None and self.layer_types == {"full_attention"}
+            running.shape = shape_of(inputs.visible, whole)
         if self.alibi is None:
             arguments["attention_mask"] = masks
         else:  # its attention modules take the mask; the model itself wants one that it can count keys with
             arguments["attention_mask"] = torch.ones(len(inputs.tokens), inputs.visible.shape[-1], device=device)
             keys = there.key_index if there.layout is None else there.key_index[there.layout]
-            biases = functools.partial(self.alibi.given, keys, masks)
+            running.biases = self.alibi.given(keys, masks)
         if not self.takes_positions:
             del arguments["position_ids"]
-        is_whole_mask = self.alibi is None and self.layer_types == {"full_attention"}
-        shape = shaped(inputs.visible, is_whole_mask) if self.groups else contextlib.nullcontext()
-        with self._masked_pass(candidates, biases, record), self._checkpointing(biases), shape:
-            if logits and self.keeps_logits:
-                arguments["logits_to_keep"] = logits
+        if logits and self.keeps_logits:
+            arguments["logits_to_keep"] = logits
+        with self._frozen(), running.running():
             output = self.model(**arguments).logits[:, -logits:] if logits else self.model.base_model(**arguments)[0]
         if isinstance(cache, GraphCache):
-            self._gather_for_backward(cache)
+            gather_for_backward(cache, self.modules.every)
         return output
-
-    def _gather_for_backward(self, cache: GraphCache) -> None:
-        """FSDP gathers a layer's weights when a gradient comes to its result; ours come to its keys and values,
-        too.
-        """
-        layers = [module for module in self.modules.every if isinstance(module, GradientCheckpointingLayer)]
-        for layer, states in cache.new.items():
-            gather = getattr(layers[layer], "unshard", None)
-            for state in states:
-                if gather is not None and state.requires_grad:
-                    state.register_hook(functools.partial(_call, gather))
 
     def read_chunks(
         self,
@@ -255,73 +256,17 @@ class Reader:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     @contextlib.contextmanager
-    def _masked_pass(
-        self,
-        candidates: int,
-        biases: Callable[[], AbstractContextManager],
-        record: AttentionRecord | None = None,
-    ) -> Iterator[None]:
-        """Everything that a pass with a mask of its own needs, in the forward pass and whenever a layer runs again."""
-        modules = self.modules
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._frozen(modules))
-            stack.enter_context(taking_masks(self.model, self.groups, record, modules.configured))
-            stack.enter_context(self.state.candidates(candidates))
-            stack.enter_context(biases())
-            yield
-
-    @contextlib.contextmanager
-    def _frozen(self, modules: Modules | None = None) -> Iterator[None]:
+    def _frozen(self) -> Iterator[None]:
         """Evaluation mode: the base is frozen, its dropout off; nor may its layers checkpoint, which would drop our
-        cache.
+        cache. It is in that mode all the time (`FocusModel.train`), unless somebody put it into another by hand.
         """
-        modules = modules or self.modules
+        modules = self.modules
         training = [module for module in modules.every if module.training]
         for module in training:
             module.training = False
         try:
-            with differentiable_weights(self.model, modules.four_bit), _uncompiled():
+            with differentiable_weights(self.model, modules.four_bit), uncompiled():
                 yield
         finally:
             for module in training:
                 module.training = True
-
-    @contextlib.contextmanager
-    def _checkpointing(self, biases: Callable[[], AbstractContextManager]) -> Iterator[None]:
-        """Gradient checkpointing of our own (never reentrant), if the model has it on and a graph is being made.
-
-        The model's own drops the cache. Ours runs a layer again with the state that it had in the forward pass.
-        """
-        layers = []
-        if torch.is_grad_enabled():
-            every = (module for module in self.modules.every if isinstance(module, GradientCheckpointingLayer))
-            layers = [layer for layer in every if layer.gradient_checkpointing]
-        patched = [(layer, layer.__dict__.get("forward")) for layer in layers]
-        for layer in layers:
-            layer.forward = self._checkpointed(layer.forward, biases)
-        try:
-            yield
-        finally:
-            for layer, previous in patched:
-                del layer.forward
-                if previous is not None:  # a hook of somebody else's, such as accelerate's
-                    layer.forward = previous
-
-    def _checkpointed(
-        self, forward: Callable[..., Any], biases: Callable[[], AbstractContextManager]
-    ) -> Callable[..., Any]:
-        count = self.state.count
-
-        def again(*args: Any, **kwargs: Any) -> Any:
-            with self._masked_pass(count, biases):
-                return forward(*args, **kwargs)
-
-        return lambda *args, **kwargs: checkpoint(again, *args, use_reentrant=False, **kwargs)
-
-
-def _uncompiled() -> contextlib.AbstractContextManager:
-    """Within the context, `torch.compile` does nothing: our passes have many shapes, and compiling each takes
-    minutes.
-    """
-    set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
-    return contextlib.nullcontext() if set_stance is None else set_stance("force_eager")

@@ -4,7 +4,10 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,11 +15,12 @@ import torch
 from conftest import make_tiny_model, perturb_twins, random_ids, small_config
 from peft import PeftModel, get_peft_model
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import flash_attention_mask
 
 from focus_peft import FocusConfig
-from focus_peft.frozen.attention import is_switched, masked_implementation, taking_masks
+from focus_peft.frozen.attention import install_attention, is_switched, masked_implementation, uninstall_attention
+from focus_peft.frozen.current_pass import Pass
 
 
 IDS = random_ids(40)[None]
@@ -153,20 +157,41 @@ def test_flex_attention_reads_the_chunks(decoding: str) -> None:
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
-def test_the_implementation_is_restored_after_an_error() -> None:
+def attention_of(model: PreTrainedModel) -> set[str]:
+    """What the attention modules of a model take for their implementation."""
+    modules = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+    return {module.config._attn_implementation for module in modules}
+
+
+def test_only_attention_modules_see_another_implementation_and_only_in_a_pass() -> None:
     model = make_tiny_model()
+    install_attention(model.modules())
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(KeyError), taking_masks(model):
-        assert {m.config._attn_implementation for m in model.modules() if hasattr(m, "config")} == {"sdpa"}
+    with pytest.raises(KeyError), Pass(masked="sdpa").running():
+        assert attention_of(model) == {"sdpa"} and model.config._attn_implementation == "flash_attention_2"
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(attention_of, model).result() == {"flash_attention_2"}
         raise KeyError
-    assert model.config._attn_implementation == "flash_attention_2"
+    assert attention_of(model) == {"flash_attention_2"}
+    uninstall_attention(model.modules())
+    assert all(module.config is model.config for module in model.modules() if hasattr(module, "config"))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_of_a_model_have_copies_of_its_configuration(copied: Callable[[Any], Any]) -> None:
+    model = make_tiny_model(dtype=torch.float32)
+    install_attention(model.modules())
+    other = copied(model)
+    other.config._attn_implementation = "eager"
+    assert attention_of(other) == {"eager"} and attention_of(model) == {"sdpa"}
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa"])
 def test_an_implementation_that_takes_masks_is_never_switched(name: str) -> None:
     model = make_tiny_model(attn_implementation=name)
-    with taking_masks(model):
-        assert model.config._attn_implementation == name
+    install_attention(model.modules())
+    with Pass(masked="other").running():
+        assert attention_of(model) == {name}
     assert not is_switched(name)
 
 

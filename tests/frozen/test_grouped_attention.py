@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +10,9 @@ import torch
 from conftest import make_focus_model, make_tiny_model, random_ids
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from focus_peft.frozen.attention import taking_masks
-from focus_peft.frozen.grouped_attention import BLOCK, MOST_QUERIES, grouped_sdpa, is_grouped, shape_of_pass, shaped
+from focus_peft.frozen.attention import in_pass
+from focus_peft.frozen.current_pass import Pass
+from focus_peft.frozen.grouped_attention import BLOCK, GROUPED, MOST_QUERIES, grouped_sdpa, is_grouped, shape_of
 
 
 def states(rows: int, heads: int, shared: int, tokens: int, keys: int) -> tuple[Any, ...]:
@@ -62,20 +61,20 @@ def test_many_queries_see_what_they_see_at_once(
     mask = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, torch.finfo(torch.float64).min)
     mask = mask[:, None].expand(2, -1, -1, -1)
     module: Any = SimpleNamespace(num_key_value_groups=6 // shared, is_causal=True)
-    with torch.no_grad(), shaped(visible, is_whole_mask):
-        assert shape_of_pass.get() == shape
-        found, _ = grouped_sdpa(module, query, key, value, mask, scaling=0.3)
-    assert shape_of_pass.get() is None
+    with torch.no_grad():
+        found_shape = shape_of(visible, is_whole_mask)
+        assert found_shape == shape
+        with Pass(shape=found_shape).running():
+            found, _ = grouped_sdpa(module, query, key, value, mask, scaling=0.3)
     expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_short_passes_and_graphs_have_no_shape() -> None:
     visible = torch.ones(1, BLOCK + 1, BLOCK + 1, dtype=torch.bool).tril()
-    with shaped(visible, True):
-        assert shape_of_pass.get() is None
-    with torch.no_grad(), shaped(visible[:, 1:], True):
-        assert shape_of_pass.get() is None
+    assert shape_of(visible, True) is None
+    with torch.no_grad():
+        assert shape_of(visible[:, 1:], True) is None
 
 
 def test_without_a_mask_attention_is_causal_as_ever() -> None:
@@ -92,12 +91,10 @@ def test_only_models_whose_queries_share_keys_have_their_attention_exchanged(fam
     assert is_grouped(make_tiny_model(family)) is grouped
 
 
-def test_the_exchange_ends_with_the_pass_even_if_it_fails() -> None:
-    model = make_tiny_model("llama")
-    with pytest.raises(RuntimeError), taking_masks(model, grouped=True):
-        assert model.config._attn_implementation != "sdpa"
-        raise RuntimeError
-    assert model.config._attn_implementation == "sdpa"
+def test_grouped_attention_takes_the_place_of_sdpa_alone() -> None:
+    assert in_pass(Pass(grouped=True), "sdpa") == GROUPED
+    assert in_pass(Pass(grouped=True), "eager") == "eager"
+    assert in_pass(Pass(grouped=False), "sdpa") == "sdpa"
 
 
 def test_a_streaming_step_is_the_same_with_and_without_it() -> None:
@@ -126,14 +123,12 @@ def test_a_long_local_window_reads_the_same_whatever_attention_knows_of_its_shap
     ids = random_ids(650)[None]
     shapes = []
 
-    @contextlib.contextmanager
-    def noted(visible: torch.Tensor, is_whole_mask: bool) -> Iterator[None]:
-        with shaped(visible, is_whole_mask):
-            shapes.append(shape_of_pass.get())
-            yield
+    def noted(visible: torch.Tensor, is_whole_mask: bool) -> Any:
+        shapes.append(shape_of(visible, is_whole_mask))
+        return shapes[-1]
 
     with torch.no_grad():
-        monkeypatch.setattr("focus_peft.passes.reader.shaped", noted)
+        monkeypatch.setattr("focus_peft.passes.reader.shape_of", noted)
         found = model(ids, logits_to_keep=3).logits
         causal = decoding == "exact" and family == "llama"
         assert any(isinstance(shape, int if causal else list) for shape in shapes)

@@ -1,0 +1,50 @@
+"""How forward calls of the base model become the two passes: by the type of the cache that they are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ..frozen.compat import CACHE, rename
+from ..frozen.interception import Interceptor
+from ..passes.ids import unpad
+from .cache import FocusCache
+
+
+class CacheDispatch(Interceptor):
+    """Stands before the base model's `forward`: a call with a `FocusCache` reads through it, every other is the base
+    model's own.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        rename(kwargs)
+        if isinstance(kwargs.get(CACHE), FocusCache):
+            return self._read(*args, **kwargs)
+        return self.original(*args, **kwargs)
+
+    @torch.compiler.disable  # a compiled model would be traced into our bookkeeping
+    def _read(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        cache: FocusCache = kwargs[CACHE]
+        if cache.reader.model is not self.module:
+            raise ValueError(
+                f"`{CACHE}` holds what another model read, and this one cannot go on from it; give the model that "
+                f"made it, or leave `{CACHE}` out."
+            )
+        if input_ids is None:
+            raise ValueError(f"`input_ids` is missing; `{CACHE}` goes on with ids, and not with `inputs_embeds`.")
+        mask = kwargs.get("attention_mask")
+        new = unpad(input_ids, None if mask is None else mask[:, -input_ids.shape[1] :])
+
+        def base_call(base_cache: Cache) -> Any:
+            return self.original(input_ids=input_ids, **{**kwargs, CACHE: base_cache})
+
+        newest = int(kwargs.get("logits_to_keep") or 1)
+        result = cache.read(new, newest, width=input_ids.shape[1], base_call=base_call)
+        if isinstance(result, torch.Tensor):
+            fields: dict[str, Any] = {"logits": result, CACHE: cache}
+            return CausalLMOutputWithPast(**fields)
+        result[CACHE] = cache
+        return result
