@@ -12,10 +12,12 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import INFERENCE_FIELDS
+from .decoding.cache import FocusCache
 from .decoding.dispatch import CacheDispatch
+from .decoding.forward import check_chunked, is_for_the_base_model, read_all, read_with_cache
 from .decoding.generate import generate
 from .decoding.options import check_room
-from .decoding.scoring import read_attention, read_logits
+from .decoding.scoring import read_attention
 from .frozen.attention_record import exchanges_attention
 from .frozen.compat import CACHE, rename
 from .frozen.fingerprint import Fingerprint
@@ -37,10 +39,6 @@ from .passes.probe import check_reading, check_weights
 from .passes.reader import Reader
 from .passes.settings import Settings
 from .tuner import TwinTuner
-
-
-# Arguments of a base model's forward that change nothing of what is computed here
-HARMLESS = ("use_cache", "return_dict", "num_items_in_batch", "token_type_ids")
 
 
 class FocusModel(TwinTuner):
@@ -271,6 +269,21 @@ class FocusModel(TwinTuner):
         layers = [layer for layer in self.model.modules() if isinstance(layer, TwinLayer)]
         return trains and not all(is_plain(layer.get_base_layer()) for layer in layers)
 
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Where PEFT hands over `adapter_names`, which it does not hand to `forward` and `generate`."""
+        names = kwargs.get("adapter_names")
+        for name in names or ():
+            if name not in self.peft_config:
+                raise ValueError(f"`adapter_names` has {name!r}, but the adapters are {list(self.peft_config)}.")
+            if name not in self.active_adapters:
+                raise ValueError(
+                    f"`adapter_names` has {name!r}, but the active adapter is {self.active_adapters[0]!r}, and all "
+                    "rows of a batch are read with it; call `set_adapter` and give the rows of each adapter in a call "
+                    "of their own."
+                )
+        yield
+
     @torch.compiler.disable  # bookkeeping is not traced; what is compiled are the base model's own calls
     def forward(
         self,
@@ -302,7 +315,13 @@ class FocusModel(TwinTuner):
                 `labels`.
             generator (`torch.Generator`, *optional*):
                 Draws the spans. Default: torch's global one in training, a fixed seed in evaluation.
-            logits_to_keep (`int`): Only the last so many logits; 0: all.
+            logits_to_keep (`int`):
+                Only the last so many logits; 0: all. All tokens before them then count as one input that is handed
+                over at once, as `generate` takes it: what does not fit the local window is memory from the start. With
+                0, the window grows token by token as in generation, and a token may see up to a chunk more of it.
+            use_cache (`bool`, *optional*):
+                True: read as `generate` does and return a cache to go on with (`past_key_values`, or `cache`), for
+                decoding loops of one's own. Once chunks are involved, the logits are those of the last token.
             sample_seeds (`torch.LongTensor` of shape (batch,), *optional*):
                 A seed for each row's spans, which then do not depend on what else is in the batch. Not with
                 `generator`.
@@ -318,47 +337,50 @@ class FocusModel(TwinTuner):
         """
         rename(kwargs)
         overrides = {name: kwargs.pop(name) for name in INFERENCE_FIELDS if name in kwargs}
-        settings = self.settings(**overrides) if self.adapters_enabled else None
         if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
             raise ValueError(f"`logits_to_keep` must be an integer, 0 or above, got {logits_to_keep!r}.")
-        short = settings is not None and memory is None and labels is None and _fits(input_ids, kwargs, settings)
-        goes_on = kwargs.get(CACHE) is not None
-        prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4
-        if short and input_ids is not None and not goes_on and not prepared:
-            check_vocabulary(unpad(input_ids, attention_mask), self.facts.vocab_size)
-        if settings is None or short:
-            if memory is not None:
-                raise ValueError("`memory` was given, but the adapter is disabled, and the base model cannot read it.")
-            if logits_to_keep:
-                kwargs["logits_to_keep"] = logits_to_keep
-            if labels is not None:
-                kwargs["labels"] = labels
-            return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        if input_ids is None:
-            raise ValueError("`inputs_embeds` cannot be split into chunks; give `input_ids`.")
-        for name, value in kwargs.items():
-            if value is not None and value is not False and name not in HARMLESS:
-                raise ValueError(
-                    f"`{name}` is not possible with chunks, which are read in several passes; leave it out."
-                )
-        rows = unpad(input_ids, attention_mask)
-        check_vocabulary(rows, self.facts.vocab_size)
-        if labels is not None:
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        if logits_to_keep:
+            given["logits_to_keep"] = logits_to_keep
+        if not self.adapters_enabled:
+            _refuse_memory(memory)
+            return self.model(**given, **({} if labels is None else {"labels": labels}))
+        settings = self.settings(**overrides)
+        if labels is not None and input_ids is not None:
             _check_training(memory, overrides)
+            check_chunked(input_ids, attention_mask, kwargs)
             if labels.shape != input_ids.shape:
                 raise ValueError(
                     f"`labels` has the shape {tuple(labels.shape)}, but `input_ids` has {tuple(input_ids.shape)}; "
                     "they must be the same."
                 )
+            rows = unpad(input_ids, attention_mask)
+            check_vocabulary(rows, self.facts.vocab_size)
             generators = row_generators(len(rows), generator, sample_seeds, self.training)
             others = 0 if distractors is None else len(distractors)
             documents = draw_documents(rows, labels, attention_mask, settings, generators, others)
             return self._with_gradients(
                 focus_loss(self.reader, settings, documents, local_loss, distractors), documents
             )
+        goes_on = isinstance(kwargs.get(CACHE), FocusCache)
+        if goes_on and (memory is not None or overrides):
+            named = ", ".join(f"`{name}`" for name in [*(["memory"] if memory is not None else []), *overrides])
+            raise ValueError(f"{named} cannot be changed while `{CACHE}` continues what was read; leave it out.")
+        short = memory is None and not goes_on and is_for_the_base_model(settings, input_ids, kwargs)
+        plain = isinstance(input_ids, torch.Tensor) and kwargs.get(CACHE) is None
+        if plain and not (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4):
+            check_vocabulary(unpad(cast(torch.Tensor, input_ids), attention_mask), self.facts.vocab_size)
+        wants_cache = kwargs.get("use_cache") is True and plain
+        if short and not wants_cache:
+            return self.model(**given)
+        if input_ids is None:
+            raise ValueError("`inputs_embeds` cannot be split into chunks; give `input_ids`.")
+        if not short:
+            check_chunked(input_ids, attention_mask, kwargs)
         self._check_chunks(memory, settings)
-        check_room(settings, rows, memory, 0)
-        return read_logits(self.reader, settings, rows, input_ids.shape[1], attention_mask, memory, logits_to_keep)
+        if goes_on or wants_cache:
+            return read_with_cache(self.reader, settings, memory, given)
+        return read_all(self.reader, settings, input_ids, attention_mask, memory, logits_to_keep)
 
     def _with_gradients(self, output: FocusOutput, documents: list[Document]) -> FocusOutput:
         """The same output, where every twin gets a gradient; or a refusal, where none would get any."""
@@ -413,13 +435,17 @@ class FocusModel(TwinTuner):
         overrides = {name: kwargs.pop(name, None) for name in INFERENCE_FIELDS}
         progress = shows_progress(kwargs.pop("progress", None))
         if not self.adapters_enabled:
-            if memory is not None:
-                raise ValueError("`memory` was given, but the adapter is disabled, and the base model cannot read it.")
+            _refuse_memory(memory)
             return self.model.generate(inputs, **kwargs)
         settings = self.settings(**overrides)
         self._check_chunks(memory, settings)
         overridden = [name for name, value in overrides.items() if value is not None]
         return generate(self.reader, settings, inputs, memory, progress, overridden, kwargs)
+
+
+def _refuse_memory(memory: Memory | None) -> None:
+    if memory is not None:
+        raise ValueError("`memory` was given, but the adapter is disabled, and the base model cannot read it.")
 
 
 def _check_training(memory: Memory | None, overrides: dict[str, Any]) -> None:
@@ -435,10 +461,3 @@ def _check_training(memory: Memory | None, overrides: dict[str, Any]) -> None:
         raise ValueError(
             "`spread_chunks` is True, but with `labels` every process trains on rows of its own; leave it out."
         )
-
-
-def _fits(input_ids: Any, kwargs: dict[str, Any], settings: Settings) -> bool:
-    """Whether an input is the base model's business alone."""
-    if input_ids is None or kwargs.get(CACHE) is not None:
-        return True
-    return isinstance(input_ids, torch.Tensor) and input_ids.dim() == 2 and input_ids.shape[1] <= settings.sizes.local

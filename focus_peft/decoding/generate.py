@@ -17,6 +17,7 @@ from ..passes.ids import check_ids, check_vocabulary, unpad
 from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .cache import FocusCache
+from .forward import counts_tokens
 from .options import _generation_config, _mask_of_padding, _new_tokens, _refused, check_room
 
 
@@ -43,6 +44,8 @@ def generate(
     config = _generation_config(model, kwargs)
     if attention_mask is None:
         attention_mask = _mask_of_padding(input_ids, config)
+    if counts_tokens(kwargs.get("position_ids"), input_ids, attention_mask):  # as the loops count them, too
+        del kwargs["position_ids"]
     rows = unpad(input_ids, attention_mask)
     check_vocabulary(rows, settings.facts.vocab_size)
     longest = max(map(len, rows))

@@ -58,7 +58,7 @@ def _refused(config: Any, kwargs: dict[str, Any]) -> str | None:
     """Why the options cannot work with chunks, if they cannot."""
     if kwargs.get("inputs_embeds") is not None:
         return "`inputs_embeds` cannot be split into chunks; give `input_ids`."
-    if kwargs.get("position_ids") is not None:
+    if kwargs.get("position_ids") is not None:  # those that only count tokens have been taken out
         return "`position_ids` cannot be given, because every chunk has positions of its own; leave it out."
     if kwargs.get("use_cache") is False or getattr(kwargs.get("generation_config"), "use_cache", None) is False:
         return "`use_cache=False` would read the whole memory again for every token; leave it out."
