@@ -42,7 +42,7 @@ def generate(
     check_ids(input_ids, "input_ids")
     attention_mask = kwargs.pop("attention_mask", None)
     config = _generation_config(model, kwargs)
-    if attention_mask is None:
+    if attention_mask is None and not config.is_assistant:  # what an assistant goes on from may end with any token
         attention_mask = _mask_of_padding(input_ids, config)
     if counts_tokens(kwargs.get("position_ids"), input_ids, attention_mask):  # as the loops count them, too
         del kwargs["position_ids"]

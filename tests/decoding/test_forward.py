@@ -1,0 +1,185 @@
+"""`forward` without labels: decoding loops of one's own, caches, and what is refused before anything is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import PAD, make_focus_model, make_tiny_model, pad_rows, perturb_twins, random_ids, small_config
+from peft import PeftModel
+from refusal import refusal
+from transformers import DynamicCache, LogitsProcessor
+
+from focus_peft.decoding.cache import FocusCache
+from focus_peft.frozen.compat import CACHE
+
+
+GREEDY: dict[str, Any] = {"do_sample": False, "pad_token_id": PAD}
+LONG = random_ids(40)[None]
+# `generate` computes scores in float32
+ROUNDED = {"rtol": 1e-5, "atol": 1e-4}
+
+
+def loop(model: PeftModel, ids: torch.Tensor, steps: int, **options: Any) -> torch.Tensor:
+    """Greedy decoding as users write it: the newest token, and the cache that came back."""
+    cache, new, found = None, ids, [ids]
+    with torch.no_grad():
+        for _ in range(steps):
+            given = options if cache is None else {CACHE: cache}
+            output = model(new, use_cache=True, **given)
+            cache, new = output[CACHE], output.logits[:, -1:].argmax(-1)
+            found.append(new)
+    return torch.cat(found, dim=1)
+
+
+@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@pytest.mark.parametrize("length", [5, 8, 9, 40])
+def test_a_loop_of_ones_own_equals_generate(length: int, decoding: str) -> None:
+    model, ids = make_focus_model(decoding=decoding), LONG[:, :length]
+    expected = model.generate(ids, max_new_tokens=20, **GREEDY)  # past the end of the window, where chunks are cut off
+    assert torch.equal(loop(model, ids, 20), expected)
+
+
+def test_a_loop_over_a_batch_and_behind_a_memory_equals_generate() -> None:
+    model = make_focus_model()
+    rows = torch.stack([random_ids(30, seed=1), random_ids(30, seed=2)])
+    assert torch.equal(loop(model, rows, 6), model.generate(rows, max_new_tokens=6, **GREEDY))
+    memory, question = model.encode(LONG), random_ids(5, seed=3)[None]
+    expected = model.generate(question, memory=memory, max_new_tokens=6, **GREEDY)
+    assert torch.equal(loop(model, question, 6, memory=memory), expected)
+
+
+def test_a_cache_of_generate_goes_on_in_forward() -> None:
+    model = make_focus_model()
+    first = model.generate(LONG, max_new_tokens=4, return_dict_in_generate=True, **GREEDY)
+    expected = model.generate(LONG, max_new_tokens=6, output_logits=True, return_dict_in_generate=True, **GREEDY)
+    with torch.no_grad():
+        output = model(first.sequences[:, -1:], **{CACHE: first[CACHE]})
+    assert isinstance(output[CACHE], FocusCache)
+    torch.testing.assert_close(output.logits[:, -1].float(), expected.logits[4], **ROUNDED)
+
+
+def test_a_cache_of_another_model_or_another_setting_is_refused() -> None:
+    model, other = make_focus_model(), make_focus_model()
+    first = model.generate(LONG, max_new_tokens=4, return_dict_in_generate=True, **GREEDY)
+    with refusal(f"`{CACHE}`", "another model"):
+        other(first.sequences[:, -1:], **{CACHE: first[CACHE]})
+    with refusal("`local_size`", f"`{CACHE}`"):
+        model(first.sequences[:, -1:], local_size=4, **{CACHE: first[CACHE]})
+
+
+def test_a_cache_of_the_base_model_is_its_own_within_the_window_and_refused_beyond() -> None:
+    model, base = make_focus_model(), make_tiny_model()
+    ids, cache = LONG[:, :6], DynamicCache()
+    with torch.no_grad():
+        output = model(ids, use_cache=True, **{CACHE: cache})
+        assert torch.equal(output.logits, base(ids, **{CACHE: DynamicCache()}).logits)
+        found = model(LONG[:, 6:8], **{CACHE: cache}).logits[:, -1]
+        torch.testing.assert_close(found, base(LONG[:, :8]).logits[:, -1], rtol=0, atol=1e-9)
+    with refusal(f"`{CACHE}`", "DynamicCache", "8 tokens", "`use_cache=True`"):
+        model(LONG[:, 8:9], **{CACHE: cache})
+    with refusal(f"`{CACHE}`", "0 tokens", "40"):
+        model(LONG, **{CACHE: DynamicCache()})
+
+
+def test_embeddings_longer_than_the_window_are_refused() -> None:
+    model, base = make_focus_model(), make_tiny_model()
+    embed = model.get_input_embeddings()
+    with torch.no_grad():
+        short = model(inputs_embeds=embed(LONG[:, :8])).logits
+        assert torch.equal(short, base(inputs_embeds=embed(LONG[:, :8])).logits)
+    with refusal("`inputs_embeds`", "40 tokens", "`input_ids`"):
+        model(inputs_embeds=embed(LONG))
+
+
+def test_positions_that_only_count_tokens_are_taken_and_others_refused() -> None:
+    model = make_focus_model()
+    rows, mask = pad_rows([random_ids(30, seed=1), random_ids(25, seed=2)])
+    counted = (mask.cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad():
+        expected = model(rows, attention_mask=mask).logits
+        assert torch.equal(model(rows, attention_mask=mask, position_ids=counted).logits, expected)
+    options = {"attention_mask": mask, "max_new_tokens": 4, **GREEDY}
+    assert torch.equal(model.generate(rows, position_ids=counted, **options), model.generate(rows, **options))
+    with refusal("`position_ids`"):
+        model(rows, attention_mask=mask, position_ids=counted + 1)
+    with refusal("`position_ids`"):
+        model.generate(rows, position_ids=counted + 1, **options)
+
+
+def test_adapter_names_that_are_unknown_or_not_active_are_refused() -> None:
+    model = make_focus_model()
+    model.add_adapter("other", small_config())
+    expected = model.generate(LONG, max_new_tokens=3, **GREEDY)
+    named = model.generate(LONG, adapter_names=["default"], max_new_tokens=3, **GREEDY)
+    assert torch.equal(named, expected)
+    for call in (model, lambda ids, **options: model.generate(ids, max_new_tokens=3, **options, **GREEDY)):
+        with refusal("`adapter_names`", "'nobody'", "'default'"):
+            call(LONG, adapter_names=["nobody"])
+        with refusal("`adapter_names`", "'other'", "`set_adapter`"):
+            call(LONG, adapter_names=["other"])
+
+
+def test_the_last_logits_are_those_of_the_first_step_of_generate() -> None:
+    model = make_focus_model()
+    options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True, **GREEDY}
+    expected = model.generate(LONG, **options).logits[0]
+    with torch.no_grad():
+        assert torch.equal(model(LONG, logits_to_keep=1).logits[:, -1].float(), expected)
+        assert torch.equal(model(LONG, use_cache=True).logits[:, -1].float(), expected)
+
+
+# The adapter beside other models
+
+
+@pytest.mark.parametrize("length", [6, 40])
+def test_an_adapter_may_draft_for_its_base_for_another_adapter_and_its_base_for_it(length: int) -> None:
+    ids, base, model, other = LONG[:, :length], make_tiny_model(), make_focus_model(), make_focus_model()
+    perturb_twins(other, std=0.3, seed=9)
+    for main, assistant in ((base, model), (model, other), (model, model.get_base_model())):
+        expected = main.generate(ids, max_new_tokens=8, **GREEDY)
+        assert torch.equal(main.generate(ids, assistant_model=assistant, max_new_tokens=8, **GREEDY), expected)
+
+
+class Contrast(LogitsProcessor):
+    """Contrastive decoding with whatever model is asked, which a logits processor calls at every token."""
+
+    def __init__(self, ask: Any) -> None:
+        self.ask = ask
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.log_softmax(-1) - 0.3 * self.ask(input_ids).log_softmax(-1)
+
+
+def test_a_processor_may_call_the_base_model_or_the_adapter_itself() -> None:
+    model, base = make_focus_model(), make_tiny_model()
+    inside = model.get_base_model()
+    asked = {
+        "the base model": (lambda ids: inside(ids).logits[:, -1], lambda ids: base(ids).logits[:, -1]),
+        "the adapter": (lambda ids: model(ids[:, -20:], logits_to_keep=1).logits[:, -1],) * 2,
+    }
+    for within, apart in asked.values():
+        found = model.generate(LONG, max_new_tokens=5, logits_processor=[Contrast(within)], **GREEDY)
+        ids, new, cached = LONG, LONG, {}
+        with torch.no_grad():
+            for _ in range(5):
+                output = model(new, use_cache=True, **cached)
+                cached = {CACHE: output[CACHE]}
+                chosen = new = Contrast(apart)(ids, output.logits[:, -1]).argmax(-1, keepdim=True)
+                ids = torch.cat([ids, chosen], dim=1)
+        assert torch.equal(found, ids)
+
+
+def test_guidance_reads_the_negative_prompt_with_the_base_model() -> None:
+    model, base, scale = make_focus_model(), make_tiny_model(), 1.7
+    negative = random_ids(6, seed=5)[None]
+    found = model.generate(
+        LONG, guidance_scale=scale, negative_prompt_ids=negative, max_new_tokens=1, output_scores=True,
+        return_dict_in_generate=True, **GREEDY,
+    )  # fmt: skip
+    with torch.no_grad():
+        given = model(LONG, logits_to_keep=1).logits[:, -1].log_softmax(-1)
+        without = base(negative).logits[:, -1].log_softmax(-1)
+    expected = scale * (given - without) + without
+    torch.testing.assert_close(found.scores[0].float(), expected.float(), **ROUNDED)
