@@ -21,6 +21,8 @@ from reference import Reference, greedy_steps
 from safetensors.torch import load_file
 from torch import nn
 
+from focus_peft.frozen.current_pass import current_pass
+
 
 Tensors = dict[str, torch.Tensor]
 CHUNKED = ["a", "b", "c", "e", "f", "g"]
@@ -93,8 +95,9 @@ class CandidateRecorder:
         calls = self.calls.setdefault((layer, name), [])
 
         def record(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            if module.state.count:
-                calls.append(output[:, -module.state.count :].detach().clone())
+            running = current_pass.get()
+            if running is not None and running.candidates:
+                calls.append(output[:, -running.candidates :].detach().clone())
 
         return record
 

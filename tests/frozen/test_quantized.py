@@ -16,8 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from focus_peft import FocusConfig
+from focus_peft.frozen.current_pass import Pass
 from focus_peft.frozen.weights import is_plain
-from focus_peft.layer import CandidateState, TwinLayer
+from focus_peft.layer import TwinLayer
 
 
 IDS = random_ids(40)[None]
@@ -163,7 +164,7 @@ def test_at_the_start_a_candidate_of_a_low_rank_twin_is_exactly_the_ordinary_tok
         for layer in twins(wrap(QUANTIZED[kind](), r=4)):
             width = layer.in_features
             ordinary = layer(x[..., :width])
-            with layer.state.candidates(count):
+            with Pass(candidates=count).running():
                 assert torch.equal(layer(x[..., :width]), ordinary)
 
 
@@ -264,8 +265,8 @@ def test_a_weight_that_nobody_can_dequantize_is_refused_for_a_full_twin() -> Non
 
     layer = Foreign(nn.Linear(8, 8))
     with refusal("Foreign", "this kernel needs a GPU", "`r=16`"):
-        TwinLayer(layer, "default", FocusConfig(), CandidateState())
-    assert TwinLayer(layer, "default", FocusConfig(r=2), CandidateState()).focus_A["default"].weight.requires_grad
+        TwinLayer(layer, "default", FocusConfig())
+    assert TwinLayer(layer, "default", FocusConfig(r=2)).focus_A["default"].weight.requires_grad
 
 
 def test_float8_weights_are_not_taken_for_plain_numbers() -> None:
