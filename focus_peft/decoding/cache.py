@@ -224,7 +224,7 @@ class FocusCache(Cache):
             stream.ids += ids[: len(ids) - newest]
         logits: list[torch.Tensor] = []
         done = 0
-        with self._memory_lock(), torch.no_grad():
+        with self.memory_lock(), torch.no_grad():
             while done < newest:
                 count = min(newest - done, self._newest_at_once())
                 for stream, tail in zip(self.streams, tails):
@@ -234,7 +234,7 @@ class FocusCache(Cache):
                 done += count
         return torch.cat(logits, dim=1)
 
-    def _memory_lock(self) -> contextlib.AbstractContextManager:
+    def memory_lock(self) -> contextlib.AbstractContextManager:
         """Several threads may ask one memory, in turn."""
         return contextlib.nullcontext() if self.memory is None else self.memory.lock
 

@@ -91,7 +91,8 @@ def generate(
     kwargs[CACHE] = cache
     kwargs["use_cache"] = True  # which some models (MPT) have off
     read = cache.tokens
-    output = model_generate(input_ids, attention_mask=attention_mask, **kwargs)
+    with cache.memory_lock():  # for all of it: a memory has room for the prompts of one request
+        output = model_generate(input_ids, attention_mask=attention_mask, **kwargs)
     if cache.tokens == read:  # a model may drop it in `prepare_inputs_for_generation`
         raise RuntimeError(
             f"{type(model).__name__} was called by `generate` without the cache that holds the memory (`{CACHE}`), "
