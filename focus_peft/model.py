@@ -17,6 +17,7 @@ from .decoding.dispatch import CacheDispatch
 from .decoding.forward import check_chunked, is_for_the_base_model, read_all, read_with_cache
 from .decoding.generate import generate
 from .decoding.options import check_room
+from .decoding.refusals import Refusals
 from .decoding.scoring import read_attention
 from .frozen.attention_record import exchanges_attention
 from .frozen.compat import CACHE, rename
@@ -41,7 +42,7 @@ from .passes.settings import Settings
 from .tuner import TwinTuner
 
 
-class FocusModel(TwinTuner):
+class FocusModel(Refusals, TwinTuner):
     """
     A frozen decoder-only language model that reads long inputs in chunks (FocusLLM, arXiv 2408.11745).
 

@@ -62,6 +62,8 @@ def _refused(config: Any, kwargs: dict[str, Any]) -> str | None:
         return "`position_ids` cannot be given, because every chunk has positions of its own; leave it out."
     if kwargs.get("use_cache") is False or getattr(kwargs.get("generation_config"), "use_cache", None) is False:
         return "`use_cache=False` would read the whole memory again for every token; leave it out."
+    if config.token_healing:
+        return "`token_healing=True` would ask the base model alone what the last token should be; leave it out."
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name):
             return f"`{name}=True` is not possible: chunk pass and local pass have different shapes; leave it out."

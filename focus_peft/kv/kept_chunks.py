@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from array import array
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ from .store import KeyValueStore, runs
 
 
 GIB = 2**30
+_lock = threading.Lock()  # threads may share what is kept
 
 
 class KeptChunks:
@@ -56,23 +58,26 @@ class KeptChunks:
         keys = [(start, array("q", chunk).tobytes()) for start, chunk in zip(starts, chunks)]
         missing = []
         for number, key in enumerate(keys):
-            if key not in self._chunks:
+            chunk = self._chunks.get(key)
+            if chunk is None:
                 missing.append(number)
                 continue
-            copy_states(self._chunks[key], store, [(first_row + number, 0)], [len(chunks[number])])
+            copy_states(chunk, store, [(first_row + number, 0)], [len(chunks[number])])
         for begin, end in runs(missing):
             read(begin, end)
             for number in range(begin, end):
                 self._keep(keys[number], store, first_row + number, len(chunks[number]))
-        self.hits += len(chunks) - len(missing)
-        self.misses += len(missing)
+        with _lock:
+            self.hits += len(chunks) - len(missing)
+            self.misses += len(missing)
 
     def _keep(self, key: tuple[int, bytes], store: KeyValueStore, row: int, length: int) -> None:
         chunk = KeyValueStore(1, length)
         copy_states(store, chunk, [(0, row)], [length])
         size = chunk.nbytes
-        while self._chunks and self._held + size > self._room:
-            self._held -= self._chunks.pop(self._random.choice(list(self._chunks))).nbytes
-        if key not in self._chunks and size <= self._room:
-            self._chunks[key] = chunk
-            self._held += size
+        with _lock:
+            while self._chunks and self._held + size > self._room:
+                self._held -= self._chunks.pop(self._random.choice(list(self._chunks))).nbytes
+            if key not in self._chunks and size <= self._room:
+                self._chunks[key] = chunk
+                self._held += size

@@ -25,8 +25,8 @@ from focus_peft.frozen.current_pass import current_pass
 
 
 THREADS, ROUNDS, CALLS_OF_A_ROUND = 8, 5, 40
-SHORT, LONG = 5, 40  # the local window has 8 tokens
-GREEDY = {"do_sample": False, "max_new_tokens": 5}
+SHORT, LONG = 5, 28  # the local window has 8 tokens
+GREEDY = {"do_sample": False, "max_new_tokens": 4}
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +97,21 @@ def state(model: PeftModel) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(scope="module")
+def alone(model: PeftModel, memory: Memory) -> dict[tuple[str, int], torch.Tensor]:
+    """What each call gives that nothing runs beside."""
+    return {(kind, seed): call(model, memory, seed) for kind, call in CALLS.items() for seed in SEEDS}
+
+
 def in_threads(calls: list[Callable[[], Any]], threads: int) -> list[Any]:
     """What calls return that are made side by side."""
     with ThreadPoolExecutor(threads) as pool:
         return [future.result(timeout=60) for future in [pool.submit(call) for call in calls]]
 
 
-def test_calls_in_threads_give_bit_for_bit_what_they_give_alone(model: PeftModel, memory: Memory) -> None:
-    alone = {(kind, seed): call(model, memory, seed) for kind, call in CALLS.items() for seed in SEEDS}
+def test_calls_in_threads_give_bit_for_bit_what_they_give_alone(
+    model: PeftModel, memory: Memory, alone: dict[tuple[str, int], torch.Tensor]
+) -> None:
     before, draw = state(model), random.Random(0)
     for _ in range(ROUNDS):
         drawn = [draw.choice(list(alone)) for _ in range(CALLS_OF_A_ROUND)]
@@ -191,13 +198,14 @@ def place(model: PeftModel, request: pytest.FixtureRequest) -> torch.nn.Module:
     return model.get_base_model().model.get_submodule(request.param)
 
 
-@pytest.mark.parametrize("number", [0, 1, 4])
+@pytest.mark.parametrize("number", [0, 3])
 @pytest.mark.parametrize(
     ("interrupt", "error"), [(stop, Stop), (press_ctrl_c, KeyboardInterrupt)], ids=["error", "ctrl-c"]
 )
 def test_an_error_in_the_middle_of_a_pass_leaves_the_model_as_it_was(
     model: PeftModel,
     memory: Memory,
+    alone: dict[tuple[str, int], torch.Tensor],
     place: torch.nn.Module,
     number: int,
     interrupt: Callable[[], None],
@@ -205,22 +213,23 @@ def test_an_error_in_the_middle_of_a_pass_leaves_the_model_as_it_was(
 ) -> None:
     before = state(model)
     reached = 0
-    for kind, call in CALLS.items():
-        expected = call(model, memory, 0)
+    for kind in CALLS:
         hook = place.register_forward_hook(At(number, interrupt))
         try:
-            call(model, memory, 0)
+            CALLS[kind](model, memory, 0)
         except error:
             reached += 1
         finally:
             hook.remove()
         assert state(model) == before, kind
-        assert torch.equal(call(model, memory, 0), expected), kind
+    for (kind, seed), expected in alone.items():
+        assert seed or torch.equal(CALLS[kind](model, memory, 0), expected), kind
     assert reached >= 4
 
 
-def test_an_error_in_one_thread_does_not_touch_the_requests_of_others(model: PeftModel, memory: Memory) -> None:
-    alone = {(kind, seed): call(model, memory, seed) for kind, call in CALLS.items() for seed in SEEDS}
+def test_an_error_in_one_thread_does_not_touch_the_requests_of_others(
+    model: PeftModel, memory: Memory, alone: dict[tuple[str, int], torch.Tensor]
+) -> None:
     before, draw, mine = state(model), random.Random(1), threading.local()
 
     def hook(*_: Any) -> None:
