@@ -100,9 +100,10 @@ class Alibi:
 
     def _biases(self, keys: int) -> torch.Tensor:
         """(heads, at least `keys`)."""
-        if self._table.shape[-1] < keys:
-            self._table = self.build(2 * keys)[:, 0]
-        return self._table
+        table = self._table  # which another thread may exchange for a smaller one meanwhile
+        if table.shape[-1] < keys:
+            self._table = table = self.build(2 * keys)[:, 0]
+        return table
 
 
 def _with_biases(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

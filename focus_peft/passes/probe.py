@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import cast
 
@@ -23,6 +24,7 @@ HELD, HIDDEN, NEW = 4, 3, 3
 # largest difference of any logit: among 50,000 of a deep model in bfloat16, that alone is 0.3.)
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.25
+_lock = threading.Lock()  # the first calls of a model may come from threads
 
 
 def check_weights(reader: Reader, twins: Iterable[nn.Parameter], adapter: str) -> None:
@@ -48,10 +50,13 @@ def check_reading(reader: Reader, frames: Frames) -> None:
     Raises:
         ValueError: if the logits differ.
     """
-    problem = _problem(reader, frames)
-    if problem is not None and reader.groups:  # a model that does not take the exchanged attention may take its own
-        reader.groups = False
+    with _lock:
         problem = _problem(reader, frames)
+        if (
+            problem is not None and reader.groups
+        ):  # a model that does not take the exchanged attention may take its own
+            reader.groups = False
+            problem = _problem(reader, frames)
     if problem is not None:
         raise ValueError(
             f"{type(reader.model).__name__} cannot be read in chunks: with shifted positions and a mask of its own "

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_tokenizer, random_ids
+from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer, random_ids
 from peft import PeftModel
 from transformers import LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
 
@@ -129,6 +129,26 @@ def test_the_first_calls_of_a_model_may_come_from_threads() -> None:
     )
 
 
+@pytest.mark.parametrize("family", ["bloom", "mpt", "falcon_alibi", "gemma3", "gpt2"])
+def test_models_of_other_kinds_answer_in_threads(family: str) -> None:
+    lengths = [SHORT, 12, 20, LONG]
+    alone = [make_focus_model(family, torch.float32).generate(ids(length, 1), **GREEDY) for length in lengths]
+    model = make_focus_model(family, torch.float32)
+    base = [make_tiny_model(family, torch.float32)(ids(length, 1)).logits for length in lengths]
+    calls = [lambda length=length: model.generate(ids(length, 1), **GREEDY) for length in lengths]
+    calls += [lambda length=length: model.get_base_model()(ids(length, 1)).logits for length in lengths]
+    assert all(map(torch.equal, in_threads(calls * 4, THREADS), (alone + base) * 4))
+
+
+@pytest.mark.parametrize("storage", ["cpu", "int8", "disk"])
+def test_threads_ask_a_memory_in_any_storage(model: PeftModel, storage: str) -> None:
+    memory = model.encode(ids(LONG, 9), storage=storage)
+    calls = [lambda seed=seed: model.generate(ids(SHORT, seed), memory=memory, **GREEDY) for seed in SEEDS]
+    calls += [lambda seed=seed: model.generate(ids(LONG, seed), storage=storage, **GREEDY) for seed in SEEDS]
+    expected = [call() for call in calls]
+    assert all(map(torch.equal, in_threads(calls * 2, THREADS), expected * 2))
+
+
 def test_threads_share_chunks_that_are_kept(model: PeftModel) -> None:
     expected = [model(ids(LONG, seed)).logits for seed in range(4)]
     calls = [lambda seed=number % 4: model(ids(LONG, seed)).logits for number in range(40)]
@@ -191,16 +211,15 @@ class At:
             self.action()
 
 
-@pytest.fixture(
-    params=["layers.0", "layers.1.self_attn", "layers.1.self_attn.q_proj.base_layer", "norm", "embed_tokens"]
-)
+@pytest.fixture(params=["embed_tokens", "layers.1.self_attn.q_proj.base_layer", "layers.1", "norm"])
 def place(model: PeftModel, request: pytest.FixtureRequest) -> torch.nn.Module:
     return model.get_base_model().model.get_submodule(request.param)
 
 
-@pytest.mark.parametrize("number", [0, 3])
 @pytest.mark.parametrize(
-    ("interrupt", "error"), [(stop, Stop), (press_ctrl_c, KeyboardInterrupt)], ids=["error", "ctrl-c"]
+    ("number", "interrupt", "error"),
+    [(0, stop, Stop), (3, stop, Stop), (1, press_ctrl_c, KeyboardInterrupt)],
+    ids=["error at the first call", "error at the fourth", "ctrl-c at the second"],
 )
 def test_an_error_in_the_middle_of_a_pass_leaves_the_model_as_it_was(
     model: PeftModel,
