@@ -107,7 +107,7 @@ def install_attention(modules: Iterable[nn.Module]) -> None:
         if isinstance(module, PreTrainedModel) or config is None or isinstance(config, AttentionConfig):
             continue
         if hasattr(config, "_attn_implementation"):
-            module.config = AttentionConfig(config)
+            cast(Any, module).config = AttentionConfig(config)
 
 
 def uninstall_attention(modules: Iterable[nn.Module]) -> None:
@@ -115,7 +115,7 @@ def uninstall_attention(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         config = vars(module).get("config")
         if isinstance(config, AttentionConfig):
-            module.config = config.own
+            cast(Any, module).config = config.own
 
 
 def recording_attention(
