@@ -19,6 +19,7 @@ from ..passes.settings import Settings
 from .cache import FocusCache
 from .forward import counts_tokens
 from .options import _generation_config, _mask_of_padding, _new_tokens, _refused, check_room
+from .reminder import unreminded
 
 
 def generate(
@@ -91,7 +92,8 @@ def generate(
     kwargs[CACHE] = cache
     kwargs["use_cache"] = True  # which some models (MPT) have off
     read = cache.tokens
-    with cache.memory_lock():  # for all of it: a memory has room for the prompts of one request
+    # the lock for all of it: a memory has room for the prompts of one request
+    with cache.memory_lock(), unreminded():
         output = model_generate(input_ids, attention_mask=attention_mask, **kwargs)
     if cache.tokens == read:  # a model may drop it in `prepare_inputs_for_generation`
         raise RuntimeError(
