@@ -173,8 +173,8 @@ class FocusConfig(PeftConfig):
         None,
         DECODING,
         SIZE_OR_NONE,
-        "Only so many chunks are renewed: those whose candidates the token looked at most that came first after the "
-        "input, or after the window grew into the memory. The others keep their last candidate. Defaults to all.",
+        "Only so many chunks are renewed: those that the first token after the input, or after the window grew into "
+        "the memory, attended to most. The others keep their last candidate. Defaults to all.",
         per_call=True,
     )
     storage: Literal["device", "cpu", "int8", "disk"] = _field(

@@ -18,7 +18,7 @@ from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .cache import FocusCache
 from .forward import counts_tokens
-from .options import _generation_config, _mask_of_padding, _new_tokens, _refused, check_room
+from .options import check_room, count_new_tokens, mask_of_padding, options_of, refusal_of
 from .reminder import unreminded
 
 
@@ -42,24 +42,24 @@ def generate(
         input_ids = torch.as_tensor(input_ids)
     check_ids(input_ids, "input_ids")
     attention_mask = kwargs.pop("attention_mask", None)
-    config = _generation_config(model, kwargs)
+    config = options_of(model, kwargs)
     if attention_mask is None and not config.is_assistant:  # what an assistant goes on from may end with any token
-        attention_mask = _mask_of_padding(input_ids, config)
+        attention_mask = mask_of_padding(input_ids, config)
     if counts_tokens(kwargs.get("position_ids"), input_ids, attention_mask):  # as the loops count them, too
         del kwargs["position_ids"]
     rows = unpad(input_ids, attention_mask)
     check_vocabulary(rows, settings.facts.vocab_size)
     longest = max(map(len, rows))
-    new_tokens = _new_tokens(config, input_ids.shape[1])
+    new_tokens = count_new_tokens(config, input_ids.shape[1])
 
     cache = kwargs.get(CACHE)
     spills = longest > settings.sizes.local or longest + new_tokens >= settings.sizes.local + settings.sizes.chunk
     # whoever gets the cache may go on from it, past the end of the window
-    goes_on = bool(config.return_dict_in_generate) and not _refused(config, kwargs)
+    goes_on = bool(config.return_dict_in_generate) and not refusal_of(config, kwargs)
     if cache is None and memory is None and not spills and not goes_on:  # the window holds everything, to the end
         mask = {} if attention_mask is None else {"attention_mask": attention_mask}
         return model_generate(input_ids, **mask, **kwargs)
-    refused = _refused(config, kwargs)
+    refused = refusal_of(config, kwargs)
     if refused:
         raise ValueError(refused)
     if cache is None:

@@ -11,7 +11,7 @@ from ..memory.memory import Memory
 from ..passes.settings import Settings
 
 
-def _generation_config(model: PreTrainedModel, kwargs: dict[str, Any]) -> Any:
+def options_of(model: PreTrainedModel, kwargs: dict[str, Any]) -> Any:
     """What transformers will see: the given or the model's generation config, with options on top. Only read, never
     passed.
     """
@@ -32,7 +32,7 @@ class _Layered:
         return next((v for c in self._configs if (v := getattr(c, name, None)) is not None), None)
 
 
-def _mask_of_padding(input_ids: torch.Tensor, config: Any) -> torch.Tensor | None:
+def mask_of_padding(input_ids: torch.Tensor, config: Any) -> torch.Tensor | None:
     """As in transformers: where no mask is given, the pad token marks padding, unless it is an end of sequence too.
 
     Only at the ends of a row, though; inside, it is text.
@@ -45,7 +45,7 @@ def _mask_of_padding(input_ids: torch.Tensor, config: Any) -> torch.Tensor | Non
     return (text.cumsum(1).bool() & text.flip(1).cumsum(1).bool().flip(1)).long()
 
 
-def _new_tokens(config: Any, length: int) -> int:
+def count_new_tokens(config: Any, length: int) -> int:
     """How many tokens may be generated."""
     if config.max_new_tokens is not None:
         return int(config.max_new_tokens)
@@ -54,7 +54,7 @@ def _new_tokens(config: Any, length: int) -> int:
     return 20  # transformers' default
 
 
-def _refused(config: Any, kwargs: dict[str, Any]) -> str | None:
+def refusal_of(config: Any, kwargs: dict[str, Any]) -> str | None:
     """Why the options cannot work with chunks, if they cannot."""
     if kwargs.get("inputs_embeds") is not None:
         return "`inputs_embeds` cannot be split into chunks; give `input_ids`."

@@ -2,8 +2,8 @@
 
 Chunks are causal sequences of full length, so the model's own implementation reads them, whatever it is: that is
 nearly all of the work. The chunk pass of the prompts and the local pass, a few tokens each, see a cache through a mask
-that only eager and sdpa attention take. For these, a model with FlashAttention, FlexAttention or a kernel from the Hub
-is switched for the time of the pass.
+that only eager and sdpa attention take. There, the attention modules of a model with FlashAttention, FlexAttention
+or a kernel from the Hub look up one of these instead.
 """
 
 from __future__ import annotations

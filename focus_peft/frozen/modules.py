@@ -28,22 +28,19 @@ class Modules:
 
     Attributes:
         every (`list[nn.Module]`): As `every_module` finds them.
-        configured (`list[nn.Module]`): Those with a configuration.
         four_bit (`list[nn.Module]`): Those with a weight of bitsandbytes in 4 bits.
     """
 
     every: list[nn.Module]
-    configured: list[nn.Module]
     four_bit: list[nn.Module]
     children: tuple[list[nn.Module | None], list[int]]
 
     @classmethod
     def of(cls, model: nn.Module) -> Modules:
         every = every_module(model)
-        configured = [module for module in every if vars(module).get("config") is not None]
         weights = ((module, module._parameters.get("weight")) for module in every)
         four_bit = [module for module, weight in weights if type(weight).__name__ == "Params4bit"]
-        return cls(every, configured, four_bit, _children(every))
+        return cls(every, four_bit, _children(every))
 
     def are_those_of(self, model: nn.Module) -> bool:
         """Whether no module has got, lost or exchanged a child since: a look at each, without a walk."""

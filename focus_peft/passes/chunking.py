@@ -12,12 +12,6 @@ def cut(ids: Sequence[int], chunk_size: int) -> list[list[int]]:
     return [list(ids[start : start + chunk_size]) for start in range(0, len(ids), chunk_size)]
 
 
-def split(ids: Sequence[int], local_size: int) -> tuple[Sequence[int], Sequence[int]]:
-    """(memory, local window): the window is the last `local_size` ids; what fits the window has no memory."""
-    boundary = max(0, len(ids) - local_size)
-    return ids[:boundary], ids[boundary:]
-
-
 def with_bos(ids: Sequence[int], bos: int | None) -> list[int]:
     """The ids with `bos` before them, unless it is None or they already start with it."""
     if bos is None or (len(ids) > 0 and ids[0] == bos):

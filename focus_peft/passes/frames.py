@@ -4,8 +4,7 @@ Rotary attention depends on position differences only, so each chunk row may sta
 included. Row i starts where its candidate falls on position i when the dynamic prompt has its nominal length; a prompt
 that is longer or shorter moves all candidates alike, and the local window with them. Learned positions cannot be
 shifted: there, chunk rows and the local window all start at 0. Where a model looks rotary angles up in a table, an
-    offset keeps every position above 0. Where it takes
-no positions (ALiBi), none of this matters.
+offset keeps every position above 0. Where it takes no positions (ALiBi), none of this matters.
 """
 
 from __future__ import annotations

@@ -30,10 +30,6 @@ class PromptRegion:
         self.owners = torch.zeros(self.streams, 0, dtype=torch.bool)
         self.depth = torch.zeros(0, dtype=torch.long)
 
-    @property
-    def columns(self) -> int:
-        return len(self.depth)
-
     def truncate(self, columns: int) -> None:
         self.owners, self.depth = self.owners[:, :columns], self.depth[:columns]
 

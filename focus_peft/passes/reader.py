@@ -18,10 +18,10 @@ from ..frozen.attention import install_attention, masked_implementation, uninsta
 from ..frozen.attention_record import AttentionRecord
 from ..frozen.compat import CACHE
 from ..frozen.current_pass import Pass
-from ..frozen.eager import uncompiled
 from ..frozen.grouped_attention import is_grouped, shape_of
 from ..frozen.interception import release
 from ..frozen.modules import Modules, every_module
+from ..frozen.uncompiled import uncompiled
 from ..frozen.weights import differentiable_weights, execution_device
 from ..kv.kept_chunks import KeptChunks
 from ..kv.pass_caches import GraphCache, PassCache

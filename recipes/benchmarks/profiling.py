@@ -26,7 +26,7 @@ PHASES: list[tuple[str, Any, str]] = [
     ("chunk pass: where tokens go, and masks", focus_peft.passes.chunk_pass, "chunk_pass_input"),
     ("local pass: where tokens go, and masks", focus_peft.decoding.cache, "local_pass_input"),
     ("both: masks as numbers", Reader, "_masks"),
-    ("both: attention, evaluation mode and twins switched on and off", Reader, "_masked_pass"),
+    ("both: evaluation mode, and which pass runs", Reader, "_frozen"),
     ("both: keys and values put in their places", PassCache, "update"),
     ("both: projections q, k, v and o, frozen and twins", TwinLayer, "forward"),
     ("candidates gathered", focus_peft.decoding.cache, "select_candidates"),

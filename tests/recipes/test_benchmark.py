@@ -81,7 +81,9 @@ def test_the_ways_of_each_measurement_run(
     result = benchmark.measure(args, run)
     scaling = ["one by one, 200 tokens", "full attention, 200 tokens", "one by one, 300 tokens"]
     assert list(result["ways"]) == (scaling if measurement == "scaling" else ways)
-    assert len(result["ratios"]) == ratios
+    # a small step may need no more than loading the model did, and 0 has no ratio
+    needs_nothing = any(way.get("memory_of_the_step_gb") == 0 for way in result["ways"].values())
+    assert len(result["ratios"]) == ratios - needs_nothing
     assert all(way["peak_memory_gb"] > 0.3 for way in result["ways"].values())
     if measurement == "training":
         assert result["ratios"]["relative difference of gradients, exact"] < 1e-3
