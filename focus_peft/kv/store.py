@@ -105,6 +105,12 @@ class KeyValueStore:
             new[: self.rows, :, front : front + self.columns] = old
         return grown
 
+    def part(self, first: int, rows: int) -> KeyValueStore:
+        """Some neighboring rows, as a store of their own that shares their states."""
+        part = KeyValueStore(rows, self.columns)
+        part.layers = [(keys[first : first + rows], values[first : first + rows]) for keys, values in self.layers]
+        return part
+
     def select_rows(self, rows: torch.Tensor) -> None:
         """Keep the given rows, in the given order (a row may be named more than once)."""
         self.rows = len(rows)

@@ -50,9 +50,9 @@ def focus_loss(
     divergences: Parts = defaultdict(list)
     alone: Parts = defaultdict(list)
     idle = torch.zeros((), device=reader.device)
-    for reading in readings_of(documents, config, reader.sharded):
+    readings = readings_of(documents, config, reader.sharded)
+    for reading, found in zip(readings, span_logits(reader, settings, readings, distractors)):
         teachers = _teachers(reader, settings, reading) if config.distill_weight else {}
-        found = span_logits(reader, settings, reading, distractors)
         for labelled, logits in zip(reading.windows, found):
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             baseline = local_logits(reader, settings, labelled.window).to(logits.dtype) if local_loss else None

@@ -8,7 +8,8 @@ what needs a gradient).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -18,62 +19,122 @@ from ..passes.chunk_pass import read_candidates_with_graph
 from ..passes.chunking import cut, with_bos
 from ..passes.inputs import ChunkRow, PassInput
 from ..passes.local_pass import local_pass_input
-from ..passes.prompt_region import PromptRegion
-from ..passes.reader import Reader
+from ..passes.prompt_region import Placement, PromptRegion
+from ..passes.reader import TOKEN_BUDGET, Reader
 from ..passes.settings import Settings
 from .distractors import Distractors
 from .readings import Reading, Window
 from .sampling import Seats
 
 
+@dataclass
+class _Layout:
+    """Where everything of one reading stands.
+
+    Attributes:
+        chunks (`list[Sequence[int]]`): The chunks of its memory.
+        rows (`list[ChunkRow]`): Their rows, and behind them those of distractors.
+        newest (`int`): Candidates that each window has in a row.
+        prompts (`list[list[int]]`): The dynamic prompt of each window.
+        placement (`Placement`): Where the prompts go behind the chunks.
+    """
+
+    reading: Reading
+    seats: Seats
+    chunks: list[Sequence[int]]
+    rows: list[ChunkRow]
+    newest: int
+    prompts: list[list[int]]
+    placement: Placement
+
+    @classmethod
+    def of(cls, settings: Settings, reading: Reading, distractors: Distractors | None) -> _Layout:
+        chunks = cut(reading.memory, reading.chunk_size)
+        windows = [labelled.window for labelled in reading.windows]
+        seats = reading.seats or Seats.alone(len(chunks))
+        rows = [ChunkRow(0, place, len(chunk)) for place, chunk in zip(seats.own, chunks)]
+        if distractors is not None:
+            rows += [ChunkRow(0, place, distractors.tokens) for place in seats.others]
+        newest = 1 if settings.exact else max(window.labels for window in windows)
+        prompts = [window.prompt(settings, reading.chunk_size, newest) for window in windows]
+        placement = PromptRegion(len(windows)).place(prompts, [0] * len(windows), newest)
+        return cls(reading, seats, list(chunks), rows, newest, prompts, placement)
+
+    @property
+    def columns(self) -> int:
+        """Columns that its rows need."""
+        return max(row.length for row in self.rows) + len(self.placement.ids) + 1
+
+    def starts(self, settings: Settings) -> list[int]:
+        """Position of the first token of each chunk."""
+        own = self.rows[: len(self.chunks)]
+        return [settings.frames.chunk_start(row.index, row.length) for row in own]
+
+
 def span_logits(
-    reader: Reader,
-    settings: Settings,
-    reading: Reading,
-    distractors: Distractors | None = None,
-) -> list[torch.Tensor]:
-    """The logits that predict the labels of some local windows, all given the same memory, with a graph to the twins.
+    reader: Reader, settings: Settings, readings: Sequence[Reading], distractors: Distractors | None = None
+) -> Iterator[list[torch.Tensor]]:
+    """The logits that predict the labels of local windows, with a graph to the twins. Windows of one reading are given
+    the same memory; the chunks of several readings are read together, as far as they fit one pass.
 
     Args:
         reader (`Reader`): Runs the passes.
         settings (`Settings`): `decoding` chooses the label scheme: "streaming" gives every label its own candidates;
             "exact" computes one set with the prompt before the first label, and all local tokens see it (the paper's).
-        reading (`Reading`): The memory, and the windows behind it.
-        distractors (`Distractors`, *optional*): Chunks that take the places that `reading.seats` leaves.
+        readings (`Sequence[Reading]`): The memories, and the windows behind each.
+        distractors (`Distractors`, *optional*): Chunks that take the places that `seats` of a reading leave.
 
-    Returns:
-        For each window, logits of shape (labels, vocabulary).
+    Yields:
+        For each reading, for each of its windows, logits of shape (labels, vocabulary).
     """
-    chunks = cut(reading.memory, reading.chunk_size)
-    windows = [labelled.window for labelled in reading.windows]
-    seats = reading.seats or Seats.alone(len(chunks))
-    rows = [ChunkRow(0, place, len(chunk)) for place, chunk in zip(seats.own, chunks)]
-    starts = [settings.frames.chunk_start(row.index, row.length) for row in rows]
-    if distractors is not None:
-        rows += [ChunkRow(0, place, distractors.tokens) for place in seats.others]
-    exact = settings.exact
-    newest = 1 if exact else max(window.labels for window in windows)
-    prompts = [window.prompt(settings, reading.chunk_size, newest) for window in windows]
-    placement = PromptRegion(len(windows)).place(prompts, [0] * len(windows), newest)
-    store = KeyValueStore(len(rows), max(row.length for row in rows) + len(placement.ids) + 1)
-    batch_size = len(rows) if reader.sharded else settings.config.chunk_batch_size  # as many passes as everybody makes
-    reader.read_chunks(store, 0, chunks, starts, batch_size)
-    if distractors is not None:
-        distractors.copy(store, len(chunks), seats.others)
+    layouts = [_Layout.of(settings, reading, distractors) for reading in readings]
+    for group in _read_together(layouts, apart=reader.sharded or distractors is not None):
+        store = KeyValueStore(sum(len(layout.rows) for layout in group), max(layout.columns for layout in group))
+        chunks = [chunk for layout in group for chunk in layout.chunks]
+        starts = [start for layout in group for start in layout.starts(settings)]
+        # sharded: as many passes as everybody makes
+        batch_size = store.rows if reader.sharded else settings.config.chunk_batch_size
+        reader.read_chunks(store, 0, chunks, starts, batch_size)
+        if distractors is not None:
+            distractors.copy(store, len(chunks), group[0].seats.others)
+        first = 0
+        for layout in group:
+            yield _window_logits(reader, settings, layout, store.part(first, len(layout.rows)))
+            first += len(layout.rows)
+
+
+def _read_together(layouts: Sequence[_Layout], apart: bool) -> Iterator[list[_Layout]]:
+    """Neighbors whose chunks have one size and fit one pass; with `apart`, each by itself."""
+    group: list[_Layout] = []
+    for layout in layouts:
+        tokens = sum(len(other.reading.memory) for other in [*group, layout])
+        alike = bool(group) and group[0].reading.chunk_size == layout.reading.chunk_size
+        if group and (apart or not alike or tokens > TOKEN_BUDGET):
+            yield group
+            group = []
+        group.append(layout)
+    if group:
+        yield group
+
+
+def _window_logits(reader: Reader, settings: Settings, layout: _Layout, store: KeyValueStore) -> list[torch.Tensor]:
+    """Logits (labels, vocabulary) of the windows of one reading, whose chunks have been read."""
+    windows = [labelled.window for labelled in layout.reading.windows]
+    rows, newest, seats = layout.rows, layout.newest, layout.seats
+    batch_size = len(rows) if reader.sharded else settings.config.chunk_batch_size
     candidates = read_candidates_with_graph(
-        reader, store, rows, settings.frames, placement, len(windows) * newest, batch_size
+        reader, store, rows, settings.frames, layout.placement, len(windows) * newest, batch_size
     )
-    if len(rows) > len(chunks):
+    if len(rows) > len(layout.chunks):
         order = torch.tensor(seats.order)
         orders = {device: sent(order, device) for device in {keys.device for keys, _ in candidates}}
         candidates = [(keys[orders[keys.device]], values[orders[keys.device]]) for keys, values in candidates]
-
-    local_starts = [settings.frames.local_start(seats.end, len(prompt) - newest + 1) for prompt in prompts]
     logits = []
-    for number, window in enumerate(windows):
+    for number, (window, prompt) in enumerate(zip(windows, layout.prompts)):
         mine = slice(number * newest, (number + 1) * newest)
         prefix = [(_side_by_side(keys[:, :, mine]), _side_by_side(values[:, :, mine])) for keys, values in candidates]
-        logits.append(_local_logits(reader, settings, window, newest, len(rows), local_starts[number], prefix))
+        start = settings.frames.local_start(seats.end, len(prompt) - newest + 1)
+        logits.append(_local_logits(reader, settings, window, newest, len(rows), start, prefix))
     return logits
 
 

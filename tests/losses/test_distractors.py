@@ -81,9 +81,8 @@ def test_the_teacher_reads_the_document_without_distractors() -> None:
     output = focus_loss(tuner.reader, distilling, [Document(ids, ids, sample)], distractors=bank)
 
     teacher = make_tiny_model()(torch.tensor([ids[:35]])).logits[0, -5:].log_softmax(-1)
-    (logits,) = span_logits(
-        tuner.reader, settings, Reading(ids[:24], CHUNK, seats, [LabelledWindow(None, window, [])]), bank
-    )
+    seated = Reading(ids[:24], CHUNK, seats, [LabelledWindow(None, window, [])])
+    ((logits,),) = span_logits(tuner.reader, settings, [seated], bank)
     expected = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
     torch.testing.assert_close(output.loss, expected, rtol=1e-9, atol=0)
 

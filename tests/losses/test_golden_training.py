@@ -61,7 +61,9 @@ class Case(NamedTuple):
         """Logits of the only label (1, vocabulary)."""
         tuner = model.base_model
         window = Window(self.ids[self.first : self.first + self.local], labels=1)
-        return span_logits(tuner.reader, tuner.settings(), reading(self.ids[: self.memory], self.chunk, window))[0]
+        return next(
+            span_logits(tuner.reader, tuner.settings(), [reading(self.ids[: self.memory], self.chunk, window)])
+        )[0]
 
     def sample(self) -> Sample:
         span = Span(self.first, self.local, 1)

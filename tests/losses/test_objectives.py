@@ -27,6 +27,8 @@ from training import (
     seeded,
 )
 
+from focus_peft.losses.documents import Document
+from focus_peft.losses.objectives import focus_loss
 from focus_peft.losses.readings import Window
 from focus_peft.losses.sampling import Sample, Span, draw_sample
 from focus_peft.losses.span_logits import span_logits, teacher_logits
@@ -397,11 +399,35 @@ def test_dropout_of_the_base_model_stays_off() -> None:
     ids = batch_of([document()])
     expected = model.eval()(ids, labels=ids, generator=seeded(0)).loss
     model.train()
-    modes = {name: module.training for name, module in model.named_modules()}
-    for seed in range(3):
-        torch.manual_seed(seed)
-        assert torch.equal(model(ids, labels=ids, generator=seeded(0)).loss, expected)
-    assert all(modes.values()) and modes == {name: module.training for name, module in model.named_modules()}
+    for by_hand in (False, True):  # the base model may be put into training mode by hand, too
+        model.get_base_model().train(by_hand)
+        modes = {name: module.training for name, module in model.named_modules()}
+        assert modes["base_model.model"] is by_hand and modes["base_model"]
+        for seed in range(3):
+            torch.manual_seed(seed)
+            assert torch.equal(model(ids, labels=ids, generator=seeded(0)).loss, expected)
+        assert modes == {name: module.training for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+def test_chunks_of_all_documents_of_a_batch_are_read_together(decoding: str) -> None:
+    model = make_focus_model(decoding=decoding, label_size=4, distill_weight=0.5).train()
+    tuner = model.base_model
+    rows = [document(50), document(44, seed=1), document(37, seed=2)]
+    samples = drawn_samples(model, rows, seeded(0))
+    documents = [Document(ids, ids, sample) for ids, sample in zip(rows, samples)]
+    calls: list[int] = []
+    read = tuner.reader._read_chunks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuner.reader, "_read_chunks", lambda *args: calls.append(len(args[2])) or read(*args))
+        together = focus_loss(tuner.reader, tuner.settings(), documents)
+        assert max(calls) == sum(-(-sample.memory // sample.chunk_size) for sample in samples if sample)
+        calls.clear()
+        patch.setattr("focus_peft.losses.span_logits.TOKEN_BUDGET", 1)
+        apart = focus_loss(tuner.reader, tuner.settings(), documents)
+        assert max(calls) < sum(-(-sample.memory // sample.chunk_size) for sample in samples if sample)
+    assert_equal_to(together.loss, apart.loss)
+    assert_same_gradients(gradients_of(model, together.loss), gradients_of(model, apart.loss))
 
 
 # How the parts are combined
@@ -504,7 +530,7 @@ def test_the_teacher_may_read_up_to_the_end_of_a_table(family: str) -> None:
     output = loss_of(model, document(), Sample(29, 8, BOTH.continuation, None), distill_weight=1.0)
     window = Window(document()[29:40], 5)
     tuner = model.base_model
-    (logits,) = span_logits(tuner.reader, tuner.settings(), reading(document()[:29], 8, window))
+    ((logits,),) = span_logits(tuner.reader, tuner.settings(), [reading(document()[:29], 8, window)])
     base = make_tiny_model(family, max_position_embeddings=40)
     teacher = base(torch.tensor([document()[:40]])).logits[0, -5:].log_softmax(-1)
     expected = F.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
