@@ -13,6 +13,7 @@ RUNS = {
     "reading floor": "reading.reading_floor",
     "step floor": "reading.step_floor",
     "training": "training.step",
+    "host": "host.host",
 }
 # The ways of each measurement: what runs, and with which options
 WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
@@ -42,6 +43,7 @@ WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "1 process": ("processes", {"decoding": "streaming", "processes": 1}),
         "2 processes": ("processes", {"decoding": "streaming", "processes": 2}),
     },
+    "host": {"streaming": ("host", {})},
     "scaling": {
         "focus": ("focus", {"decoding": "streaming"}),
         "one by one": ("focus", {"decoding": "streaming", "chunk_batch_size": 1}),
@@ -73,5 +75,6 @@ RATIOS: dict[str, list[tuple[str, str, str]]] = {
         ("seconds_per_token", "1 process", "2 processes"),
         ("peak_memory_gb", "1 process", "2 processes"),
     ],
+    "host": [],
     "scaling": [],
 }

@@ -67,7 +67,7 @@ def parts_compiled(model: Any, ids: torch.Tensor) -> Iterator[None]:
         for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
             part.compile()
     # focus_peft keeps compiled modules from running, for its passes have many shapes; those of steps are alike
-    with patch("focus_peft.passes.reader._uncompiled", contextlib.nullcontext):
+    with patch("focus_peft.passes.reader.uncompiled", contextlib.nullcontext):
         model.generate(ids, max_new_tokens=3, min_new_tokens=3)  # compiles
         yield
 

@@ -67,9 +67,10 @@ def test_a_measurement_runs_its_ways_in_processes_of_their_own(output: Path, cap
         ("decode", READ, ["streaming", "floor of streaming"], 1),
         ("training", STEP, ["naive exact", "exact"], 4),
         ("ranks", READ, ["1 process", "2 processes"], 3),
+        ("host", ["--tokens", "300"], ["streaming"], 0),
         ("scaling", LENGTHS, ["one by one", "full attention"], 0),
     ],
-    ids=["decode", "training", "ranks", "scaling"],
+    ids=["decode", "training", "ranks", "host", "scaling"],
 )
 def test_the_ways_of_each_measurement_run(
     measurement: str, words: list[str], ways: list[str], ratios: int, output: Path, monkeypatch: pytest.MonkeyPatch
