@@ -271,7 +271,7 @@ def test_embeddings_instead_of_ids_are_refused_where_chunks_are_needed(model: Pe
     [
         {"output_hidden_states": True},
         {"output_attentions": True},
-        {"position_ids": torch.arange(30)[None]},
+        {"position_ids": 1 + torch.arange(30)[None]},
         {"no_such_option": 1},
     ],
     ids=lambda options: next(iter(options)),

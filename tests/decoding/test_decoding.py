@@ -748,7 +748,7 @@ def test_an_exact_conversation_without_a_spill_equals_a_sequence_read_token_by_t
         ({"cache_implementation": "static"}, "cache_implementation"),
         ({"cache_implementation": "paged"}, "cache_implementation"),
         ({"token_healing": True}, "token_healing"),
-        ({"position_ids": torch.arange(20)[None]}, "position_ids"),
+        ({"position_ids": 1 + torch.arange(20)[None]}, "position_ids"),
         ({"decoding": "sideways"}, "decoding"),
         ({"refresh_interval": 0}, "refresh_interval"),
         ({"chunk_batch_size": 0}, "chunk_batch_size"),
