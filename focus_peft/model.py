@@ -16,7 +16,7 @@ from .decoding.cache import FocusCache
 from .decoding.dispatch import CacheDispatch
 from .decoding.forward import check_chunked, is_for_the_base_model, read_all, read_with_cache
 from .decoding.generate import generate
-from .decoding.options import check_room
+from .decoding.options import check_room, refuse_changes
 from .decoding.refusals import Refusals
 from .decoding.scoring import read_attention
 from .frozen.attention_record import exchanges_attention
@@ -364,14 +364,14 @@ class FocusModel(Refusals, TwinTuner):
                 focus_loss(self.reader, settings, documents, local_loss, distractors), documents
             )
         goes_on = isinstance(kwargs.get(CACHE), FocusCache)
-        if goes_on and (memory is not None or overrides):
-            named = ", ".join(f"`{name}`" for name in [*(["memory"] if memory is not None else []), *overrides])
-            raise ValueError(f"{named} cannot be changed while `{CACHE}` continues what was read; leave it out.")
+        if goes_on:
+            refuse_changes(memory, list(overrides))
         short = memory is None and not goes_on and is_for_the_base_model(settings, input_ids, kwargs)
         plain = isinstance(input_ids, torch.Tensor) and kwargs.get(CACHE) is None
-        if plain and not (isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4):
-            check_vocabulary(unpad(cast(torch.Tensor, input_ids), attention_mask), self.facts.vocab_size)
         wants_cache = kwargs.get("use_cache") is True and plain
+        prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4
+        if plain and (short or wants_cache) and not prepared:  # `read_all` checks what it reads
+            check_vocabulary(unpad(cast(torch.Tensor, input_ids), attention_mask), self.facts.vocab_size)
         if short and not wants_cache:
             return self.model(**given)
         if input_ids is None:

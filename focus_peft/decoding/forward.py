@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -100,7 +100,7 @@ def read_all(
     logits_to_keep: int,
 ) -> Any:
     """Logits of a long input, as `FocusModel.forward` says."""
-    rows: Sequence[list[int]] = unpad(input_ids, attention_mask)
+    rows = unpad(input_ids, attention_mask)
     check_vocabulary(rows, settings.facts.vocab_size)
-    check_room(settings, list(rows), memory, 0)
-    return read_logits(reader, settings, list(rows), input_ids.shape[1], attention_mask, memory, logits_to_keep)
+    check_room(settings, rows, memory, 0)
+    return read_logits(reader, settings, rows, input_ids.shape[1], attention_mask, memory, logits_to_keep)

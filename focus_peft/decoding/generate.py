@@ -18,7 +18,7 @@ from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .cache import FocusCache
 from .forward import counts_tokens
-from .options import check_room, count_new_tokens, mask_of_padding, options_of, refusal_of
+from .options import check_room, count_new_tokens, mask_of_padding, options_of, refusal_of, refuse_changes
 from .reminder import unreminded
 
 
@@ -75,10 +75,8 @@ def generate(
             f"`{CACHE}` is a {type(cache).__name__}, which holds no chunks; leave it out, or give back the `{CACHE}` "
             "that `generate` returned."
         )
-    elif memory is not None or overridden:
-        named = ", ".join(f"`{name}`" for name in (["memory"] if memory is not None else []) + overridden)
-        raise ValueError(f"{named} cannot be changed while `{CACHE}` continues what was read; leave it out.")
     else:
+        refuse_changes(memory, overridden)
         cache.check_continued_by(rows)
 
     padded = attention_mask is not None and not bool(attention_mask[:, -1].all())

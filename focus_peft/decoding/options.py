@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ..frozen.compat import CACHE
 from ..memory.memory import Memory
 from ..passes.settings import Settings
 
@@ -71,6 +73,13 @@ def refusal_of(config: Any, kwargs: dict[str, Any]) -> str | None:
         if getattr(config, name) is not None:
             return f"`{name}` is {getattr(config, name)!r}, but focus_peft brings a cache of its own; leave it out."
     return None
+
+
+def refuse_changes(memory: Memory | None, overridden: Sequence[str]) -> None:
+    """Raise a ValueError for what cannot change while a cache goes on with what was read."""
+    named = ", ".join(f"`{name}`" for name in [*(["memory"] if memory is not None else []), *overridden])
+    if named:
+        raise ValueError(f"{named} cannot be changed while `{CACHE}` continues what was read; leave it out.")
 
 
 def check_room(settings: Settings, rows: list[list[int]], memory: Memory | None, new_tokens: int) -> None:
