@@ -177,6 +177,16 @@ class FocusConfig(PeftConfig):
         "the memory, attended to most. The others keep their last candidate. Defaults to all.",
         per_call=True,
     )
+    read_chunks: int | None = _field(
+        None,
+        DECODING,
+        SIZE_OR_NONE,
+        "The frozen model reads so many chunks in full: those that the end of the input attends to most, in their "
+        "order in the text, in front of the local window. Candidates only choose them, anew when the window grows "
+        "into the memory and with each new turn. Not in training. Defaults to none: candidates stand for all chunks "
+        "(the paper's).",
+        per_call=True,
+    )
     storage: Literal["device", "cpu", "int8", "disk"] = _field(
         "device",
         DECODING,
@@ -272,6 +282,18 @@ class FocusConfig(PeftConfig):
             raise ValueError(
                 f"`alpha` is {self.alpha} but `r` is None; full twins have no scale. Give `r`, or leave `alpha` out."
             )
+        if self.read_chunks is not None:
+            for name, value, default in (
+                ("decoding", self.decoding, "streaming"),
+                ("refresh_interval", self.refresh_interval, 1),
+                ("top_chunks", self.top_chunks, None),
+            ):
+                if value != default:
+                    raise ValueError(
+                        f"`{name}` is {value!r} and `read_chunks` is {self.read_chunks}, but where the frozen model "
+                        f"reads chunks in full, no candidates are renewed for new tokens; leave `{name}` at "
+                        f"{default!r}, or `read_chunks` out."
+                    )
         if self.storage_dir is not None and self.storage != "disk":
             raise ValueError(
                 f"`storage_dir` is {str(self.storage_dir)!r} but `storage` is {self.storage!r}, which makes no files; "

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import INFERENCE_FIELDS
-from .decoding.cache import FocusCache
 from .decoding.dispatch import CacheDispatch
 from .decoding.forward import check_chunked, is_for_the_base_model, read_all, read_with_cache
 from .decoding.generate import generate
+from .decoding.loop_cache import LoopCache
 from .decoding.options import check_room, refuse_changes
 from .decoding.refusals import Refusals
 from .decoding.scoring import read_attention
@@ -108,8 +108,9 @@ class FocusModel(Refusals, TwinTuner):
                 fields = ", ".join(f"`{field}`" for field in INFERENCE_FIELDS)
                 raise TypeError(f"`{name}` cannot be given for one call; only {fields} can.")
         config = self.active_config.with_overrides(**overrides)
-        if config.top_chunks is not None:
-            self._check_attention_is_seen("top_chunks")
+        for name in ("top_chunks", "read_chunks"):
+            if getattr(config, name) is not None:
+                self._check_attention_is_seen(name)
         return Settings.of(config, self.facts)
 
     def _check_attention_is_seen(self, what: str) -> None:
@@ -255,7 +256,36 @@ class FocusModel(Refusals, TwinTuner):
         Raises:
             ValueError: for inputs that cannot work, or a model whose attention cannot be seen.
         """
-        self._check_attention_is_seen("chunk_attention")
+        return self._chunk_attention("chunk_attention", input_ids, attention_mask, memory, overrides)
+
+    def chunk_scores(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        memory: Memory | None = None,
+        **overrides: Any,
+    ) -> list[torch.Tensor]:
+        """How much each chunk has to do with the end of an input: the ranking that `read_chunks` reads by.
+
+        Args: as for `chunk_attention`.
+
+        Returns:
+            For each row a score of each of its chunks, (chunks,) in float32; the highest are read first.
+
+        Raises:
+            ValueError: as `chunk_attention`.
+        """
+        return self._chunk_attention("chunk_scores", input_ids, attention_mask, memory, overrides)
+
+    def _chunk_attention(
+        self,
+        name: str,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        memory: Memory | None,
+        overrides: dict[str, Any],
+    ) -> list[torch.Tensor]:
+        self._check_attention_is_seen(name)
         settings = self.settings(**overrides)
         rows = unpad(input_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size)
@@ -363,7 +393,7 @@ class FocusModel(Refusals, TwinTuner):
             return self._with_gradients(
                 focus_loss(self.reader, settings, documents, local_loss, distractors), documents
             )
-        goes_on = isinstance(kwargs.get(CACHE), FocusCache)
+        goes_on = isinstance(kwargs.get(CACHE), LoopCache)
         if goes_on:
             refuse_changes(memory, list(overrides))
         short = memory is None and not goes_on and is_for_the_base_model(settings, input_ids, kwargs)
@@ -416,9 +446,8 @@ class FocusModel(Refusals, TwinTuner):
             memory (`Memory`, *optional*): What `encode` returned.
             attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*):
                 1 at real tokens. Padding may be on either side; what is returned is padded on the left.
-            decoding, refresh_interval, top_chunks, chunk_batch_size, local_size, prompt_size, add_bos, storage,
-            storage_dir,
-            spread_chunks:
+            decoding, refresh_interval, top_chunks, read_chunks, chunk_batch_size, local_size, prompt_size, add_bos,
+            storage, storage_dir, spread_chunks:
                 Override the adapter's configuration for this call. A `memory` stays in its own storage, and it is the
                 memory that says whether chunks are spread.
             progress (`bool`, *optional*): Show a progress bar while reading. Default: if standard error is a terminal.
@@ -457,6 +486,11 @@ def _check_training(memory: Memory | None, overrides: dict[str, Any]) -> None:
         raise ValueError(
             f"`storage` is {overrides['storage']!r}, but with `labels` chunks are on the model's device, where "
             "gradients need them; leave it out."
+        )
+    if overrides.get("read_chunks") is not None:
+        raise ValueError(
+            f"`read_chunks` is {overrides['read_chunks']}, but with `labels` candidates stand for all chunks, and "
+            "learn; leave it out."
         )
     if overrides.get("spread_chunks"):
         raise ValueError(

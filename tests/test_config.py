@@ -28,7 +28,7 @@ from focus_peft.passes.settings import WindowSizes
 
 NAN, INFINITY = float("nan"), float("inf")
 
-# one value for each field that differs from its default, all together possible
+# one value for each field that differs from its default
 OTHER_VALUES: dict[str, Any] = {
     "target_modules": ["q_proj", "v_proj"],
     "r": 4,
@@ -41,6 +41,7 @@ OTHER_VALUES: dict[str, Any] = {
     "refresh_interval": 3,
     "chunk_batch_size": 2,
     "top_chunks": 1,
+    "read_chunks": 2,
     "storage": "disk",
     "storage_dir": tempfile.gettempdir(),
     "spread_chunks": True,
@@ -64,6 +65,7 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "refresh_interval": [0, -1, None, 1.5, True, "1"],
     "chunk_batch_size": [0, -1, 1.5, "8", True],
     "top_chunks": [0, -1, 1.5, "8", True],
+    "read_chunks": [0, -1, 1.5, "8", True],
     "storage": [None, "tape", "DISK", 8, ["cpu"]],
     "storage_dir": ["", 5, True, b"", ["/tmp"]],
     "spread_chunks": [None, 1, "yes"],
@@ -75,6 +77,8 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "train_local_size": [0, -2, "8", 2.5, True],
     "train_min_chunk_size": [0, -2, "8", 2.5, True],
 }
+# those that go together: where chunks are read in full, no candidates are renewed
+TOGETHER = {**OTHER_VALUES, "read_chunks": None}
 # what a field cannot be set without
 NEEDED: dict[str, dict[str, Any]] = {"alpha": {"r": 4}, "storage_dir": {"storage": "disk"}}
 # these change where things are, and never results
@@ -104,6 +108,7 @@ def test_these_are_the_public_fields_with_their_defaults() -> None:
         "refresh_interval": 1,
         "chunk_batch_size": None,
         "top_chunks": None,
+        "read_chunks": None,
         "storage": "device",
         "storage_dir": None,
         "spread_chunks": False,
@@ -180,9 +185,7 @@ def test_another_task_type_is_refused() -> None:
 # Storage
 
 
-@pytest.mark.parametrize(
-    "values", [{}, OTHER_VALUES, {"target_modules": ".*q_proj"}], ids=["defaults", "all", "regex"]
-)
+@pytest.mark.parametrize("values", [{}, TOGETHER, {"target_modules": ".*q_proj"}], ids=["defaults", "all", "regex"])
 @pytest.mark.parametrize("reader", [FocusConfig, PeftConfig])
 def test_a_saved_configuration_comes_back_equal(
     reader: type[PeftConfig], values: dict[str, Any], tmp_path: Path
@@ -201,7 +204,7 @@ def test_a_set_of_target_modules_is_saved_in_the_same_order_every_time(tmp_path:
 
 
 def test_a_configuration_comes_through_a_saved_adapter(tmp_path: Path) -> None:
-    values = {**OTHER_VALUES, "chunk_batch_size": None}
+    values = {**TOGETHER, "chunk_batch_size": None}
     get_peft_model(make_tiny_model(), FocusConfig(**values)).save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path).peft_config["default"]
     assert {name: getattr(loaded, name) for name in own_fields()} == values
@@ -229,7 +232,7 @@ def test_an_impossible_value_in_a_file_is_refused(tmp_path: Path) -> None:
     ids=["copy", "deepcopy", "pickle"],
 )
 def test_a_copy_of_a_configuration_is_equal(copied: Any) -> None:
-    config = FocusConfig(**OTHER_VALUES)
+    config = FocusConfig(**TOGETHER)
     assert copied(config) == config
     assert type(copied(config)) is FocusConfig
 
@@ -439,7 +442,7 @@ def test_what_belongs_to_the_adapter_cannot_be_overridden(field: str, value: Any
 
 
 def test_none_overrides_nothing() -> None:
-    config = FocusConfig(**OTHER_VALUES)
+    config = FocusConfig(**TOGETHER)
     assert config.with_overrides(**dict.fromkeys(INFERENCE_FIELDS)) == config
 
 

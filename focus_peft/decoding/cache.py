@@ -8,16 +8,14 @@ one prediction, 1-4).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from ..frozen.attention_record import AttentionRecord
-from ..frozen.compat import CACHE
 from ..kv.pass_caches import PassCache
 from ..kv.store import KeyValueStore, LayerStates, round_up
 from ..memory.memory import Memory
@@ -28,6 +26,7 @@ from ..passes.local_pass import local_pass_input
 from ..passes.prompt_region import PromptRegion
 from ..passes.reader import Reader
 from ..passes.settings import Settings
+from .loop_cache import LoopCache
 from .stream import Stream
 
 
@@ -57,7 +56,7 @@ class _Renewal:
     local_start: int
 
 
-class FocusCache(Cache):
+class FocusCache(LoopCache):
     """Owns what has been read: chunks, streams, and their local keys and values.
 
     Attributes:
@@ -83,42 +82,21 @@ class FocusCache(Cache):
         progress: bool = False,
         document: int | None = None,
     ) -> None:
-        super().__init__(layers=[])
-        self.reader, self.settings, self.memory = reader, settings, memory
-        self.documents = documents
+        super().__init__(reader, settings, documents, memory)
         self.chunks = SeenChunks(reader, settings, memory, document, progress)
         self.streams: list[Stream] = []
         self.regions: list[PromptRegion] = []  # one for each document
         self.local = KeyValueStore()
         self.front = 0  # column of the first local token in `local`; candidates stand before it
         self.candidates: list[LayerStates] | None = None  # per layer, (streams, kv_heads, newest * chunks, head_dim)
-        # As long as there are no candidates, the base model runs as it always does
-        self.base_cache = None if len(self.chunks) else DynamicCache(config=reader.model.config)
-        self.tokens = 0  # columns of the batch that have been handed over
-        self.may_crop = False
+        if len(self.chunks):
+            self.base_cache = None
         self.records_attention = False
         self.chunk_attention: list[torch.Tensor] = []
         self._snapshots: list[_Snapshot] = []
         self._renewals: list[_Renewal] = []  # of the last read, and the last one before it
 
     # What the generation loops ask of a cache
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.tokens
-
-    @property
-    def is_compileable(self) -> bool:
-        return False
-
-    @property
-    def is_linear(self) -> list[bool]:
-        return [False]  # of no layers at all, the loops would find that all are linear, and hand over old tokens again
-
-    def activate_past_recording(self) -> None:
-        """The loop announces that it may take tokens back."""
-        self.may_crop = True
-        if self.base_cache is not None and hasattr(self.base_cache, "activate_past_recording"):
-            self.base_cache.activate_past_recording()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Stream r goes on from stream `beam_idx[r]`, which reads the same document."""
@@ -138,16 +116,11 @@ class FocusCache(Cache):
 
     def crop(self, max_length: int) -> None:
         """Take back the last `-max_length` tokens (or, if positive, all after the first `max_length`)."""
-        remove = -max_length if max_length <= 0 else self.tokens - max_length
+        remove = self._taken_back(max_length)
         if remove <= 0:
             return
         if self.base_cache is not None:
             self.base_cache.crop(-remove)
-        if len(self.streams) > 1:
-            raise ValueError(
-                f"`crop` can take tokens back from one sequence only, but {len(self.streams)} are being decoded; use "
-                "assisted decoding with a batch of one."
-            )
         self.tokens -= remove
         length = len(self.streams[0].ids) - remove
         while self._snapshots and len(self._snapshots[-1].stream.ids) >= length:
@@ -169,21 +142,6 @@ class FocusCache(Cache):
         stream.fed = min(stream.fed, len(self._prompt(stream)))
         self.regions[0].truncate(stream.fed)
 
-    def check_continued_by(self, rows: Sequence[Sequence[int]]) -> None:
-        """Raise a ValueError unless each row starts with what was read of it, and goes on."""
-        if len(rows) != len(self.streams):
-            raise ValueError(
-                f"`input_ids` has {len(rows)} rows, but `{CACHE}` continues {len(self.streams)} sequences; give "
-                "one row for each."
-            )
-        for number, (row, stream) in enumerate(zip(rows, self.streams)):
-            read = len(stream.ids)
-            if len(row) <= read or list(row[:read]) != stream.ids:
-                raise ValueError(
-                    f"Row {number} of `input_ids` does not go on from the {read} tokens that `{CACHE}` holds; give "
-                    f"the whole conversation, new tokens at its end, or leave `{CACHE}` out."
-                )
-
     # Reading
 
     def read(
@@ -193,20 +151,7 @@ class FocusCache(Cache):
         width: int | None = None,
         base_call: Callable[[Cache], Any] | None = None,
     ) -> torch.Tensor | Any:
-        """Take new tokens in, and predict what follows.
-
-        Args:
-            new (`Sequence[Sequence[int]]`): The new tokens of each row, at least `newest` of them.
-            newest (`int`): For how many of the last tokens of each row logits are wanted. Each of these is the newest
-                token in its turn; tokens before them are plain.
-            width (`int`, *optional*): Columns that the tokens and their padding took in the batch.
-            base_call (`Callable[[Cache], Any]`, *optional*): Runs the base model on the same inputs with a cache of
-                its own.
-
-        Returns:
-            Logits of shape (rows, `newest`, vocabulary), or what `base_call` returned, if it was given and there are
-            no candidates yet.
-        """
+        """As `LoopCache.read`: the chunk pass, and the local pass behind its candidates."""
         self._snapshots.clear()
         del self._renewals[:-1]
         if not self.streams:
@@ -234,28 +179,11 @@ class FocusCache(Cache):
                 done += count
         return torch.cat(logits, dim=1)
 
-    def memory_lock(self) -> contextlib.AbstractContextManager:
-        """Several threads may ask one memory, in turn."""
-        return contextlib.nullcontext() if self.memory is None else self.memory.lock
-
     def _open(self, rows: int) -> None:
-        group = rows // self.documents
-        if group * self.documents != rows:
-            raise ValueError(
-                f"`input_ids` has {rows} rows, which is no multiple of the {self.documents} documents in `memory`."
-            )
+        group = self._group(rows)
         seen = [self.chunks.of_document(document) for document in range(self.documents)]
         self.streams = [Stream(row // group, row % group, rows=list(seen[row // group])) for row in range(rows)]
         self.regions = [PromptRegion(group) for _ in range(self.documents)]
-
-    def _stays_base(self, stream: Stream, new: int) -> bool:
-        limit = self.settings.sizes.local + 1 if stream.fresh else self._limit
-        return stream.window_length + new < limit
-
-    @property
-    def _limit(self) -> int:
-        """The length of a local window at which its oldest tokens become a chunk."""
-        return self.settings.sizes.local + self.settings.sizes.chunk
 
     def _newest_at_once(self) -> int:
         """How many newest tokens one pass may take: each has its own candidates, and none may spill but the first."""

@@ -11,23 +11,23 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from ..frozen.compat import CACHE, rename
 from ..frozen.interception import Interceptor
 from ..passes.ids import unpad
-from .cache import FocusCache
+from .loop_cache import LoopCache
 
 
 class CacheDispatch(Interceptor):
-    """Stands before the base model's `forward`: a call with a `FocusCache` reads through it, every other is the base
+    """Stands before the base model's `forward`: a call with a cache of ours reads through it, every other is the base
     model's own.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rename(kwargs)
-        if isinstance(kwargs.get(CACHE), FocusCache):
+        if isinstance(kwargs.get(CACHE), LoopCache):
             return self._read(*args, **kwargs)
         return self.original(*args, **kwargs)
 
     @torch.compiler.disable  # a compiled model would be traced into our bookkeeping
     def _read(self, input_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        cache: FocusCache = kwargs[CACHE]
+        cache: LoopCache = kwargs[CACHE]
         if cache.reader.model is not self.module:
             raise ValueError(
                 f"`{CACHE}` holds what another model read, and this one cannot go on from it; give the model that "

@@ -12,8 +12,8 @@ from ..memory.memory import Memory
 from ..passes.ids import check_vocabulary, unpad
 from ..passes.reader import Reader
 from ..passes.settings import Settings
-from .cache import FocusCache
 from .options import check_room
+from .reading_cache import make_cache
 from .scoring import read_logits
 
 
@@ -79,14 +79,14 @@ def read_with_cache(reader: Reader, settings: Settings, memory: Memory | None, a
         arguments (`dict[str, Any]`): Of the base model's forward.
 
     Returns:
-        What the base model returns, with a `FocusCache`. Where chunks are involved, logits are those of the last token
-        (or the last `logits_to_keep`), as in `generate`'s first step.
+        What the base model returns, with a cache of ours. Where chunks are involved, logits are those of the last
+        token (or the last `logits_to_keep`), as in `generate`'s first step.
     """
     rows = unpad(arguments["input_ids"], arguments.get("attention_mask"))
     if arguments.get(CACHE) is None:
         check_room(settings, rows, memory, 0)
         documents = len(rows) if memory is None else memory.num_documents
-        arguments[CACHE] = FocusCache(reader, settings, documents, memory)
+        arguments[CACHE] = make_cache(reader, settings, documents, memory)
     arguments["use_cache"] = True
     return reader.model(**{name: value for name, value in arguments.items() if value is not None})
 

@@ -16,9 +16,10 @@ from ..passes.chunking import pad_left
 from ..passes.ids import check_ids, check_vocabulary, unpad
 from ..passes.reader import Reader
 from ..passes.settings import Settings
-from .cache import FocusCache
 from .forward import counts_tokens
+from .loop_cache import LoopCache
 from .options import check_room, count_new_tokens, mask_of_padding, options_of, refusal_of, refuse_changes
+from .reading_cache import ReadingCache, make_cache
 from .reminder import unreminded
 
 
@@ -69,8 +70,10 @@ def generate(
                 f"`input_ids` has {len(rows)} rows, which is no multiple of the {documents} documents in `memory`."
             )
         check_room(settings, rows, memory, new_tokens)
-        cache = FocusCache(reader, settings, documents, memory, progress)
-    elif not isinstance(cache, FocusCache):
+        cache = make_cache(reader, settings, documents, memory, progress)
+        if isinstance(cache, ReadingCache):
+            cache.keeps_chunks = goes_on or new_tokens > settings.sizes.chunk  # then the window may spill
+    elif not isinstance(cache, LoopCache):
         raise ValueError(
             f"`{CACHE}` is a {type(cache).__name__}, which holds no chunks; leave it out, or give back the `{CACHE}` "
             "that `generate` returned."

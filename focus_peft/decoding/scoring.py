@@ -9,6 +9,7 @@ from ..memory.memory import Memory
 from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .cache import FocusCache
+from .reading_cache import make_cache
 
 
 def read_logits(
@@ -37,7 +38,7 @@ def read_logits(
     logits: torch.Tensor | None = None
     for row, (ids, document) in enumerate(zip(rows, _documents(rows, memory))):  # each at its own length
         newest = min(kept, len(ids))
-        values = FocusCache(reader, settings, 1, memory, document=document).read([ids], newest)[0]
+        values = make_cache(reader, settings, 1, memory, document=document).read([ids], newest)[0]
         if logits is None:
             logits = values.new_zeros(len(rows), kept, values.shape[-1])
         if logits_to_keep or attention_mask is None:

@@ -207,14 +207,27 @@ class Reader:
                 store.close()
                 bar.update(sum(map(len, batch)))
 
-    def plain_logits(self, ids: torch.Tensor, logits: int) -> torch.Tensor:
-        """Logits (rows, `logits`, vocabulary) of the last tokens of unpadded ids (rows, tokens), as the base model
-        gives.
+    def plain_logits(
+        self, ids: torch.Tensor, logits: int, mask: torch.Tensor | None = None, cache: Cache | None = None
+    ) -> torch.Tensor:
+        """Logits (rows, `logits`, vocabulary) of the last tokens, as the base model gives.
+
+        Args:
+            ids (`torch.LongTensor` of shape (rows, tokens)): They follow what `cache` holds.
+            logits (`int`): How many of the last tokens of each row need logits.
+            mask (`torch.LongTensor` of shape (rows, held tokens + tokens), *optional*): 0 at padding, which is on the
+                left. None: there is none.
+            cache (`Cache`, *optional*): One of transformers. None: `ids` are all there is.
         """
-        arguments = {"logits_to_keep": logits} if self.keeps_logits else {}
+        ids = sent(ids, self.device)
+        mask = torch.ones_like(ids) if mask is None else sent(mask, self.device)
+        arguments: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, CACHE: cache}
+        if self.takes_positions and cache is not None:
+            arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        if self.keeps_logits:
+            arguments["logits_to_keep"] = logits
         with self._frozen():
-            mask = torch.ones_like(ids)
-            return self.model(input_ids=ids, attention_mask=mask, use_cache=False, **arguments).logits[:, -logits:]
+            return self.model(input_ids=ids, attention_mask=mask, **arguments).logits[:, -logits:]
 
     def row_batches(
         self, rows: Sequence[ChunkRow], tokens: int, columns: int, batch_size: int | None

@@ -107,7 +107,8 @@ class Settings:
         """What must be the same in all processes that share chunks: where each keeps its own, and how many it reads at
         once, may differ."""
         config = self.config
-        return self.sizes, self.frames, self.bos, config.decoding, config.refresh_interval, config.top_chunks
+        way = config.decoding, config.refresh_interval, config.top_chunks, config.read_chunks
+        return self.sizes, self.frames, self.bos, *way
 
     def _window(self, chunks: int, local: int) -> int:
         """Positions that a local window of `local` tokens behind `chunks` candidates takes."""
@@ -134,6 +135,22 @@ class Settings:
                 f"{chunks} candidates, BOS, `local_size` ({self.sizes.local}) and {new_tokens} new tokens, a chunk at "
                 f"most, need {window} places, but the model has {limit} positions; choose a larger `chunk_size` than "
                 f"{self.sizes.chunk}, a smaller `local_size`, or fewer new tokens."
+            )
+
+        if self.config.read_chunks is not None:
+            self._check_text(min(self.config.read_chunks, chunks), growth)
+
+    def _check_text(self, read: int, growth: int) -> None:
+        """Raise a ValueError if so many chunks in full, and the local window, would leave the positions of the
+        model.
+        """
+        sizes, limit = self.sizes, self.facts.max_positions
+        places = read * sizes.chunk + int(self.bos is not None) + sizes.local + growth
+        if places > limit:
+            raise ValueError(
+                f"`read_chunks` is {self.config.read_chunks}: {read} chunks of `chunk_size` ({sizes.chunk}), BOS, "
+                f"`local_size` ({sizes.local}) and {growth} new tokens need {places} places, but the model has "
+                f"{limit} positions; choose a smaller `read_chunks`, or fewer new tokens."
             )
 
     def check_labels(self, chunks: int) -> None:

@@ -1,0 +1,151 @@
+"""`LoopCache`: what transformers' generation loops, and `generate`, ask of a cache that reads for itself."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+
+from ..frozen.compat import CACHE
+from ..memory.memory import Memory
+from ..passes.reader import Reader
+from ..passes.settings import Settings
+from .stream import Stream
+
+
+class LoopCache(Cache):
+    """A cache that is handed tokens and gives logits back.
+
+    Attributes:
+        streams (`Sequence[Stream]`): One for each row, once something has been read.
+        tokens (`int`): Columns of the batch that have been handed over.
+        base_cache (`DynamicCache`, *optional*): As long as there are no chunks, the base model runs as it always does.
+        may_crop (`bool`): Tokens may be taken back.
+
+    Args:
+        reader (`Reader`): Runs the passes.
+        settings (`Settings`): Window sizes and the way to decode.
+        documents (`int`): Rows of the input before the loops expand them; the expansions of a row share its chunks.
+        memory (`Memory`, *optional*): Chunks that stand before everything that is handed over.
+    """
+
+    streams: Sequence[Stream]
+
+    def __init__(self, reader: Reader, settings: Settings, documents: int, memory: Memory | None) -> None:
+        super().__init__(layers=[])
+        self.reader, self.settings, self.memory = reader, settings, memory
+        self.documents = documents
+        self.streams = []
+        self.base_cache: DynamicCache | None = DynamicCache(config=reader.model.config)
+        self.tokens = 0
+        self.may_crop = False
+
+    @abstractmethod
+    def read(
+        self,
+        new: Sequence[Sequence[int]],
+        newest: int,
+        width: int | None = None,
+        base_call: Callable[[Cache], Any] | None = None,
+    ) -> torch.Tensor | Any:
+        """Take new tokens in, and predict what follows.
+
+        Args:
+            new (`Sequence[Sequence[int]]`): The new tokens of each row, at least `newest` of them.
+            newest (`int`): For how many of the last tokens of each row logits are wanted. Each of these is the newest
+                token in its turn; tokens before them are plain.
+            width (`int`, *optional*): Columns that the tokens and their padding took in the batch.
+            base_call (`Callable[[Cache], Any]`, *optional*): Runs the base model on the same inputs with a cache of
+                its own.
+
+        Returns:
+            Logits of shape (rows, `newest`, vocabulary), or what `base_call` returned, if it was given and there are
+            no chunks yet.
+        """
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.tokens
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+    @property
+    def is_linear(self) -> list[bool]:
+        return [False]  # of no layers at all, the loops would find that all are linear, and hand over old tokens again
+
+    def activate_past_recording(self) -> None:
+        """The loop announces that it may take tokens back."""
+        self.may_crop = True
+        record_past(self.base_cache)
+
+    def check_continued_by(self, rows: Sequence[Sequence[int]]) -> None:
+        """Raise a ValueError unless each row starts with what was read of it, and goes on."""
+        if len(rows) != len(self.streams):
+            raise ValueError(
+                f"`input_ids` has {len(rows)} rows, but `{CACHE}` continues {len(self.streams)} sequences; give "
+                "one row for each."
+            )
+        for number, (row, stream) in enumerate(zip(rows, self.streams)):
+            read = len(stream.ids)
+            if len(row) <= read or list(row[:read]) != stream.ids:
+                raise ValueError(
+                    f"Row {number} of `input_ids` does not go on from the {read} tokens that `{CACHE}` holds; give "
+                    f"the whole conversation, new tokens at its end, or leave `{CACHE}` out."
+                )
+        new = {len(row) - len(stream.ids) for row, stream in zip(rows, self.streams)}
+        if len(new) > 1:  # the loops hand over the same columns of all rows
+            raise ValueError(
+                f"The rows of `input_ids` go on by {sorted(new)} tokens from what `{CACHE}` holds; give all rows "
+                f"equally many new tokens, ask them one by one, or leave `{CACHE}` out."
+            )
+
+    def memory_lock(self) -> contextlib.AbstractContextManager:
+        """Several threads may ask one memory, in turn."""
+        return contextlib.nullcontext() if self.memory is None else self.memory.lock
+
+    def _taken_back(self, max_length: int) -> int:
+        """How many tokens `crop(max_length)` takes back.
+
+        Raises:
+            ValueError: if it would take any from several sequences.
+        """
+        remove = -max_length if max_length <= 0 else self.tokens - max_length
+        if remove > 0 and len(self.streams) > 1:
+            raise ValueError(
+                f"`crop` can take tokens back from one sequence only, but {len(self.streams)} are being decoded; use "
+                "assisted decoding with a batch of one."
+            )
+        return remove
+
+    def _group(self, rows: int) -> int:
+        """Rows of each document.
+
+        Raises:
+            ValueError: if there are not as many of each.
+        """
+        group = rows // self.documents
+        if group * self.documents != rows:
+            raise ValueError(
+                f"`input_ids` has {rows} rows, which is no multiple of the {self.documents} documents in `memory`."
+            )
+        return group
+
+    def _stays_base(self, stream: Stream, new: int) -> bool:
+        limit = self.settings.sizes.local + 1 if stream.fresh else self._limit
+        return stream.window_length + new < limit
+
+    @property
+    def _limit(self) -> int:
+        """The length of a local window at which its oldest tokens become a chunk."""
+        return self.settings.sizes.local + self.settings.sizes.chunk
+
+
+def record_past(cache: Any) -> None:
+    """Tell a cache of transformers that tokens may be taken back, if it wants to know."""
+    if hasattr(cache, "activate_past_recording"):
+        cache.activate_past_recording()

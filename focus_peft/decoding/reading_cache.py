@@ -1,0 +1,245 @@
+"""`ReadingCache`: candidates choose chunks, and the frozen model reads those in full (`read_chunks`).
+
+The chunk pass runs once behind the input. The chunks that its end looks at most stand in front of the local window,
+and the base model goes on from there with a cache of its own. The choice is made again when the window spills, and
+when a conversation goes on with a new turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+
+from ..memory.memory import Memory
+from ..memory.seen_chunks import SeenChunks
+from ..passes.chunking import pad_left
+from ..passes.reader import Reader
+from ..passes.settings import Settings
+from .cache import FocusCache
+from .choice import best_chunks, look
+from .loop_cache import LoopCache, record_past
+from .reading_stream import ReadingStream
+
+
+@dataclass
+class _Snapshot:
+    """The state before a choice, for tokens that may yet be taken back (assisted decoding)."""
+
+    stream: ReadingStream
+    chunks: int
+    text_cache: DynamicCache | None
+    mask: torch.Tensor
+
+
+class ReadingCache(LoopCache):
+    """What has been read: the chunks to choose from, and the base model's cache of the text that was chosen.
+
+    Args:
+        reader, settings, documents, memory: As for `LoopCache`.
+        progress (`bool`): Show a progress bar while chunks are read.
+        document (`int`, *optional*): Only this document of the memory is asked about.
+
+    Attributes:
+        keeps_chunks (`bool`): Whether the choice may be made again. If not, what chunks take is freed after the first.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        settings: Settings,
+        documents: int,
+        memory: Memory | None = None,
+        progress: bool = False,
+        document: int | None = None,
+    ) -> None:
+        super().__init__(reader, settings, documents, memory)
+        numbers = range(documents) if document is None else [document]
+        held = [None] * documents if memory is None else numbers
+        self.chunks = [SeenChunks(reader, settings, memory, number, progress) for number in held]
+        self.befores = [[] if memory is None else memory.documents[number] for number in numbers]
+        self.streams: list[ReadingStream] = []
+        self.keeps_chunks = True
+        self.text_cache: DynamicCache | None = None  # None: all of the texts is to be read
+        self.mask = torch.zeros(0, 0, dtype=torch.long)  # (streams, columns of `text_cache`)
+        if memory is not None:
+            self.base_cache = None
+        self._snapshots: list[_Snapshot] = []
+
+    @property
+    def read_chunks(self) -> list[list[int]]:
+        """The chunks that each row reads in full, ascending; those of a memory are numbered first."""
+        return [list(stream.read) for stream in self.streams]
+
+    # What the generation loops ask of a cache
+
+    def activate_past_recording(self) -> None:
+        super().activate_past_recording()
+        record_past(self.text_cache)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Stream r goes on from stream `beam_idx[r]`, which reads the same document."""
+        for cache in (self.base_cache, self.text_cache):
+            if cache is not None:
+                cache.reorder_cache(beam_idx)
+        origin = beam_idx.tolist()
+        self.streams = [cast(ReadingStream, self.streams[o].clone(r)) for r, o in enumerate(origin)]
+        self.mask = self.mask[origin] if self.text_cache is not None else self.mask
+
+    def crop(self, max_length: int) -> None:
+        """Take back the last `-max_length` tokens (or, if positive, all after the first `max_length`)."""
+        remove = self._taken_back(max_length)
+        if remove <= 0:
+            return
+        if self.base_cache is not None:
+            self.base_cache.crop(-remove)
+        self.tokens -= remove
+        length = len(self.streams[0].ids) - remove
+        while self._snapshots and len(self._snapshots[-1].stream.ids) >= length:
+            before = self._snapshots.pop()
+            self.streams = [before.stream]
+            self.text_cache, self.mask = before.text_cache, before.mask
+            self.chunks[0].truncate(before.chunks)
+        (stream,) = self.streams
+        if self.text_cache is not None:
+            surplus = len(stream.ids) - length
+            self.text_cache.crop(-surplus)
+            self.mask = self.mask[:, : self.mask.shape[1] - surplus]
+        del stream.ids[length:]
+
+    def memory_lock(self) -> contextlib.AbstractContextManager:
+        """None for the whole of `generate`: a memory is only asked while chunks are chosen."""
+        return contextlib.nullcontext()
+
+    # Reading
+
+    def read(
+        self,
+        new: Sequence[Sequence[int]],
+        newest: int,
+        width: int | None = None,
+        base_call: Callable[[Cache], Any] | None = None,
+    ) -> torch.Tensor | Any:
+        """As `LoopCache.read`. A row that is handed more than its newest tokens has a new turn."""
+        self._snapshots.clear()
+        if not self.streams:
+            self._open(len(new))
+        self.tokens += width or max(map(len, new))
+        if self.base_cache is not None:
+            if base_call is not None and all(self._stays_base(s, len(ids)) for s, ids in zip(self.streams, new)):
+                for stream, ids in zip(self.streams, new):
+                    stream.ids += ids
+                    stream.fresh = False
+                return base_call(self.base_cache)
+            self.base_cache = None
+        turns = [len(ids) > newest for ids in new]
+        tails = [list(ids[len(ids) - newest :]) for ids in new]
+        for stream, ids in zip(self.streams, new):
+            stream.ids += ids[: len(ids) - newest]
+        logits: list[torch.Tensor] = []
+        done = 0
+        with torch.no_grad():
+            while done < newest:
+                choosing = [s for s, turn in zip(self.streams, turns) if self._chooses(s, turn and not done)]
+                room = min(self._limit - 1 - stream.window_length for stream in self.streams)
+                count = 1 if choosing else min(newest - done, room)
+                if choosing and self.may_crop and done:
+                    self._remember()
+                for stream, tail in zip(self.streams, tails):
+                    stream.ids += tail[done : done + count]
+                if choosing:
+                    self._choose(choosing)
+                if choosing or any(turns) and not done:
+                    self.text_cache = None
+                logits.append(self._read_texts(count))
+                done += count
+        return torch.cat(logits, dim=1)
+
+    def _open(self, rows: int) -> None:
+        group = self._group(rows)
+        befores = [before for before in self.befores for _ in range(group)]
+        rows_of = [chunks.of_document(0) for chunks in self.chunks for _ in range(group)]
+        self.streams = [
+            ReadingStream(row // group, row, rows=list(rows_of[row]), before=befores[row]) for row in range(rows)
+        ]
+
+    # Choosing
+
+    def _chooses(self, stream: ReadingStream, turn: bool) -> bool:
+        """Whether the next token brings a choice."""
+        length = stream.window_length + 1
+        if stream.fresh:
+            stream.fresh = bool(stream.rows) or length > self.settings.sizes.local
+            return stream.fresh
+        return turn and bool(stream.rows) or length >= self._limit
+
+    def _remember(self) -> None:
+        (stream,) = self.streams
+        before = cast(ReadingStream, stream.clone(stream.member))
+        self._snapshots.append(_Snapshot(before, len(self.chunks[0]), self.text_cache, self.mask))
+
+    def _choose(self, streams: Sequence[ReadingStream]) -> None:
+        """Choose the chunks of some streams anew: those that their ends look at most, with windows as they are now."""
+        for document, chunks in enumerate(self.chunks):
+            alike: dict[tuple[int, ...], list[ReadingStream]] = {}  # beams that start have one choice
+            for stream in streams:
+                if stream.document == document:
+                    alike.setdefault(tuple(stream.ids), []).append(stream)
+            if not alike:
+                continue
+            asking = [same[0] for same in alike.values()]
+            scores = look(self.reader, self.settings, chunks, self.memory, asking)
+            for same, score in zip(alike.values(), scores):
+                first = same[0]
+                first.lengths = [chunks.rows[row].length for row in first.rows]
+                first.read = best_chunks(score, cast(int, self.settings.config.read_chunks))
+                for stream in same[1:]:
+                    stream.rows, stream.start, stream.fresh = list(first.rows), first.start, False
+                    stream.lengths, stream.read = first.lengths, first.read
+        if not self.keeps_chunks:
+            self.chunks = []
+
+    # The texts that the base model reads
+
+    def _read_texts(self, newest: int) -> torch.Tensor:
+        """Logits (streams, `newest`, vocabulary) of the base model for the last tokens of all texts."""
+        if self.text_cache is None:
+            rows = [stream.text(self.settings.bos) for stream in self.streams]
+            self.text_cache = DynamicCache(config=self.reader.model.config)
+            if self.may_crop:
+                record_past(self.text_cache)
+            self.mask = pad_left([[1] * len(row) for row in rows])
+        else:
+            rows = [stream.ids[-newest:] for stream in self.streams]
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(rows), newest)], dim=1)
+        self._check_room(int(self.mask.sum(1).max()))
+        return self.reader.plain_logits(pad_left(rows), newest, self.mask, self.text_cache)
+
+    def _check_room(self, places: int) -> None:
+        """Raise a ValueError if a text of so many tokens leaves the positions of the model."""
+        limit = self.settings.facts.max_positions
+        if places > limit:
+            raise ValueError(
+                f"`read_chunks` is {self.settings.config.read_chunks}, and these chunks and the local window have "
+                f"{places} tokens, but the model has {limit} positions; choose a smaller `read_chunks`."
+            )
+
+
+def make_cache(
+    reader: Reader,
+    settings: Settings,
+    documents: int,
+    memory: Memory | None = None,
+    progress: bool = False,
+    document: int | None = None,
+) -> LoopCache:
+    """The cache that reads as the settings say: candidates stand for chunks, or choose those that are read in full.
+
+    Args: as of `ReadingCache`.
+    """
+    kind = FocusCache if settings.config.read_chunks is None else ReadingCache
+    return kind(reader, settings, documents, memory, progress, document)
