@@ -256,7 +256,8 @@ class FocusModel(Refusals, TwinTuner):
         Raises:
             ValueError: for inputs that cannot work, or a model whose attention cannot be seen.
         """
-        return self._chunk_attention("chunk_attention", input_ids, attention_mask, memory, overrides)
+        self._check_attention_is_seen("chunk_attention")
+        return self._look(False, input_ids, attention_mask, memory, overrides)
 
     def chunk_scores(
         self,
@@ -265,33 +266,36 @@ class FocusModel(Refusals, TwinTuner):
         memory: Memory | None = None,
         **overrides: Any,
     ) -> list[torch.Tensor]:
-        """How much each chunk has to do with the end of an input: the ranking that `read_chunks` reads by.
+        """How much each chunk has to say to the end of an input: with `read_chunks`, those with the highest scores are
+        read in full.
 
-        Args: as for `chunk_attention`.
+        Args:
+            input_ids, attention_mask, memory, **overrides: As for `chunk_attention`.
 
         Returns:
-            For each row a score of each of its chunks, (chunks,) in float32; the highest are read first.
+            For each row the share of attention of each of its chunks' candidates, (chunks,) in float32, as a mean over
+            heads, layers and the last tokens of the dynamic prompt, eight at most. Without chunks it is empty.
 
         Raises:
             ValueError: as `chunk_attention`.
         """
-        return self._chunk_attention("chunk_scores", input_ids, attention_mask, memory, overrides)
+        self._check_attention_is_seen("chunk_scores")
+        return self._look(True, input_ids, attention_mask, memory, overrides)
 
-    def _chunk_attention(
+    def _look(
         self,
-        name: str,
+        score: bool,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         memory: Memory | None,
         overrides: dict[str, Any],
     ) -> list[torch.Tensor]:
-        self._check_attention_is_seen(name)
         settings = self.settings(**overrides)
         rows = unpad(input_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size)
         self._check_chunks(memory, settings)
         check_room(settings, rows, memory, 0)
-        return read_attention(self.reader, settings, rows, memory)
+        return read_attention(self.reader, settings, rows, memory, score)
 
     @property
     def _loses_gradients(self) -> bool:

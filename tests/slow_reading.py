@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from reference import PlainModel, Reference, Sizes, cut
+from reference import PlainModel, Reference, Sizes, cut, joined
 
 
 class SlowReading:
@@ -103,14 +104,28 @@ class ReadingReference:
         return SlowReading(self, tokens, memory)
 
     def looked_at(self, chunks: list[list[int]], window: list[int]) -> list[float]:
-        """The attention of the window's last token to each chunk's candidate, as eager attention has it."""
-        sequence = self.reference.start(window[-1:])
-        sequence.chunks, sequence.window = list(chunks), list(window)
+        """The attention of the last tokens of the prompt to each chunk's candidates, as eager attention has it: the
+        mean over tokens, each with candidates of its own.
+        """
+        looking = min(8, self.sizes.prompt, len(window))
+        sequence = self.reference.start(window[:1])
+        sequence.sizes = replace(self.sizes, prompt=self.sizes.prompt - looking + 1)
+        sequence.chunks, sequence.window = list(chunks), list(window[: len(window) - looking + 1])
         sequence._split()
-        sequence._refresh()
-        local = sequence._local()
-        place = sequence._position(len(local) - 1)
-        return self.plain.looked_at(local[-1:], place, sequence.candidates, sequence.local_past).tolist()
+        looked = []
+        for number in range(looking):
+            if number:
+                token = window[len(window) - looking + number]
+                sequence.window.append(token)
+                sequence.prompt.append(token)
+                sequence.steps += 1
+            sequence._refresh()
+            local, past = sequence._local(), sequence.local_past
+            place = sequence._position(len(local) - 1)
+            looked.append(self.plain.looked_at(local[-1:], place, sequence.candidates, past))
+            _, newest = self.plain.run(local[-1:], place, sequence.candidates, past)
+            sequence.local_past = joined([past, newest])
+        return torch.stack(looked).mean(0).tolist()
 
     def greedy(
         self, tokens: Sequence[int], count: int, memory: Sequence[int] | None = None

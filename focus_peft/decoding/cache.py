@@ -60,9 +60,9 @@ class FocusCache(LoopCache):
     """Owns what has been read: chunks, streams, and their local keys and values.
 
     Attributes:
-        chunk_attention (`list[torch.Tensor]`): What the last token of each stream looked at: the mean share of
-            attention, over heads and layers, of each of its candidates, (chunks,) each. Empty, if nothing asked for
-            it.
+        chunk_attention (`list[torch.Tensor]`): What the newest tokens of each stream looked at: the mean share of
+            attention, over tokens, heads and layers, of each of their candidates, (chunks,) each. Empty, if nothing
+            asked for it.
 
     Args:
         reader (`Reader`): Runs the passes.
@@ -331,12 +331,13 @@ class FocusCache(LoopCache):
             prefix=self.candidates if prefix else None,
             prefix_end=self.front,
         )
-        record = AttentionRecord(prefix) if prefix and self._looks else None
+        record = AttentionRecord(prefix, newest) if prefix and self._looks else None
         logits = self.reader.run(inputs, cache, logits=newest, record=record)
         for stream, window in zip(self.streams, windows):
             stream.cached = len(window)
         if record is not None:
-            self.chunk_attention = [mass[prefix - count :] for mass, count in zip(record.mean, chunks)]
+            shares = record.mean.unflatten(1, (newest, -1)).sum(1)  # each token sees candidates of its own
+            self.chunk_attention = [share[len(share) - count :] for share, count in zip(shares, chunks)]
             self._choose()
         return logits
 

@@ -21,7 +21,7 @@ from ..passes.chunking import pad_left
 from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .cache import FocusCache
-from .choice import best_chunks, look
+from .choice import best_chunks, score_chunks
 from .loop_cache import LoopCache, record_past
 from .reading_stream import ReadingStream
 
@@ -192,7 +192,7 @@ class ReadingCache(LoopCache):
             if not alike:
                 continue
             asking = [same[0] for same in alike.values()]
-            scores = look(self.reader, self.settings, chunks, self.memory, asking)
+            scores = score_chunks(self.reader, self.settings, chunks, self.memory, asking)
             for same, score in zip(alike.values(), scores):
                 first = same[0]
                 first.lengths = [chunks.rows[row].length for row in first.rows]

@@ -6,10 +6,12 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..memory.memory import Memory
+from ..memory.seen_chunks import SeenChunks
 from ..passes.reader import Reader
 from ..passes.settings import Settings
-from .cache import FocusCache
+from .choice import look, score_chunks, split
 from .reading_cache import make_cache
+from .stream import Stream
 
 
 def read_logits(
@@ -49,19 +51,22 @@ def read_logits(
 
 
 def read_attention(
-    reader: Reader, settings: Settings, rows: list[list[int]], memory: Memory | None
+    reader: Reader, settings: Settings, rows: list[list[int]], memory: Memory | None, score: bool = False
 ) -> list[torch.Tensor]:
     """What the last token of each row looks at: the mean share of its attention that each chunk's candidate has,
-    (chunks,) each.
+    (chunks,) each. With `score`, the scores that chunks are chosen by.
 
     Args and raises as in `read_logits`.
     """
     found = []
     for ids, document in zip(rows, _documents(rows, memory)):
-        cache = FocusCache(reader, settings, 1, memory, document=document)
-        cache.records_attention = True
-        cache.read([ids], 1)
-        found.append(cache.chunk_attention[0] if cache.chunk_attention else torch.zeros(0))
+        chunks = SeenChunks(reader, settings, memory, document)
+        stream = Stream(0, 0, ids=list(ids), rows=chunks.of_document(0))
+        if score:
+            found += score_chunks(reader, settings, chunks, memory, [stream])
+        else:
+            split(reader, settings, chunks, memory, [stream])
+            found += look(reader, settings, chunks, memory, [stream])
     return found
 
 

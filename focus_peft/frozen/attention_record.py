@@ -1,4 +1,4 @@
-"""How much attention the newest token pays to each candidate: what an answer looked at, and which chunks to renew.
+"""How much attention the newest tokens pay to each candidate: what an answer looked at, and which chunks to renew.
 
 Attention functions of transformers give no weights away but the eager one. For the time of a pass, a function that
 stands before the model's own computes the weights of the last token once more, which are few.
@@ -14,20 +14,21 @@ from transformers import PreTrainedModel
 
 
 class AttentionRecord:
-    """The attention of the last token of each row to the candidates, added up over layers.
+    """The attention of the last tokens of each row to the candidates, added up over layers.
 
     Args:
         prefix (`int`): Candidates; their keys come first.
+        tokens (`int`): How many of the last tokens.
     """
 
-    def __init__(self, prefix: int) -> None:
-        self.prefix = prefix
+    def __init__(self, prefix: int, tokens: int = 1) -> None:
+        self.prefix, self.tokens = prefix, tokens
         self.layers = 0
         self._sum: torch.Tensor | None = None
 
     @property
     def mean(self) -> torch.Tensor:
-        """Over heads and layers, on the CPU: (rows, `prefix`), each row's sum below 1."""
+        """Over tokens, heads and layers, on the CPU: (rows, `prefix`), each row's sum below 1."""
         assert self._sum is not None
         return (self._sum / self.layers).cpu()
 
@@ -44,18 +45,19 @@ class AttentionRecord:
         """Add a layer: `query` (rows, heads, tokens, head_dim), `key` (rows, kv_heads, keys, head_dim)."""
         with torch.no_grad():
             dtype = torch.promote_types(query.dtype, torch.float32)
-            last = query[:, :, -1].unflatten(1, (key.shape[1], -1)).to(dtype)  # (rows, kv_heads, group, head_dim)
-            scores = (last @ key.mT.to(dtype)) * (scaling or query.shape[-1] ** -0.5)
+            last = query[:, :, -self.tokens :].unflatten(1, (key.shape[1], -1)).to(dtype)
+            # (rows, kv_heads, group, tokens, keys)
+            scores = (last @ key.mT.to(dtype)[:, :, None]) * (scaling or query.shape[-1] ** -0.5)
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
             if mask is not None:  # of all heads alike, or (ALiBi) of each
-                last_mask = mask[:, :, -1, : scores.shape[-1]].to(dtype)
+                last_mask = mask[:, :, -self.tokens :, : scores.shape[-1]].to(dtype)
                 each = last_mask.shape[1] > 1
                 scores = scores + (last_mask.unflatten(1, scores.shape[1:3]) if each else last_mask[:, None])
             if s_aux is not None:  # a sink of each head takes its share
-                sinks = s_aux.to(dtype).view(1, key.shape[1], -1, 1).expand(*scores.shape[:3], 1)
+                sinks = s_aux.to(dtype).view(1, key.shape[1], -1, 1, 1).expand(*scores.shape[:4], 1)
                 scores = torch.cat([scores, sinks], dim=-1)
-            weights = scores.softmax(-1)[..., : self.prefix].mean((1, 2))
+            weights = scores.softmax(-1)[..., : self.prefix].mean((1, 2, 3))
             self._sum = weights if self._sum is None else self._sum + weights.to(self._sum.device, non_blocking=True)
         self.layers += 1
 
