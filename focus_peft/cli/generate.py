@@ -48,6 +48,8 @@ def add_generate(commands: Any) -> None:
     add("--decoding", choices=("streaming", "exact"), help="default: what the adapter's configuration says")
     for name, text in (("chunk", "chunk of the document"), ("local", "local window"), ("prompt", "dynamic prompt")):
         add(f"--{name}-size", type=_positive(int), metavar="N", help=f"tokens in a {text} (default: the adapter's)")
+    add("--read-chunks", type=_positive(int), metavar="N", help="read the N chunks in full that the question looks at")
+    add("--show-chunks", action="store_true", help="with --read-chunks: say on stderr which ones these are")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: the model's own")
     add("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one)")
 
@@ -67,6 +69,8 @@ def run_generate(args: argparse.Namespace) -> None:
     """`focus-peft generate`: document → memory, then every question → answer."""
     if args.document is None and args.memory is None:
         raise CommandError("nothing to read; give --document FILE, or --memory DIR with a saved memory.", USAGE)
+    if args.show_chunks and args.read_chunks is None:
+        raise CommandError("--show-chunks shows the chunks that are read in full; give --read-chunks N too.", USAGE)
     text = None if args.document is None else read_document(args.document)
     if args.memory is not None:
         check_memory(Path(args.memory), to_save=text is not None)
@@ -154,13 +158,14 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
         with failing_as(LOADING, f"the adapter {args.adapter} cannot be loaded"):
             config = load_config(args.adapter)
     with failing_as(USAGE, "these sizes do not go together", ValueError):
-        overridden = ("chunk_size", "local_size", "prompt_size", "decoding")
+        overridden = ("chunk_size", "local_size", "prompt_size", "decoding", "read_chunks")
         config = config.with_overrides(**{name: getattr(args, name) for name in overridden})
     with failing_as(LOADING, "the adapter cannot be put on the model"):
         if args.adapter is None:
             model: Any = get_peft_model(base, config)
         else:
             model = PeftModel.from_pretrained(base, args.adapter, config=config)
+        model.settings()  # refuses what this model cannot do
     return model.eval(), tokenizer
 
 
@@ -187,6 +192,8 @@ def answer(model: Any, tokenizer: Any, memory: Any, question: str, args: argpars
     """Answer one question about the memory, token by token, on stdout."""
     from transformers import TextStreamer, set_seed
 
+    from ..frozen.compat import CACHE
+
     if args.seed is not None:
         set_seed(args.seed)
     if tokenizer.chat_template is None:
@@ -201,10 +208,28 @@ def answer(model: Any, tokenizer: Any, memory: Any, question: str, args: argpars
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     start = time.perf_counter()
     inputs = inputs.to(model.device)
-    ids = model.generate(**inputs, memory=memory, max_new_tokens=args.max_new_tokens, streamer=streamer, **sampling)
-    new = ids.shape[1] - inputs["input_ids"].shape[1]
+    output = model.generate(
+        **inputs,
+        memory=memory,
+        max_new_tokens=args.max_new_tokens,
+        streamer=streamer,
+        return_dict_in_generate=True,
+        **sampling,
+    )
+    new = output.sequences.shape[1] - inputs["input_ids"].shape[1]
     sys.stdout.flush()
     say(f"answered with {_rate(new, start)}.")
+    if args.show_chunks:
+        show_chunks(tokenizer, memory, output[CACHE].read_chunks[0])
+
+
+def show_chunks(tokenizer: Any, memory: Any, read: list[int]) -> None:
+    """Say which chunks of the document were read in full, and how each begins."""
+    (document,), size = memory.documents, memory.chunk_size
+    for number in read:
+        if number < memory.num_chunks:  # else it is of the answer
+            words = " ".join(tokenizer.decode(document[number * size : (number + 1) * size]).split())
+            say(f"read chunk {number + 1} of {memory.num_chunks}: {words[:72]} ...")
 
 
 def _rate(tokens: int, start: float) -> str:

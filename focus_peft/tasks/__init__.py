@@ -12,6 +12,7 @@ from .methods.adapter import Adapter
 from .methods.base import Method
 from .methods.bm25 import BM25
 from .methods.full_attention import FullAttention
+from .methods.fused_ranking import FusedRanking
 from .methods.local_window import LocalWindow
 from .methods.parallel_windows import ParallelWindows
 from .methods.scaled_rope import ScaledRope
@@ -36,7 +37,9 @@ RECORD_TASKS: dict[str, RecordTask] = {task.name: task for task in (*LONGBENCH_T
 METHODS: dict[str, Callable[..., Method]] = {
     "adapter": Adapter,
     "adapter_exact": partial(Adapter, decoding="exact"),
+    "adapter_read": partial(Adapter, read_chunks=4),
     "untrained_twins": UntrainedTwins,
+    "untrained_read": partial(UntrainedTwins, read_chunks=4),
     "static_prompt": partial(Adapter, prompt_size=1),
     "local_window": LocalWindow,
     "full_attention": FullAttention,
@@ -46,6 +49,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "streaming_llm": StreamingLLM,
     "parallel_windows": ParallelWindows,
     "bm25": BM25,
+    "fused_ranking": FusedRanking,
 }
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "Adapter",
     "Benchmark",
     "FullAttention",
+    "FusedRanking",
     "KeyTokens",
     "LocalWindow",
     "LongPerplexityTask",

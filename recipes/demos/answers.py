@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TextIteratorStreamer
 
+from focus_peft.frozen.compat import CACHE
 from focus_peft.memory.memory import Memory
 
 
@@ -53,10 +54,12 @@ class Answer:
     Attributes:
         text (`str`): On one line.
         rate (`float`): Tokens per second, reading the question included. 0 as long as the answer grows.
+        read (`list[int]`): The chunks that were read in full, as soon as the answer is whole.
     """
 
     text: str
     rate: float = 0.0
+    read: list[int] = field(default_factory=list)
 
 
 def answers(
@@ -66,6 +69,7 @@ def answers(
     new_tokens: int,
     memory: Memory | None = None,
     within: AbstractContextManager[Any] | None = None,
+    **options: Any,
 ) -> Iterator[Answer]:
     """An answer as it grows, up to the end of its line; the last one is whole.
 
@@ -76,10 +80,12 @@ def answers(
         new_tokens (`int`): The longest answer.
         memory (`Memory`, *optional*): What stands before `ids`.
         within (context manager, *optional*): Entered as long as the model is at work, however long the caller listens.
+        **options: Of `generate`.
     """
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     result: list[Any] = []
-    options: dict[str, Any] = {} if memory is None else {"memory": memory}
+    if memory is not None:
+        options["memory"] = memory
 
     def run() -> None:
         try:
@@ -93,9 +99,10 @@ def answers(
                     tokenizer=tokenizer,
                     pad_token_id=tokenizer.eos_token_id,
                     streamer=streamer,
+                    return_dict_in_generate=True,
                     **options,
                 )
-            result.append(output.shape[1] - ids.shape[1])
+            result.append(output)
         except BaseException as error:  # whoever waits for the answer shall have it
             result.append(error)
             streamer.end()
@@ -110,4 +117,7 @@ def answers(
     worker.join()
     if isinstance(result[0], BaseException):
         raise result[0]
-    yield Answer(text.strip(), result[0] / (time.perf_counter() - start))
+    output = result[0]
+    new = output.sequences.shape[1] - ids.shape[1]
+    (read,) = getattr(output[CACHE], "read_chunks", [[]])
+    yield Answer(text.strip(), new / (time.perf_counter() - start), read)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.base_model import ModelArguments, fast_dtype, load_model
+from lib.command_line import positive
 from lib.packaged_model import PACKAGED, find_model
 from peft import PeftModel
 from transformers import logging
@@ -22,6 +23,8 @@ def add_options(parser: argparse.ArgumentParser, new_tokens: int) -> None:
     parser.add_argument("--tokens", type=int, default=30000, help=length)
     longest = f"the longest answer (default: {new_tokens})"
     parser.add_argument("--new-tokens", type=int, default=new_tokens, help=longest)
+    reads = "chunks that are read in full for the last answer (default: 1)"
+    parser.add_argument("--read-chunks", type=positive, default=1, help=reads)
     parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: the one in hub/")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the faster one on this machine")
     parser.add_argument("--seed", type=int, default=0, help="chooses the hidden number and its place")

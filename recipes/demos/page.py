@@ -59,9 +59,9 @@ class Page:
         self.key = gr.State(None)  # the number of the document, not its memory, which nobody should copy
         gr.Markdown(
             "# Ask a long document\n"
-            f"A frozen model with a window of {self.session.local} tokens, SmolLM2-135M-Instruct, answers twice: "
-            "alone, with the end of the document, and with the adapter, which lets it look into all of it. The "
-            "document is read once."
+            f"A frozen model with a window of {self.session.local} tokens, SmolLM2-135M-Instruct, answers three "
+            "times: alone, with the end of the document; with the adapter, which lets it look into all of it; and "
+            "reading in full what it looks at most. The document is read once."
         )
         with gr.Row(equal_height=True):
             self.file = gr.File(label="A text file (UTF-8)", height=160, scale=2, min_width=280)
@@ -80,6 +80,9 @@ class Page:
         with gr.Row(equal_height=True):
             self.alone = gr.Textbox(label=f"The model alone, with the last {self.session.local} tokens", **answer)
             self.adapter = gr.Textbox(label="With the adapter, all tokens", **answer)
+            read = self.session.read_chunks
+            chunks = "the chunk" if read == 1 else f"the {read} chunks"
+            self.reading = gr.Textbox(label=f"Reading {chunks} in full that it looks at most", **answer)
         self.speed = gr.HTML(html_template=STATUS, elem_classes="said")
 
     def _add_chunks(self) -> None:
@@ -90,7 +93,7 @@ class Page:
             self.text = gr.Textbox(label="Text of this chunk", lines=8, max_lines=8, interactive=False)
 
     def _connect(self) -> None:
-        answers = [self.alone, self.adapter, self.speed, self.chunks, self.chosen, self.text]
+        answers = [self.alone, self.adapter, self.reading, self.speed, self.chunks, self.chosen, self.text]
         shown = [self.key, self.about, self.question, self.attention, *answers]
         # one model: whatever needs it waits in one queue
         queued: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
@@ -128,14 +131,18 @@ class Page:
             self.chunks: html_strip(None, texts, document.number),
             self.chosen: gr.Slider(value=1, maximum=max(2, len(texts))),
             self.text: texts[0] if texts else "",
-            **dict.fromkeys([self.alone, self.adapter, self.speed], ""),
+            **dict.fromkeys([self.alone, self.adapter, self.reading, self.speed], ""),
         }
 
     def on_ask(self, number: int | None, asked: str) -> Iterator[dict[Any, Any]]:
-        yield {self.alone: "", self.adapter: "", self.speed: "<p>Answering …</p>"}
+        yield {self.alone: "", self.adapter: "", self.reading: "", self.speed: "<p>Answering …</p>"}
         try:
             for reply in self.session.ask(number, asked):
-                yield {self.alone: reply.alone.text, self.adapter: reply.adapter.text}
+                yield {
+                    self.alone: reply.alone.text,
+                    self.adapter: reply.adapter.text,
+                    self.reading: reply.reading.text,
+                }
             document = self.session.held(number)
         except (SessionError, ValueError) as error:
             yield {self.speed: problem(error)}

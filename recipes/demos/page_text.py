@@ -33,16 +33,26 @@ def summary(document: Document, local_size: int) -> str:
 def speed(document: Document, reply: Reply) -> str:
     """How fast a whole reply was, whether it is right if that is known, and the memory, as HTML."""
     text = (
-        f"<p>{reply.alone.rate:.1f} tokens/s alone, {reply.adapter.rate:.1f} tokens/s with the adapter; "
+        f"<p>{reply.alone.rate:.1f} tokens/s alone, {reply.adapter.rate:.1f} tokens/s with the adapter, "
+        f"{reply.reading.rate:.1f} tokens/s with {_chunks(reply.reading.read)} in full; "
         f"{_bytes(peak_memory(torch.device('cpu')))} of memory at most, all in all.</p>"
     )
     if document.number is not None:
         found = [
             f"{who} {'finds' if document.number in answer.text else 'misses'} it"
-            for who, answer in (("the model alone", reply.alone), ("the adapter", reply.adapter))
+            for who, answer in (
+                ("the model alone", reply.alone),
+                ("the adapter", reply.adapter),
+                ("reading in full", reply.reading),
+            )
         ]
         text = f"<p>The hidden number is {document.number}: {', '.join(found)}.</p>{text}"
     return text
+
+
+def _chunks(read: list[int]) -> str:
+    """The chunks that were read, by their numbers from 1."""
+    return f"chunk{'s' if len(read) > 1 else ''} {', '.join(str(chunk + 1) for chunk in read)}" if read else "no chunk"
 
 
 def _bytes(number: float) -> str:

@@ -56,16 +56,18 @@ class Document:
 
 @dataclass
 class Reply:
-    """Two answers to a question as they grow, and, when both are whole, the attention behind the second.
+    """Three answers to a question as they grow, and, when all are whole, the attention behind the second.
 
     Attributes:
-        alone, adapter (`Answer`): Of the truncated base model, and of the adapter.
+        alone, adapter, reading (`Answer`): Of the truncated base model, of the adapter, and of the adapter when it
+            reads the chunks in full that the question looks at most.
         shares (`list[float]`, *optional*): The share of attention that the first word of the adapter's answer paid to
             each chunk.
     """
 
     alone: Answer = field(default_factory=lambda: Answer(""))
     adapter: Answer = field(default_factory=lambda: Answer(""))
+    reading: Answer = field(default_factory=lambda: Answer(""))
     shares: list[float] | None = None
 
 
@@ -91,6 +93,7 @@ class DocumentSession:
     ) -> None:
         self.model, self.tokenizer, self.new_tokens, self.max_tokens = model, tokenizer, new_tokens, max_tokens
         self.example_tokens, self.seed = example_tokens, seed
+        self.read_chunks = 1  # that are read in full for the third answer
         self.local = model.settings().sizes.local
         self.room = min(QUESTION_ROOM, self.local // 2)
         self.document: Document | None = None
@@ -148,7 +151,8 @@ class DocumentSession:
         return self.document
 
     def ask(self, number: int | None, question: str) -> Iterator[Reply]:
-        """Ask about a document, first the truncated base model, then the adapter; yields what there is so far.
+        """Ask about a document, first the truncated base model, then the adapter, then with chunks in full; yields
+        what there is so far.
 
         Raises:
             SessionError: if there is no question, or it is too long, or no document of that number.
@@ -167,6 +171,9 @@ class DocumentSession:
             yield reply
         ids, memory = torch.cat([document.end, asked], dim=1), document.memory
         for reply.adapter in answers(self.model, self.tokenizer, ids, self.new_tokens, memory, within=self._busy):
+            yield reply
+        reading: dict[str, Any] = {"within": self._busy, "read_chunks": self.read_chunks}
+        for reply.reading in answers(self.model, self.tokenizer, ids, self.new_tokens, memory, **reading):
             yield reply
         reply.shares = []
         if memory is not None:

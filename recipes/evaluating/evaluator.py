@@ -219,4 +219,6 @@ def _windows(settings: Settings) -> dict[str, Any]:
     """What the adapter reads with, as far as results depend on it."""
     names = ("decoding", "refresh_interval", "top_chunks", "storage", "storage_dir")
     chosen = {name: getattr(settings.config, name) for name in names}
+    if settings.config.read_chunks is not None:  # results from before it was there stay what they are
+        chosen["read_chunks"] = settings.config.read_chunks
     return {"sizes": asdict(settings.sizes), "frames": asdict(settings.frames), "bos": settings.bos, **chosen}

@@ -89,6 +89,34 @@ def test_each_question_is_answered_as_if_asked_alone(
     assert err.count("read ") == 1
 
 
+def test_chunks_that_are_read_in_full_are_shown(
+    model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    shared = ("--adapter", adapter, "--document", document, "--question", "Who jumps?", "--read-chunks", 2)
+    assert run(model, *shared) == 0
+    plain = capfd.readouterr()
+    assert run(model, *shared, "--show-chunks") == 0
+    out, err = capfd.readouterr()
+    assert out == plain.out and "read chunk" not in plain.err
+
+    tokenizer = make_tiny_tokenizer()
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
+    memory = adapted.encode(tokenizer(TEXT, return_tensors="pt").input_ids)
+    messages = [{"role": "user", "content": "Who jumps?"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    (scores,) = adapted.chunk_scores(ids["input_ids"], memory=memory)
+    output = adapted.generate(**ids, memory=memory, max_new_tokens=8, read_chunks=2)
+    assert out == tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) + "\n"
+    shown = [line for line in err.splitlines() if "read chunk" in line]
+    best = sorted(number for number in scores.topk(2).indices.tolist() if number < memory.num_chunks)
+    assert [line.split(" of ")[0].split()[-1] for line in shown] == [str(number + 1) for number in best]
+    for line, number in zip(shown, best):
+        begin = " ".join(TEXT[number * SIZES["chunk_size"] :][: SIZES["chunk_size"]].split())[:20]
+        assert begin in line
+
+
 def test_document_is_read_from_stdin(
     model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,6 +241,13 @@ def test_wrong_usage_ends_with_code_2(arguments: list[str], capfd: pytest.Captur
 def test_nothing_to_read_ends_with_code_2(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(model, "--question", "?") == 2
     assert_one_sentence(capfd, "--document")
+
+
+def test_chunks_are_shown_only_where_some_are_read(
+    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, "--document", document, "--question", "?", "--show-chunks") == 2
+    assert_one_sentence(capfd, "--read-chunks")
 
 
 def test_sizes_that_do_not_go_together_end_with_code_2(

@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from focus_peft.frozen.compat import CACHE
 from focus_peft.tasks import METHODS, Adapter, FullAttention, LocalWindow
 from focus_peft.tasks.methods.bm25 import BM25, bm25
+from focus_peft.tasks.methods.fused_ranking import FusedRanking, fused
 from focus_peft.tasks.methods.label_blocks import label_blocks
 from focus_peft.tasks.methods.parallel_windows import ParallelWindows
 from focus_peft.tasks.methods.scaled_rope import ScaledRope
@@ -92,6 +93,38 @@ def test_retrieval_reads_the_best_chunks_in_their_order() -> None:
     answer = base.generate(torch.tensor([method.read(ids, 40)]), max_new_tokens=3, do_sample=False)
     assert method.generate(ids, 3) == answer[0, -3:].tolist()
     assert method.refusal(10**6) is None and "20 chunks" in str(BM25(model, chunks=20).refusal(10**6))
+
+
+def test_reciprocal_ranks_are_added() -> None:
+    scores = fused([5.0, 9.0, 1.0], [0.2, 0.1, 0.9])
+    assert scores == pytest.approx([1 / 62 + 1 / 62, 1 / 61 + 1 / 63, 1 / 63 + 1 / 61])
+    assert fused([], []) == []
+
+
+def test_fused_retrieval_reads_what_both_rankings_have_in_front() -> None:
+    model = make_focus_model()
+    ids = ids_of(44)  # 36 before the window: four chunks and a short one
+    (looked,) = model.chunk_scores(torch.tensor([ids]))
+    words = bm25([ids[start : min(start + 8, 36)] for start in range(0, 36, 8)], ids[40:])
+    total = fused(words, looked.tolist())
+    best = sorted(sorted(range(5), key=lambda number: -total[number])[:2])
+    method = FusedRanking(model, chunks=2)
+    assert method.read(ids, 36) == [1, *[i for n in best for i in ids[8 * n : min(8 * n + 8, 36)]], *ids[36:]]
+    assert len(method.generate(ids, 3)) == 3 and len(method.losses(ids, 12)) == 12
+
+
+def test_the_adapter_reads_chunks_as_generate_does() -> None:
+    model = make_focus_model()
+    ids = ids_of(40)
+    method = METHODS["adapter_read"](model, read_chunks=2)
+    expected = model.generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False, read_chunks=2)
+    assert method.generate(ids, 5) == expected[0, 40:].tolist()
+    logits = model(torch.tensor([ids[:-1]]), logits_to_keep=12, read_chunks=2).logits[0]
+    assert_close(
+        method.losses(ids, 12),
+        torch.nn.functional.cross_entropy(logits.float(), torch.tensor(ids[-12:]), reduction="none"),
+    )
+    assert "`read_chunks`" in str(METHODS["adapter_read"](model, read_chunks=20).refusal(300))
 
 
 def test_parallel_windows_attend_to_all_chunks_from_position_zero() -> None:

@@ -26,10 +26,14 @@ class BM25(LocalWindow):
 
     def read(self, ids: list[int], start: int) -> list[int]:
         pieces = cut(ids[:start], self.settings.sizes.chunk)
-        scores = bm25(pieces, ids[max(start, len(ids) - self.settings.sizes.prompt) :])
+        scores = self.scores(ids, start, pieces)
         best = sorted(sorted(range(len(pieces)), key=lambda number: -scores[number])[: self.chunks])
         read = [token for number in best for token in pieces[number]] + ids[start:]
         return with_bos(read, self.settings.bos if start else None)
+
+    def scores(self, ids: list[int], start: int, pieces: list[list[int]]) -> list[float]:
+        """Of each of the chunks before the local window, which starts at `start`."""
+        return bm25(pieces, ids[max(start, len(ids) - self.settings.sizes.prompt) :])
 
     def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         sizes = self.settings.sizes
