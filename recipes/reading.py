@@ -139,7 +139,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
             one.add_argument("--chunk-size", type=int, default=256, help="default: 256")
         else:
             one.add_argument("--prompts", type=int, default=8, help="default: 8")
-            one.add_argument("--new-tokens", type=int, default=16, help="the longest answer (default: 16)")
+            one.add_argument("--new-tokens", type=int, default=24, help="the longest answer (default: 24)")
     return parser.parse_args(words)
 
 

@@ -84,6 +84,13 @@ class Scenarios:
     def one_top_chunk(self) -> Results:
         return self._generate(LONG, 20, top_chunks=1)
 
+    def chunks_read_in_full(self) -> Results:
+        return self._generate(LONG, 20, read_chunks=2)
+
+    def chunks_read_in_full_by_a_ragged_batch(self) -> Results:
+        ids, mask = pad_rows([LONG[0], LONG[0, :11], LONG[0, 20:60]])
+        return self._generate(ids, 20, attention_mask=mask, read_chunks=1)
+
     def tokens_taken_back(self) -> Results:
         return self._generate(LONG, 20, prompt_lookup_num_tokens=3)
 
@@ -120,6 +127,9 @@ class Scenarios:
 
     def a_memory_top_chunks(self) -> Results:
         return self._ask(top_chunks=2, new_tokens=30)
+
+    def a_memory_read_in_full(self) -> Results:
+        return self._ask(read_chunks=2, num_beams=2, new_tokens=30)
 
     def several_questions_on_one_memory(self) -> Results:
         memory = self.model.encode(DOCUMENTS[0], **self.spread)

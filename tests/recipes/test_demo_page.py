@@ -101,6 +101,11 @@ def test_a_file_is_read_once_and_asked_many_times(
     assert first.shares == expected.tolist()
     *_, adapter = answers(model, tokenizer, ids, session.new_tokens, document.memory)
     assert first.adapter.text == adapter.text
+    output = model.generate(ids, memory=document.memory, max_new_tokens=6, do_sample=False, read_chunks=1)
+    text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    assert first.reading.text == text.partition("\n")[0].strip()
+    (scores,) = model.chunk_scores(ids, memory=document.memory)
+    assert first.reading.read == [int(scores.argmax())]
 
 
 def test_the_model_alone_is_the_base_model_with_the_end_of_the_document(
@@ -242,7 +247,10 @@ def test_the_page_shows_what_was_read_and_answered(session: DocumentSession, boo
     assert len(texts) > 1 and shown[page.text] == texts[0] and shown[page.question] == "Who?"
     *_, whole, last = page.on_ask(shown[page.key], QUESTION)
     reply = [*session.ask(shown[page.key], QUESTION)][-1]
-    assert whole == {page.alone: reply.alone.text, page.adapter: reply.adapter.text}
+    texts_of = {page.alone: reply.alone.text, page.adapter: reply.adapter.text, page.reading: reply.reading.text}
+    assert whole == texts_of
+    (number,) = reply.reading.read
+    assert f"tokens/s with chunk {number + 1} in full" in last[page.speed]
     assert last[page.text] == texts[last[page.chosen] - 1] == page.on_chosen(shown[page.key], last[page.chosen])
     assert list(page.on_file(None, "", progress)) == [page.about] and "Write a question" in str(
         [*page.on_ask(shown[page.key], "")][-1][page.speed]
