@@ -71,8 +71,6 @@ def generate(
             )
         check_room(settings, rows, memory, new_tokens)
         cache = make_cache(reader, settings, documents, memory, progress)
-        if isinstance(cache, ReadingCache):
-            cache.keeps_chunks = goes_on or new_tokens > settings.sizes.chunk  # then the window may spill
     elif not isinstance(cache, LoopCache):
         raise ValueError(
             f"`{CACHE}` is a {type(cache).__name__}, which holds no chunks; leave it out, or give back the `{CACHE}` "
@@ -90,6 +88,8 @@ def generate(
         attention_mask = pad_left([[1] * len(row) for row in rows]).to(input_ids.device)
     if kwargs.get("assistant_model") is not None or getattr(config, "prompt_lookup_num_tokens", None):
         cache.may_crop = True  # drafts are taken back, which older transformers do without announcing it
+    if isinstance(cache, ReadingCache) and kwargs.get(CACHE) is None:  # whether the window may spill
+        cache.keeps_chunks = goes_on or cache.may_crop or new_tokens > settings.sizes.chunk
     kwargs[CACHE] = cache
     kwargs["use_cache"] = True  # which some models (MPT) have off
     read = cache.tokens

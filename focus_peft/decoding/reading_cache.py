@@ -184,6 +184,7 @@ class ReadingCache(LoopCache):
 
     def _choose(self, streams: Sequence[ReadingStream]) -> None:
         """Choose the chunks of some streams anew: those that their ends look at most, with windows as they are now."""
+        assert self.chunks, "freed, though the choice is made again"
         for document, chunks in enumerate(self.chunks):
             alike: dict[tuple[int, ...], list[ReadingStream]] = {}  # beams that start have one choice
             for stream in streams:
