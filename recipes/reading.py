@@ -41,10 +41,10 @@ FACTS_IN_A_TEXT = 6
 PLACES = (1, 2, 4)
 
 
-def choice(args: argparse.Namespace) -> dict[str, Any]:
-    """Recall of each ranking, over all facts and by kind of text."""
+def choice(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Recall of each ranking, over all facts and by kind of text, after each text."""
     model, tokenizer = load(args.adapter, "float32")
-    model.base_model.active_config.chunk_size = args.chunk_size
+    model.peft_config["default"] = model.peft_config["default"].with_overrides(chunk_size=args.chunk_size)
     found: dict[str, list[dict[str, Any]]] = {}
     for text in TEXTS:
         for seed in range(args.texts):
@@ -53,14 +53,13 @@ def choice(args: argparse.Namespace) -> dict[str, Any]:
             for ranking, holders, scores in rankings(model, document):
                 best = [any(n in best_chunks(torch.tensor(scores), k) for n in holders) for k in PLACES]
                 found.setdefault(ranking, []).append({"text": text, "found": best})
-            print(f"{text}, {seed}: {summary(found)}", file=sys.stderr, flush=True)
-    return {
-        "chunk_size": args.chunk_size,
-        "tokens": args.tokens,
-        "places": PLACES,
-        "recall": summary(found),
-        "facts": found,
-    }
+            yield {
+                "chunk_size": args.chunk_size,
+                "tokens": args.tokens,
+                "places": PLACES,
+                "recall": summary(found),
+                "facts": found,
+            }
 
 
 def rankings(model: Any, document: Document) -> Iterator[tuple[str, list[int], list[float]]]:
@@ -95,8 +94,8 @@ def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return every
 
 
-def answers(args: argparse.Namespace) -> dict[str, Any]:
-    """What each way of reading answers to each prompt."""
+def answers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What each way of reading answers, after each prompt."""
     model, tokenizer = load(args.adapter, "float32")
     ways = {
         "adapter": METHODS["adapter"](model),
@@ -113,16 +112,16 @@ def answers(args: argparse.Namespace) -> dict[str, Any]:
             said = tokenizer.decode(method.generate(ids, args.new_tokens), skip_special_tokens=True)
             found[way].append({"answer": answer, "said": said, "right": answer in said})
             print(f"{seed}, {way}: {answer} {said!r}", file=sys.stderr, flush=True)
-    right = {way: sum(one["right"] for one in those) for way, those in found.items()}
-    return {"tokens": args.tokens, "prompts": args.prompts, "right": right, "answers": found}
+        right = {way: sum(one["right"] for one in those) for way, those in found.items()}
+        yield {"tokens": args.tokens, "prompts": seed + 1, "right": right, "answers": found}
 
 
 def main(words: Sequence[str]) -> None:
     args = parse_args(words)
-    result = {"command": command_of("reading.py", words), **environment(), **args.run(args)}
-    if args.output is not None:
-        write_json(args.output, result)
-    print(result["recall"] if args.run is choice else result["right"])
+    for found in args.run(args):  # a run that is cut off leaves what it has
+        if args.output is not None:
+            write_json(args.output, {"command": command_of("reading.py", words), **environment(), **found})
+        print(found["recall"] if args.run is choice else found["right"], flush=True)
 
 
 def parse_args(words: Sequence[str]) -> argparse.Namespace:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 
+from ..frozen.compat import CACHE
 from ..memory.memory import Memory
 from ..memory.seen_chunks import SeenChunks
 from ..passes.chunking import pad_left
@@ -105,6 +106,11 @@ class ReadingCache(LoopCache):
             self.text_cache, self.mask = before.text_cache, before.mask
             self.chunks[0].truncate(before.chunks)
         (stream,) = self.streams
+        if length <= stream.start:
+            raise ValueError(
+                f"`crop` would take {remove} tokens back, of which some stand in a chunk by now; read the shorter "
+                f"input again, without `{CACHE}`."
+            )
         if self.text_cache is not None:
             surplus = len(stream.ids) - length
             self.text_cache.crop(-surplus)
@@ -155,6 +161,8 @@ class ReadingCache(LoopCache):
                     self._choose(choosing)
                 if choosing or any(turns) and not done:
                     self.text_cache = None
+                for stream in self.streams:
+                    stream.fresh = False
                 logits.append(self._read_texts(count))
                 done += count
         return torch.cat(logits, dim=1)
@@ -173,8 +181,7 @@ class ReadingCache(LoopCache):
         """Whether the next token brings a choice."""
         length = stream.window_length + 1
         if stream.fresh:
-            stream.fresh = bool(stream.rows) or length > self.settings.sizes.local
-            return stream.fresh
+            return bool(stream.rows) or length > self.settings.sizes.local
         return turn and bool(stream.rows) or length >= self._limit
 
     def _remember(self) -> None:

@@ -191,6 +191,13 @@ def test_tokens_may_be_taken_back(length: int) -> None:
     assert output.sequences[0, length:].tolist() == reference.greedy(ids, 18)[0].tolist()
 
 
+def test_tokens_that_became_a_chunk_cannot_be_taken_back() -> None:
+    model, _ = pair()
+    cache = generate(model, random_ids(29), 3)[CACHE]
+    with pytest.raises(ValueError, match="`crop` would take 12 tokens back"):
+        cache.crop(-12)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_tokens_of_a_short_input_may_be_taken_back(family: str) -> None:
     """The first spill comes while drafts are checked."""
