@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from peft import PeftModel
 from reference import make_oracle
 from slow_reading import ReadingReference, greedy_reading
 
+from focus_peft.decoding import choice
 from focus_peft.frozen.compat import CACHE
 
 
@@ -180,6 +182,19 @@ def test_a_memory_of_8_bits_chooses_by_what_it_holds() -> None:
     sequence = reference.start(question, document)
     sequence.read = read_by(output)[0]  # which rounding may change
     assert_row_is(output, 0, len(question), greedy_reading(sequence, 4))
+
+
+def test_threads_ask_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "CANDIDATE_BUDGET", 5)  # so that tokens look one by one, and others come between
+    model, _ = pair()
+    memory = model.encode(DOCUMENTS[0])
+    questions = [random_ids(5 + number % 3, seed=number) for number in range(6)]
+    alone = [generate(model, question, 9, memory=memory) for question in questions]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda question: generate(model, question, 9, memory=memory), questions))
+    for one, expected in zip(found, alone):
+        assert torch.equal(torch.cat(one.logits), torch.cat(expected.logits))
+        assert read_by(one) == read_by(expected)
 
 
 @pytest.mark.parametrize("length", range(24, 30))
