@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .config import FocusConfig
 from .frozen.current_pass import current_pass
+from .frozen.parts import Parts
 from .frozen.weights import computing_type, execution_device, plain_weight, real_weights
 
 
@@ -69,6 +70,9 @@ class TwinLayer(nn.Module, BaseTunerLayer):
         if count == 0 or self.disable_adapters or not self.active_adapters:
             return self.base_layer(x, *args, **kwargs)
         adapter = self.active_adapters[0]
+        assert running is not None
+        if running.parts is not None:
+            return self._in_parts(running.parts, count, adapter, x, *args, **kwargs)
         candidates = x[..., -count:, :].contiguous()  # `Conv1D` views its input
         if adapter in self.focus_twin:
             twin: Any = self.focus_twin[adapter]
@@ -88,6 +92,26 @@ class TwinLayer(nn.Module, BaseTunerLayer):
         if count == x.shape[-2]:
             return frozen + delta.to(frozen.dtype)
         return torch.cat([frozen[..., :-count, :], frozen[..., -count:, :] + delta.to(frozen.dtype)], dim=-2)
+
+    def _in_parts(
+        self, parts: Parts, count: int, adapter: str, x: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """The same where all tokens stand in one row (1, tokens, in_features), and no graph is made."""
+        out = self.base_layer(x, *args, **kwargs)
+        place, candidates = parts.chunks.last(count, out), parts.chunks.last(count, x)
+        if adapter in self.focus_twin:
+            twin: Any = self.focus_twin[adapter]
+            place.copy_(twin(candidates.to(twin.weight.device, twin.weight.dtype).contiguous()))
+        elif adapter in self.focus_A:
+            down: Any = self.focus_A[adapter]
+            up: Any = self.focus_B[adapter]
+            if count == 1 and down.weight.device == out.device and down.weight.dtype == out.dtype:  # fewest launches
+                inside = nn.functional.linear(candidates, down.weight)
+                place.addmm_(inside, up.weight.t(), alpha=self.scaling[adapter])
+            else:
+                delta = up(down(candidates.to(down.weight.device, down.weight.dtype)))
+                place.add_(delta.to(out.device), alpha=self.scaling[adapter])
+        return out
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise NotImplementedError(MERGE_REFUSAL)

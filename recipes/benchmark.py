@@ -6,6 +6,7 @@
     python recipes/benchmark.py memory --tokens 400000 --dtype bfloat16 --output docs/results/memory-400000.json
     python recipes/benchmark.py ranks --tokens 32768 --new-tokens 1 --output docs/results/ranks-32768.json
     python recipes/benchmark.py host --tokens 640 --new-tokens 64 --output docs/results/host-640.json
+    python recipes/benchmark.py token --tokens 32768 --new-tokens 8 --output docs/results/token-32768.json
     python recipes/benchmark.py scaling --tokens 8192 32768 131072 --output docs/results/scaling.json
 
 - `prefill`: seconds of reading, beside the base model over as many tokens in the same shapes ("floor") and full
@@ -16,7 +17,10 @@
   compared
 - `memory`: the same reading with the chunks' keys and values in each kind of storage
 - `ranks`: the same reading by one process of one thread, and by two that share the chunks
-- `host`: a token of a toy model of 30 thin layers beside the base model's, in turn: what Python and launches cost
+- `host`: a token of a toy model of 30 thin layers, in one pass and in two, beside the base model's, in turn: what
+  Python and launches cost
+- `token`: a streaming token in one pass and in two, beside full attention's, in turn, over keys and values that are
+  drawn
 - `scaling`: time and memory against length, chunks read many at once or one by one, full attention beside it;
   `--up-to` ends a way early
 

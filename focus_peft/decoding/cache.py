@@ -17,15 +17,17 @@ from transformers.cache_utils import Cache
 
 from ..frozen.attention_record import AttentionRecord
 from ..kv.pass_caches import PassCache
-from ..kv.store import KeyValueStore, LayerStates, round_up
+from ..kv.store import LayerStates
 from ..memory.memory import Memory
 from ..memory.seen_chunks import SeenChunks
-from ..passes.chunk_pass import select_candidates
+from ..passes.chunk_pass import candidate_places, select_candidates
 from ..passes.chunking import cut, with_bos
-from ..passes.local_pass import local_pass_input
-from ..passes.prompt_region import PromptRegion
+from ..passes.inputs import PassInput
+from ..passes.one_pass import PASS_TOKENS, STREAM_TOKENS, read_in_one_pass
+from ..passes.prompt_region import Placement, PromptRegion
 from ..passes.reader import Reader
 from ..passes.settings import Settings
+from .local_states import LocalStates
 from .loop_cache import LoopCache
 from .stream import Stream
 
@@ -40,8 +42,7 @@ class _Snapshot:
 
     stream: Stream
     chunks: int
-    local: KeyValueStore
-    front: int
+    local: LocalStates
     candidates: list[LayerStates] | None
 
 
@@ -86,11 +87,11 @@ class FocusCache(LoopCache):
         self.chunks = SeenChunks(reader, settings, memory, document, progress)
         self.streams: list[Stream] = []
         self.regions: list[PromptRegion] = []  # one for each document
-        self.local = KeyValueStore()
-        self.front = 0  # column of the first local token in `local`; candidates stand before it
+        self.local = LocalStates()
         self.candidates: list[LayerStates] | None = None  # per layer, (streams, kv_heads, newest * chunks, head_dim)
         if len(self.chunks):
             self.base_cache = None
+        self._reads_in_parts = reader.reads_in_parts and self.chunks.ranks.size == 1 and not reader.sharded
         self.records_attention = False
         self.chunk_attention: list[torch.Tensor] = []
         self._snapshots: list[_Snapshot] = []
@@ -107,10 +108,10 @@ class FocusCache(LoopCache):
             return
         old = self.streams
         self.streams = [old[o].clone(old[r].member) for r, o in enumerate(origin)]
-        self.local.select_rows(beam_idx)
+        self.local.store.select_rows(beam_idx)
         if self.candidates is not None:
             self.candidates = [(k[beam_idx.to(k.device)], v[beam_idx.to(v.device)]) for k, v in self.candidates]
-        group = len(old) // self.documents
+        group = self._group
         for document, region in enumerate(self.regions):
             region.reorder([old[o].member for o in origin[document * group : (document + 1) * group]])
 
@@ -125,7 +126,7 @@ class FocusCache(LoopCache):
         length = len(self.streams[0].ids) - remove
         while self._snapshots and len(self._snapshots[-1].stream.ids) >= length:
             before = self._snapshots.pop()
-            self.streams, self.local, self.front = [before.stream], before.local, before.front
+            self.streams, self.local = [before.stream], before.local
             self.candidates = before.candidates
             self.chunks.truncate(before.chunks)
             self._clear_region(0)
@@ -184,6 +185,11 @@ class FocusCache(LoopCache):
         seen = [self.chunks.of_document(document) for document in range(self.documents)]
         self.streams = [Stream(row // group, row % group, rows=list(seen[row // group])) for row in range(rows)]
         self.regions = [PromptRegion(group) for _ in range(self.documents)]
+
+    @property
+    def _group(self) -> int:
+        """Streams of each document."""
+        return len(self.streams) // self.documents
 
     def _newest_at_once(self) -> int:
         """How many newest tokens one pass may take: each has its own candidates, and none may spill but the first."""
@@ -244,8 +250,8 @@ class FocusCache(LoopCache):
     def _remember(self, stream: Stream, newest: int) -> None:
         before = stream.clone(stream.member)
         del before.ids[len(before.ids) - newest :]
-        self._snapshots.append(_Snapshot(before, len(self.chunks), self.local, self.front, self.candidates))
-        self.local, self.front = KeyValueStore(), 0
+        self._snapshots.append(_Snapshot(before, len(self.chunks), self.local, self.candidates))
+        self.local = LocalStates()
 
     # Predicting
 
@@ -253,15 +259,19 @@ class FocusCache(LoopCache):
         """Logits (streams, `newest`, vocabulary) for the last tokens of every stream."""
         interval = self.settings.config.refresh_interval
         renewed = [number for number, s in enumerate(self.streams) if s.rows and s.since % interval == 0]
-        if renewed:
-            self._renew(renewed, newest)
-        logits = self._local_pass(newest)
+        if renewed and self._fits_one_pass(newest):
+            logits = self._one_pass(newest)
+        else:
+            if renewed:
+                self._renew(renewed, newest)
+            logits = self._local_pass(newest)
         for stream in self.streams:
+            stream.cached = len(self._window(stream))
             stream.since += newest
         return logits
 
-    def _renew(self, renewed: list[int], newest: int) -> None:
-        """Run the chunk pass, and gather the candidates of the streams in `renewed`; the others keep theirs."""
+    def _place_prompts(self, newest: int) -> dict[int, Placement]:
+        """Place what is new of the prompts behind the chunks of each document."""
         if self.memory is not None and not self.memory.lease(self):
             for document in range(self.documents):
                 self._clear_region(document)
@@ -269,77 +279,98 @@ class FocusCache(LoopCache):
             for stream in self.streams:
                 if stream.chosen is None:  # rows that were left alone lack the prompt's last tokens
                     self._clear_region(stream.document)
-        group = len(self.streams) // self.documents
         prompts = [self._prompt(stream) for stream in self.streams]
-        fed_before = [stream.fed for stream in self.streams]
-        self.chunks.ranks.check_alike("what is read is", (prompts, fed_before, newest, self.settings.shared))
+        fed = [stream.fed for stream in self.streams]
+        self.chunks.ranks.check_alike("what is read is", (prompts, fed, newest, self.settings.shared))
         placements = {}
         for document, region in enumerate(self.regions):
-            members = slice(document * group, (document + 1) * group)
-            fed = [stream.fed for stream in self.streams[members]]
-            placements[document] = region.place(prompts[members], fed, newest)
+            members = slice(document * self._group, (document + 1) * self._group)
+            placements[document] = region.place(prompts[members], fed[members], newest)
+        return placements
 
+    def _keep_prompts(self, placements: dict[int, Placement]) -> None:
+        """What was placed has been read: all of each prompt but its last token is ordinary."""
+        for document, region in enumerate(self.regions):
+            region.keep(placements[document])
+        for stream in self.streams:
+            stream.fed = len(self._prompt(stream)) - 1
+
+    def _renew(self, renewed: list[int], newest: int) -> None:
+        """Run the chunk pass, and gather the candidates of the streams in `renewed`; the others keep theirs."""
+        placements = self._place_prompts(newest)
         asked: Sequence[int] = range(len(self.chunks))
         if self.settings.config.top_chunks is not None:
             asked = sorted({stream.rows[chunk] for stream in self.streams for chunk in stream.renewed_chunks})
-        pool = self.chunks.candidates(placements, group * newest, asked)
-        for document, region in enumerate(self.regions):
-            region.keep(placements[document])
+        pool = self.chunks.candidates(placements, self._group * newest, asked)
+        self._keep_prompts(placements)
         kept: dict[int, Sequence[int]] = {}
         for n, stream in enumerate(self.streams):
             chunks = range(len(stream.rows))
             kept[n] = chunks if n not in renewed else sorted(set(chunks) - set(stream.renewed_chunks))
-        numbers = [stream.member for stream in self.streams]
         places = {number: place for place, number in enumerate(asked)}
         seen = [[places.get(row, 0) for row in stream.rows] for stream in self.streams]
-        self.candidates = select_candidates(pool, seen, numbers, newest, kept, self.candidates)
-        for number, (stream, prompt) in enumerate(zip(self.streams, prompts)):
-            stream.fed = len(prompt) - 1
-            if self.settings.exact and number in renewed:
-                stream.local_start = self.chunks.frames.local_start(len(stream.rows), len(prompt))
-
+        members = [stream.member for stream in self.streams]
+        self.candidates = select_candidates(pool, seen, members, newest, kept, self.candidates)
+        if self.settings.exact:
+            for stream in (self.streams[number] for number in renewed):
+                prompt = len(self._prompt(stream))
+                stream.local_start = self.chunks.frames.local_start(len(stream.rows), prompt)
         if self.may_crop and len(self.streams) == 1 and self.settings.config.refresh_interval > 1:
             stream = self.streams[0]
             self._renewals.append(_Renewal(len(stream.ids), self.candidates, stream.local_start))
 
     def _local_pass(self, newest: int) -> torch.Tensor:
-        exact = self.settings.exact
-        windows = [self._window(stream) for stream in self.streams]
+        """Run the local pass behind the candidates that there are."""
         chunks = [len(stream.rows) for stream in self.streams]
-        prefix, longest = max(chunks) * newest, max(map(len, windows))
-        if prefix > self.front:
-            more = round_up(prefix - self.front)
-            self.local.reserve(len(windows), 0, front=more)
-            self.front += more
-        if self.front + longest + 1 > self.local.columns:
-            self.local.reserve(len(windows), round_up(self.front + longest + longest // 4 + 1))
-        inputs = local_pass_input(
-            windows,
-            [0 if exact else stream.cached for stream in self.streams],
-            [stream.local_start for stream in self.streams],
-            chunks,
-            newest,
-            everyone_sees=exact,
-            front=self.front,
-            trash=self.local.columns - 1,
-        )
-        cache = PassCache(
-            self.local,
-            slice(0, len(windows)),
-            inputs.columns,
-            slice(inputs.read_start, self.front + longest),
-            prefix=self.candidates if prefix else None,
-            prefix_end=self.front,
-        )
+        prefix = max(chunks) * newest
+        inputs, cache = self._open_local(newest)
+        if prefix:
+            cache.prefix = self.candidates
         record = AttentionRecord(prefix, newest) if prefix and self._looks else None
         logits = self.reader.run(inputs, cache, logits=newest, record=record)
-        for stream, window in zip(self.streams, windows):
-            stream.cached = len(window)
         if record is not None:
             shares = record.mean.unflatten(1, (newest, -1)).sum(1)  # each token sees candidates of its own
             self.chunk_attention = [share[len(share) - count :] for share, count in zip(shares, chunks)]
             self._choose()
         return logits
+
+    def _open_local(self, newest: int) -> tuple[PassInput, PassCache]:
+        exact = self.settings.exact
+        return self.local.open(
+            [self._window(stream) for stream in self.streams],
+            [0 if exact else stream.cached for stream in self.streams],
+            [stream.local_start for stream in self.streams],
+            [len(stream.rows) for stream in self.streams],
+            newest,
+            everyone_sees=exact,
+        )
+
+    def _fits_one_pass(self, newest: int) -> bool:
+        """Whether chunk pass and local pass can be made in one, and that is shorter (`one_pass`).
+
+        In exact mode the local window is read again as a whole; candidates that are kept, attention that is recorded
+        and chunks of other processes need the chunk pass by itself.
+        """
+        settings = self.settings
+        kept = settings.exact or settings.config.refresh_interval > 1 or settings.config.top_chunks is not None
+        if kept or self._looks or not self._reads_in_parts:
+            return False
+        new = max(max(len(self._window(s)) - s.cached, len(self._prompt(s)) - s.fed) for s in self.streams)
+        return new <= STREAM_TOKENS and len(self.chunks) * self._group * (new + newest) <= PASS_TOKENS
+
+    def _one_pass(self, newest: int) -> torch.Tensor:
+        placements = self._place_prompts(newest)
+        rows, members = [stream.rows for stream in self.streams], [stream.member for stream in self.streams]
+        logits = read_in_one_pass(
+            self.reader,
+            self.chunks.batches(placements),
+            self._group * newest,
+            self._open_local(newest),
+            candidate_places(rows, members, newest),
+        )
+        self._keep_prompts(placements)
+        self.candidates = None
+        return logits[:, -newest:]
 
     @property
     def _looks(self) -> bool:

@@ -8,30 +8,20 @@ or a kernel from the Hub look up one of these instead.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .current_pass import Pass, current_pass
-from .grouped_attention import GROUPED
+from .current_pass import current_pass
+from .own_attention import MASKED, in_pass, is_switched, own_attention
+from .parts_attention import IN_PARTS
 
 
 # Computes the attention of a pass, and notes its weights
 RECORDING = "focus_peft_recording"
-# Implementations that take a 4D mask of floats
-MASKED = (None, "eager", "sdpa")
-
-
-def is_switched(implementation: str | None) -> bool:
-    """Whether an implementation reads chunks but not what has a mask of its own."""
-    if implementation in MASKED or implementation is None or implementation.startswith("paged|"):
-        return False
-    return "flash" in implementation or implementation == "flex_attention"
 
 
 def masked_implementation(model: PreTrainedModel) -> str:
@@ -80,6 +70,8 @@ class AttentionConfig:
         running = current_pass.get()
         if running is None:
             return name
+        if running.parts is not None:
+            return IN_PARTS
         return RECORDING if running.record is not None else in_pass(running, name)
 
     def __getattr__(self, name: str) -> Any:
@@ -92,12 +84,6 @@ class AttentionConfig:
 
     def __reduce__(self) -> tuple[type, tuple[Any]]:
         return AttentionConfig, (self.own,)
-
-
-def in_pass(running: Pass, implementation: str | None) -> str | None:
-    """The implementation that a pass uses in place of a model's own."""
-    name = running.masked if is_switched(implementation) else implementation
-    return GROUPED if running.grouped and name == "sdpa" else name
 
 
 def install_attention(modules: Iterable[nn.Module]) -> None:
@@ -128,15 +114,10 @@ def recording_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The attention that the pass would use, and a note of its weights."""
-    running, config = current_pass.get(), cast(AttentionConfig, module.config)
+    running = current_pass.get()
     assert running is not None and running.record is not None
     running.record.add(query, key, attention_mask, **kwargs)
-    name = in_pass(running, config.own._attn_implementation)
-    if name in (None, "eager"):
-        own: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
-    else:
-        own = ALL_ATTENTION_FUNCTIONS[name]
-    return own(module, query, key, value, attention_mask, *args, **kwargs)
+    return own_attention(module, running)(module, query, key, value, attention_mask, *args, **kwargs)
 
 
 AttentionInterface.register(RECORDING, recording_attention)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .attention_record import AttentionRecord
+from .parts import Parts
 
 
 # (first query, last query + 1, last visible key + 1)
@@ -29,6 +30,7 @@ class Pass:
         shape (`list[Block]` or `int`, *optional*): Of a pass of many tokens, the blocks of its queries, or how many
             keys stand before those of its causal tokens.
         record (`AttentionRecord`, *optional*): Notes what the last token of each row looks at.
+        parts (`Parts`, *optional*): Of a pass over rows of several stores, each of which attends by itself.
         biases (`dict[str, Any]`): What the attention modules of a model with ALiBi are given besides.
         checkpoints (`bool`): Whether layers that have gradient checkpointing on are checkpointed.
     """
@@ -38,6 +40,7 @@ class Pass:
     grouped: bool = False
     shape: list[Block] | int | None = None
     record: AttentionRecord | None = None
+    parts: Parts | None = None
     biases: dict[str, Any] = field(default_factory=dict)
     checkpoints: bool = False
 

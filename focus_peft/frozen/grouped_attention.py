@@ -71,13 +71,27 @@ def grouped_sdpa(
             for start, end, stop in shape
         ]
         return torch.cat(parts, dim=1), None
-    if groups == 1 or not masked or groups * tokens > MOST_QUERIES or special:
+    if not masked or not goes_side_by_side(query, groups, dropout, kwargs):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     assert attention_mask is not None
-    side_by_side = query.reshape(rows, heads // groups, groups * tokens, query.shape[-1])
     mask = attention_mask.expand(rows, groups, tokens, -1).reshape(rows, 1, groups * tokens, -1)
+    return attend_side_by_side(query, key, value, mask, scaling).flatten(2, 3), None
+
+
+def goes_side_by_side(query: torch.Tensor, groups: int, dropout: float, kwargs: dict[str, Any]) -> bool:
+    """Whether the queries of a group may stand side by side as tokens of one head, and better do."""
+    special = dropout or any(kwargs.get(name) is not None for name in SPECIAL)
+    return groups > 1 and groups * query.shape[2] <= MOST_QUERIES and not special
+
+
+def attend_side_by_side(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Attention, a view (rows, tokens, kv_heads, groups, head_dim). `mask` is (rows, 1, groups * tokens, keys)."""
+    rows, _, tokens, dim = query.shape
+    side_by_side = query.reshape(rows, key.shape[1], -1, dim)
     out = nn.functional.scaled_dot_product_attention(side_by_side, key, value, attn_mask=mask, scale=scaling)
-    return out.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
+    return out.unflatten(2, (-1, tokens)).permute(0, 3, 1, 2, 4)
 
 
 AttentionInterface.register(GROUPED, grouped_sdpa)

@@ -44,6 +44,7 @@ class HostStore(KeyValueStore):
         super().__init__(rows, columns)
         self._targets: list[torch.device] = []  # where each layer computes
         self._passes: list[slice] = []
+        self._layer_by_layer = False
         self._ahead: dict[tuple[int, int], LayerStates] = {}  # pieces on their way, by layer and first row
         self._streams: dict[torch.device, Any] = {}  # of CUDA, where pieces are copied aside
         self._coming: deque[_Coming] = deque()  # new states on their way from the device
@@ -64,8 +65,8 @@ class HostStore(KeyValueStore):
         )
         return keys, values
 
-    def plan(self, passes: Sequence[slice]) -> None:
-        self._passes = list(passes)
+    def plan(self, passes: Sequence[slice], layer_by_layer: bool = False) -> None:
+        self._passes, self._layer_by_layer = list(passes), layer_by_layer
         self._ahead.clear()
         self._coming.clear()  # of a pass that failed
 
@@ -143,11 +144,18 @@ class HostStore(KeyValueStore):
         return keys, values
 
     def _next(self, index: int, rows: slice) -> tuple[int, slice] | None:
-        """What is read after a layer of some rows: the next layer, or the first one of the next rows."""
-        if index + 1 < len(self.layers):
+        """What is read after a layer of some rows: the next layer, or the first one of the next rows. Layer by layer:
+        the next rows, or the first ones in the next layer.
+        """
+        later = next((following for following in self._passes if following.start >= rows.stop), None)
+        deeper = index + 1 < len(self.layers)
+        if self._layer_by_layer:
+            if later is not None:
+                return index, later
+            return (index + 1, self._passes[0]) if deeper and self._passes else None
+        if deeper:
             return index + 1, rows
-        later = [following for following in self._passes if following.start >= rows.stop]
-        return (0, later[0]) if later else None
+        return None if later is None else (0, later)
 
     def _look_ahead(self, index: int, rows: slice) -> None:
         """Copy the next piece while the model computes: new tokens of one piece are never in another."""

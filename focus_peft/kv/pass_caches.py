@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from .store import KeyValueStore, LayerStates, Place
+from ..frozen.parts import Parts
+from .store import KeyValueStore, LayerStates, Place, sent
 
 
 class PassCache(Cache):
@@ -19,8 +20,8 @@ class PassCache(Cache):
         rows (`slice`): Rows of the store that the pass is about.
         columns (`torch.LongTensor` of shape (rows, tokens)): Where each new token's key and value go.
         read (`slice`): Columns that attention sees.
-        prefix (`Sequence[LayerStates]`, *optional*): States of shape (rows, kv_heads, m, head_dim) that stand in the m
-            columns before `prefix_end`, written in each layer just before it is read.
+        prefix (`Sequence[LayerStates]` or `dict[int, LayerStates]`, *optional*): For each layer, states of shape (rows,
+            kv_heads, m, head_dim) that stand in the m columns before `prefix_end`, written just before they are read.
         prefix_end (`int`): The column that follows the prefix.
         chunks (`Sequence[int]`, *optional*): The rows' chunks are being read, which have so many tokens: attention
             sees the new tokens only (nothing came before).
@@ -36,7 +37,7 @@ class PassCache(Cache):
         rows: slice,
         columns: torch.Tensor,
         read: slice,
-        prefix: Sequence[LayerStates] | None = None,
+        prefix: Sequence[LayerStates] | dict[int, LayerStates] | None = None,
         prefix_end: int = 0,
         chunks: Sequence[int] | None = None,
         candidates: int = 0,
@@ -62,7 +63,8 @@ class PassCache(Cache):
             self.place.put(store, states)
             if self.prefix is not None:
                 before = self.prefix[layer_idx][side]
-                store[:, :, self.prefix_end - before.shape[2] : self.prefix_end] = before
+                width = before.shape[2]
+                store.narrow(2, self.prefix_end - width, width).copy_(before)
         self.store.keep(layer_idx, self.row_slice, self.place, new)
         if self.candidates:
             last = slice(-self.candidates, None)
@@ -70,13 +72,65 @@ class PassCache(Cache):
                 key_states[:, :, last].to(keys.dtype, copy=True),
                 value_states[:, :, last].to(values.dtype, copy=True),
             )
-        return keys[:, :, self.read], values[:, :, self.read]
+        begin, length = self.read.start, self.read.stop - self.read.start
+        return keys.narrow(2, begin, length), values.narrow(2, begin, length)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
     def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
         return (self.tokens if self.chunks is not None else self.read.stop - self.read.start), 0
+
+
+class PartsCache(Cache):
+    """The cache of a pass in parts: local windows see the candidates that chunk rows leave in the same layer.
+
+    Args:
+        parts (`Parts`): Where the tokens of each part stand in the pass.
+        local (`PassCache`): Of the local windows, which are the first part. Its `prefix` is filled in here.
+        chunks (`Sequence[PassCache]`): Of the other parts.
+        candidates (`torch.LongTensor` of shape (streams, m)): Where among the tokens of the pass the candidates stand
+            that each stream sees.
+    """
+
+    def __init__(self, parts: Parts, local: PassCache, chunks: Sequence[PassCache], candidates: torch.Tensor) -> None:
+        super().__init__(layers=[])
+        self.parts, self.local, self.chunks = parts, local, chunks
+        self.streams = len(candidates)
+        self._candidates = candidates.flatten()
+        self._there: dict[torch.device, torch.Tensor] = {}  # sent to each device once, not in every layer
+
+    def send(self, device: torch.device) -> None:
+        """Have on a device what the layers need there, before they run."""
+        for cache in (self.local, *self.chunks):
+            cache.place.send(device)
+        self._there[device] = sent(self._candidates, device)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> LayerStates:
+        """The new states as they are. Attention takes what each part sees from `parts.states`, one part at a time, and
+        there they are written, candidates to the local windows too: no more than one piece of a store has to be there.
+        """
+        self.local.prefix = {layer_idx: (self._chosen(key_states), self._chosen(value_states))}
+        self.parts.states = (
+            cache.update(part.take(key_states), part.take(value_states), layer_idx)
+            for part, cache in zip(self.parts.parts, (self.local, *self.chunks))
+        )
+        return key_states, value_states
+
+    def _chosen(self, states: torch.Tensor) -> torch.Tensor:
+        """(streams, heads, m, dim) of (1, heads, all tokens, dim)."""
+        if states.device not in self._there:
+            self._there[states.device] = sent(self._candidates, states.device)
+        chosen = states.index_select(2, self._there[states.device])
+        return chosen if self.streams == 1 else chosen[0].unflatten(1, (self.streams, -1)).transpose(0, 1)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
+        return int(query_length), 0
 
 
 class GraphCache(Cache):

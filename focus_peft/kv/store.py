@@ -46,7 +46,7 @@ class Place:
     def put(self, store: torch.Tensor, new: torch.Tensor) -> None:
         """Write `new` (rows, kv_heads, tokens, head_dim) into `store` (rows, kv_heads, columns, head_dim)."""
         if self.span is not None:
-            store[:, :, self.span] = new
+            store.narrow(2, self.span.start, self.span.stop - self.span.start).copy_(new)
         else:
             self.send(store.device)
             rows, columns = self._indices[store.device]
@@ -120,14 +120,16 @@ class KeyValueStore:
 
     # What a pass over some rows does with each layer in turn, while no graph is being made
 
-    def plan(self, passes: Sequence[slice]) -> None:
-        """Passes over these rows follow, in this order."""
+    def plan(self, passes: Sequence[slice], layer_by_layer: bool = False) -> None:
+        """Passes over these rows follow, in this order; or one pass, in which each layer reads all of them."""
 
     def open(self, index: int, rows: slice, stop: int, like: LayerStates) -> LayerStates:
         """States of the rows in one layer, where `like` is, of at least `stop + 1` columns: to be written to and
         read.
         """
         keys, values = self.layer(index, like)
+        if rows.start == 0 and rows.stop == self.rows:
+            return keys, values
         return keys[rows], values[rows]
 
     def keep(self, index: int, rows: slice, place: Place, new: LayerStates) -> None:

@@ -4,12 +4,12 @@ are made of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..kv.storage import make_store
 from ..kv.store import KeyValueStore, LayerStates, columns_for
-from ..passes.chunk_pass import read_candidates, some_rows
+from ..passes.chunk_pass import ChunkBatch, RowsInStores, chunk_batches, read_candidates, some_rows
 from ..passes.inputs import ChunkRow
 from ..passes.prompt_region import Placement
 from ..passes.reader import Reader
@@ -105,11 +105,23 @@ class SeenChunks:
         Returns:
             Per layer, keys and values of shape (rows asked, kv_heads, `count`, head_dim).
         """
+        stores = some_rows(self._stores(), self.ranks.own_numbers(self.rows, numbers))
+        found = read_candidates(self._reader, self._batches(stores, placements), count)
+        return self.ranks.gather(found, [self.rows[number] for number in numbers], count, self._reader.device)
+
+    def batches(self, placements: dict[int, Placement]) -> list[ChunkBatch]:
+        """All rows, for a pass whose layers each read all of them."""
+        return list(self._batches(self._stores(), placements, layer_by_layer=True))
+
+    def _stores(self) -> RowsInStores:
         held, cut = self.rows[: self._held], self.rows[self._held :]
         stores: list[tuple[KeyValueStore, Sequence[ChunkRow], int]] = [(self.store, self.ranks.own(cut), 0)]
         if self._memory is not None:
             stores.insert(0, (self._memory.store, self.ranks.own(held), self._first))
-        stores = some_rows(stores, self.ranks.own_numbers(self.rows, numbers))
+        return stores
+
+    def _batches(
+        self, stores: RowsInStores, placements: dict[int, Placement], layer_by_layer: bool = False
+    ) -> Iterator[ChunkBatch]:
         batch_size = self._settings.config.chunk_batch_size
-        found = read_candidates(self._reader, stores, self.frames, placements, count, batch_size)
-        return self.ranks.gather(found, [self.rows[number] for number in numbers], count, self._reader.device)
+        return chunk_batches(self._reader, stores, self.frames, placements, batch_size, layer_by_layer)

@@ -4,8 +4,8 @@ gather).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,30 +19,50 @@ from .prompt_region import Placement
 from .reader import Reader
 
 
-def read_candidates(
+# Stores, chunk rows in each, and where the first one stands
+RowsInStores = Sequence[tuple[KeyValueStore, Sequence[ChunkRow], int]]
+
+
+@dataclass(frozen=True)
+class ChunkBatch:
+    """Chunk rows that are read at once, with what is new behind them.
+
+    Attributes:
+        store (`KeyValueStore`): Their store.
+        place (`slice`): Where they stand in it.
+        inputs (`PassInput`): Their new tokens.
+    """
+
+    store: KeyValueStore
+    place: slice
+    inputs: PassInput
+
+    def cache(self, candidates: int = 0) -> PassCache:
+        """The cache of a pass over these rows."""
+        read = slice(0, self.inputs.visible.shape[-1])
+        return PassCache(self.store, self.place, self.inputs.columns, read, candidates=candidates)
+
+
+def chunk_batches(
     reader: Reader,
-    stores: Sequence[tuple[KeyValueStore, Sequence[ChunkRow], int]],
+    stores: RowsInStores,
     frames: Frames,
     placements: dict[int, Placement],
-    count: int,
     batch_size: int | None,
-) -> list[LayerStates]:
-    """Run the chunk pass in place: ordinary prompt tokens stay in the stores, candidates are overwritten by what comes
-    next.
+    layer_by_layer: bool = False,
+) -> Iterator[ChunkBatch]:
+    """The batches of the chunk pass, with room for what is new.
 
     Args:
         reader (`Reader`): Runs the passes.
-        stores (`Sequence[tuple[KeyValueStore, Sequence[ChunkRow], int]]`): Stores, chunk rows in them, and where the
-            first one stands.
+        stores (`RowsInStores`): The chunk rows.
         frames (`Frames`): Where rows start.
         placements (`dict[int, Placement]`): What is new in each document.
-        count (`int`): Candidates of each chunk row; they are its last tokens.
         batch_size (`int`, *optional*): Chunks read at once.
-
-    Returns:
-        Per layer, keys and values of shape (chunk rows of all stores, kv_heads, `count`, head_dim).
+        layer_by_layer (`bool`): Whether a layer reads all batches before the next layer does; then all rows have as
+            many new tokens. Else a batch goes through all layers before the next batch does.
     """
-    gathered: list[list[LayerStates]] = []
+    width = max(len(placement.ids) for placement in placements.values()) if layer_by_layer else 0
     for store, rows, first in stores:
         if not rows:
             continue
@@ -54,21 +74,35 @@ def read_candidates(
         tokens = max(len(placement.ids) for placement in used)
         batches = list(reader.row_batches(rows, tokens, columns, batch_size))
         places = [slice(first + batch.start, first + batch.stop) for batch in batches]
-        store.plan(places)
+        store.plan(places, layer_by_layer)
         for batch, place in zip(batches, places):
             starts = [frames.chunk_start(row.index, row.length) for row in rows[batch]]
-            inputs = chunk_pass_input(rows[batch], starts, placements, trash=store.columns - 1)
-            read = slice(0, inputs.visible.shape[-1])
-            cache = PassCache(store, place, inputs.columns, read, candidates=count)
-            reader.run(inputs, cache, candidates=count)
-            store.close()
-            gathered.append([cache.new[layer] for layer in range(len(cache.new))])
+            inputs = chunk_pass_input(rows[batch], starts, placements, store.columns - 1, width)
+            yield ChunkBatch(store, place, inputs)
+
+
+def read_candidates(reader: Reader, batches: Iterable[ChunkBatch], count: int) -> list[LayerStates]:
+    """Run the chunk pass in place: ordinary prompt tokens stay in the stores, candidates are overwritten by what comes
+    next.
+
+    Args:
+        reader (`Reader`): Runs the passes.
+        batches (`Iterable[ChunkBatch]`): As `chunk_batches` gives.
+        count (`int`): Candidates of each chunk row; they are its last tokens.
+
+    Returns:
+        Per layer, keys and values of shape (chunk rows of all batches, kv_heads, `count`, head_dim).
+    """
+    gathered: list[list[LayerStates]] = []
+    for batch in batches:
+        cache = batch.cache(count)
+        reader.run(batch.inputs, cache, candidates=count)
+        batch.store.close()
+        gathered.append([cache.new[layer] for layer in range(len(cache.new))])
     return _join(gathered)
 
 
-def some_rows(
-    stores: Sequence[tuple[KeyValueStore, Sequence[ChunkRow], int]], numbers: Sequence[int]
-) -> list[tuple[KeyValueStore, Sequence[ChunkRow], int]]:
+def some_rows(stores: RowsInStores, numbers: Sequence[int]) -> RowsInStores:
     """The chunk rows with these numbers, in ascending order, out of those of all stores: a store for each run of
     neighbours.
     """
@@ -82,6 +116,18 @@ def some_rows(
             runs[-1][1].append(rows[place])
         begin += len(rows)
     return [(store, run, first) for store, run, first in runs]
+
+
+def candidate_places(
+    rows: Sequence[Sequence[int]], members: Sequence[int], newest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each stream's candidates stand among those of all chunk rows: rows (streams, 1, block), and numbers among
+    a row's candidates (streams, `newest`, 1). Args as in `select_candidates`.
+    """
+    block = max(map(len, rows))
+    row_index = torch.tensor([[0] * (block - len(seen)) + list(seen) for seen in rows])[:, None]
+    number = torch.tensor([[member * newest + k for k in range(newest)] for member in members])[:, :, None]
+    return row_index, number
 
 
 def select_candidates(
@@ -106,9 +152,7 @@ def select_candidates(
         Per layer, keys and values of shape (streams, kv_heads, newest * chunks, head_dim): for each newest token a
         block of as many columns as the longest stream has chunks, filled from its right end.
     """
-    block = max(map(len, rows))
-    row_index = torch.tensor([[0] * (block - len(seen)) + list(seen) for seen in rows])[:, None]
-    number = torch.tensor([[member * newest + k for k in range(newest)] for member in members])[:, :, None]
+    row_index, number = candidate_places(rows, members, newest)
     stays = {} if old is None else {stream: torch.tensor(chunks) for stream, chunks in kept.items() if len(chunks)}
     old = old or pool
     indices: dict[torch.device, Any] = {}  # sent to each device once, not in every layer

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from .chunking import pad_left
 from .inputs import ChunkRow, PassInput
 from .prompt_region import Placement
 
 
 def chunk_pass_input(
-    rows: Sequence[ChunkRow], starts: Sequence[int], placements: dict[int, Placement], trash: int
+    rows: Sequence[ChunkRow], starts: Sequence[int], placements: dict[int, Placement], trash: int, width: int = 0
 ) -> PassInput:
     """The chunk pass over some chunk rows: the new tokens of each row's document behind its chunk.
 
@@ -21,11 +20,12 @@ def chunk_pass_input(
         starts (`Sequence[int]`): Position of each row's first token.
         placements (`dict[int, Placement]`): What is new in each document.
         trash (`int`): A column that nothing reads, for padding.
+        width (`int`): New tokens of a row, at least; shorter ones are padded on the left.
     """
     layouts: dict[tuple[int, int], int] = {}  # what is the same in all rows of a document with chunks of one length
     layout = torch.tensor([layouts.setdefault((row.document, row.length), len(layouts)) for row in rows])
     used = [placements[document] for document, _ in layouts]
-    width = max(len(placement.ids) for placement in used)
+    width = max(width, *(len(placement.ids) for placement in used))
     read = max(length + len(placement.all_depths) for (_, length), placement in zip(layouts, used))
     columns = torch.full((len(layouts), width), trash)
     visible = torch.zeros(len(layouts), width, read, dtype=torch.bool)
@@ -43,6 +43,8 @@ def chunk_pass_input(
         key_index[number, :length] = torch.arange(length)
         key_index[number, length : length + old + new] = length + placement.all_depths
     positions = (torch.tensor(starts)[:, None] + query_index[layout]).where(real[layout], 0)
-    tokens = pad_left([placement.ids for placement in used])[layout]
+    tokens = torch.zeros(len(layouts), width, dtype=torch.long)
+    for number, placement in enumerate(used):
+        tokens[number, width - len(placement.ids) :] = torch.tensor(placement.ids)
     several = layout if len(layouts) > 1 else None
-    return PassInput(tokens, positions, columns[layout], visible, query_index, key_index, layout=several)
+    return PassInput(tokens[layout], positions, columns[layout], visible, query_index, key_index, layout=several)

@@ -13,8 +13,12 @@ from transformers import PreTrainedModel
 from ..frozen.weights import is_plain
 from ..kv.pass_caches import PassCache
 from ..kv.store import KeyValueStore
+from .chunk_pass import candidate_places, chunk_batches, read_candidates, select_candidates
 from .frames import Frames
-from .inputs import PassInput
+from .inputs import ChunkRow, PassInput
+from .local_pass import local_pass_input
+from .one_pass import read_in_one_pass
+from .prompt_region import PromptRegion
 from .reader import Reader
 
 
@@ -57,6 +61,8 @@ def check_reading(reader: Reader, frames: Frames) -> None:
         ):  # a model that does not take the exchanged attention may take its own
             reader.groups = False
             problem = _problem(reader, frames)
+        # in one pass or in two, the result is the same; a model that cannot do with one takes two
+        reader.reads_in_parts = problem is None and reader.reads_in_parts and _agrees_in_parts(reader, frames)
     if problem is not None:
         raise ValueError(
             f"{type(reader.model).__name__} cannot be read in chunks: with shifted positions and a mask of its own "
@@ -76,10 +82,15 @@ def _problem(reader: Reader, frames: Frames) -> str | None:
             got = _read_in_pieces(reader, frames, ids)[0].float()
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             return f"it fails ({type(error).__name__}: {error})"
-    difference = float((got - expected).square().mean().sqrt() / expected.std().clamp_min(1e-6))
+    difference = _difference(got, expected)
     if not difference <= _tolerance(model, reader.device):
         return f"its logits differ by {difference:.2g} standard deviations"
     return None
+
+
+def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square, in standard deviations."""
+    return float((got - expected).square().mean().sqrt() / expected.std().clamp_min(1e-6))
 
 
 def _tolerance(model: PreTrainedModel, device: torch.device) -> float:
@@ -104,3 +115,34 @@ def _read_in_pieces(reader: Reader, frames: Frames, ids: torch.Tensor) -> torch.
     visible = query[None, :, None] >= place[None, None]
     inputs = PassInput(ids[:, HELD:], start + query[None], columns[None], visible, query[None], place[None])
     return reader.run(inputs, PassCache(store, slice(0, 1), columns[None], slice(0, store.columns)), logits=NEW)
+
+
+def _agrees_in_parts(reader: Reader, frames: Frames) -> bool:
+    """Whether two chunks and a local window give in one pass what they give in two."""
+    vocabulary = cast(int, reader.model.get_input_embeddings().num_embeddings)
+    ids = (torch.arange(2 * HELD + NEW) * 7 % vocabulary).tolist()
+    frames = Frames(NEW, frames.learned, frames.offset)
+    rows = [ChunkRow(0, index, HELD) for index in range(2)]
+    window, start = ids[2 * HELD :], frames.local_start(2, NEW)
+    logits = []
+    with torch.no_grad():
+        for together in (False, True):
+            store, local = KeyValueStore(2, HELD + NEW + 1), KeyValueStore(1, 2 + NEW + 1)
+            starts = [frames.chunk_start(row.index, HELD) for row in rows]
+            reader.read_chunks(store, 0, [ids[:HELD], ids[HELD : 2 * HELD]], starts)
+            placement = PromptRegion(1).place([window], [0], 1)
+            batches = list(chunk_batches(reader, [(store, rows, 0)], frames, {0: placement}, None))
+            inputs = local_pass_input([window], [0], [start], [2], 1, False, 2, local.columns - 1)
+            cache = PassCache(local, slice(0, 1), inputs.columns, slice(0, 2 + NEW), prefix_end=2)
+            if together:
+                try:
+                    places = candidate_places([[0, 1]], [0], 1)
+                    found = read_in_one_pass(reader, batches, 1, (inputs, cache), places)[:, -1:]
+                except (IndexError, RuntimeError, TypeError, ValueError):
+                    return False
+            else:
+                pool = read_candidates(reader, batches, 1)
+                cache.prefix = select_candidates(pool, [[0, 1]], [0], 1, {}, None)
+                found = reader.run(inputs, cache, logits=1)
+            logits.append(found[0].float())
+    return _difference(logits[1], logits[0]) <= _tolerance(reader.model, reader.device)

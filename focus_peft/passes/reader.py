@@ -6,7 +6,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 
 from ..frozen.alibi import Alibi
 from ..frozen.attention import install_attention, masked_implementation, uninstall_attention
-from ..frozen.attention_record import AttentionRecord
+from ..frozen.attention_record import AttentionRecord, exchanges_attention
 from ..frozen.compat import CACHE
 from ..frozen.current_pass import Pass
 from ..frozen.grouped_attention import is_grouped, shape_of
@@ -46,6 +46,7 @@ class Reader:
 
     Attributes:
         pool (`KeptChunks`, *optional*): Has the chunks that are not read again. None: all are read.
+        reads_in_parts (`bool`): Whether chunk rows and local windows can be read in one pass.
     """
 
     def __init__(self, model: PreTrainedModel, sliding_window: int | None, layer_types: set[str]) -> None:
@@ -58,6 +59,9 @@ class Reader:
         self.groups = is_grouped(model)
         self.masked = masked_implementation(model)
         self.pool: KeptChunks | None = None
+        self.reads_in_parts = (
+            exchanges_attention(model) and self.alibi is None and self.takes_positions and self.keeps_logits
+        )
         self._modules: Modules | None = None
 
     @property
@@ -97,7 +101,8 @@ class Reader:
 
         Then a pass gathers weights from all processes, and all must make the same passes in the same order.
         """
-        weights = self.model.parameters()  # FSDP puts some together before the model runs, and others layer by layer
+        # FSDP puts some together before the model runs, and others layer by layer
+        weights = (weight for module in self.modules.every for weight in module._parameters.values())
         return any(hasattr(weight, "ds_id") or type(weight).__name__ == "DTensor" for weight in weights)
 
     def run(
@@ -123,33 +128,58 @@ class Reader:
         device = self.device
         if isinstance(cache, PassCache):
             cache.place.send(device)
-        arguments: dict[str, Any] = {
-            "input_ids": sent(inputs.tokens, device),
-            "position_ids": sent(inputs.positions, device),
-            CACHE: cache,
-            "use_cache": True,
-        }
         there = self._sent_layouts(inputs, device)
-        masks: Any = self._masks(there)
+        masks = self._masks(there)
+        mask: Any = masks if len(masks) > 1 else next(iter(masks.values()))
         running = Pass(candidates, self.masked, self.groups, record=record, checkpoints=torch.is_grad_enabled())
         if self.groups:
             whole = self.alibi is None and self.layer_types == {"full_attention"}
             running.shape = shape_of(inputs.visible, whole)
-        if self.alibi is None:
-            arguments["attention_mask"] = masks
-        else:  # its attention modules take the mask; the model itself wants one that it can count keys with
-            arguments["attention_mask"] = torch.ones(len(inputs.tokens), inputs.visible.shape[-1], device=device)
+        if self.alibi is not None:  # its attention modules take the mask; the model itself one to count keys with
             keys = there.key_index if there.layout is None else there.key_index[there.layout]
-            running.biases = self.alibi.given(keys, masks)
-        if not self.takes_positions:
-            del arguments["position_ids"]
-        if logits and self.keeps_logits:
-            arguments["logits_to_keep"] = logits
-        with self._frozen(), running.running():
-            output = self.model(**arguments).logits[:, -logits:] if logits else self.model.base_model(**arguments)[0]
+            running.biases = self.alibi.given(keys, mask)
+            mask = torch.ones(len(inputs.tokens), inputs.visible.shape[-1], device=device)
+        output = self.call(inputs.tokens, inputs.positions, mask, cache, running, logits)
         if isinstance(cache, GraphCache):
             gather_for_backward(cache, self.modules.every)
         return output
+
+    def call(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | dict[str, torch.Tensor],
+        cache: Cache,
+        running: Pass,
+        logits: int | torch.Tensor,
+    ) -> torch.Tensor:
+        """Call the model, while `running` is the pass that runs.
+
+        Args:
+            tokens, positions (`torch.LongTensor` of shape (rows, tokens)): Ids and their positions.
+            mask (`torch.Tensor` or `dict[str, torch.Tensor]`): What the model is given as a mask.
+            cache (`Cache`): Takes keys and values.
+            running (`Pass`): What the model's parts ask for.
+            logits (`int` or `torch.LongTensor`): As in `run`, or where the tokens stand that need logits.
+        """
+        arguments: dict[str, Any] = {
+            "input_ids": sent(tokens, self.device),
+            "attention_mask": mask,
+            CACHE: cache,
+            "use_cache": True,
+        }
+        if self.takes_positions:
+            arguments["position_ids"] = sent(positions, self.device)
+        some = isinstance(logits, torch.Tensor)
+        # a token of a stream follows another: the modules are the same
+        modules = self._modules if some and self._modules is not None else self.modules
+        with self._frozen(modules), running.running():
+            if not some and not logits:
+                return self.model.base_model(**arguments)[0]
+            if self.keeps_logits:
+                arguments["logits_to_keep"] = logits
+            found = self.model(**arguments).logits
+            return found if some else found[:, -cast(int, logits) :]
 
     def read_chunks(
         self,
@@ -195,7 +225,7 @@ class Reader:
                 positions = place + torch.tensor(starts[begin : begin + len(batch)])[:, None]
                 rows = slice(first_row + begin, first_row + begin + len(batch))
                 cache = PassCache(store, rows, place, slice(0, tokens.shape[1]), chunks=list(map(len, batch)))
-                with torch.no_grad(), self._frozen():
+                with torch.no_grad(), self._frozen(self.modules):
                     self.model.base_model(
                         input_ids=sent(tokens, device),
                         # an explicit mask: without one, unusual positions are taken for packed sequences
@@ -226,7 +256,7 @@ class Reader:
             arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if self.keeps_logits:
             arguments["logits_to_keep"] = logits
-        with self._frozen():
+        with self._frozen(self.modules):
             return self.model(input_ids=ids, attention_mask=mask, **arguments).logits[:, -logits:]
 
     def row_batches(
@@ -255,8 +285,11 @@ class Reader:
             there.query_index, there.key_index = sent(inputs.query_index, device), sent(inputs.key_index, device)
         return there
 
-    def _masks(self, inputs: PassInput) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Additive masks (rows, 1, tokens, columns): one, or one for each type of layer."""
+    def masks(self, inputs: PassInput) -> dict[str, torch.Tensor]:
+        """Additive masks (rows, 1, tokens, columns) on the device, one for each type of layer."""
+        return self._masks(self._sent_layouts(inputs, self.device))
+
+    def _masks(self, inputs: PassInput) -> dict[str, torch.Tensor]:
         masks = {}
         rows, dtype = len(inputs.tokens), self.model.dtype
         for kind in self.layer_types:
@@ -266,14 +299,13 @@ class Reader:
             mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
             mask = mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
             masks[kind] = mask.expand(rows, -1, -1, -1) if inputs.layout is None else mask[inputs.layout]
-        return masks if len(masks) > 1 else next(iter(masks.values()))
+        return masks
 
     @contextlib.contextmanager
-    def _frozen(self) -> Iterator[None]:
+    def _frozen(self, modules: Modules) -> Iterator[None]:
         """Evaluation mode: the base is frozen, its dropout off; nor may its layers checkpoint, which would drop our
         cache. It is in that mode all the time (`FocusModel.train`), unless somebody put it into another by hand.
         """
-        modules = self.modules
         training = [module for module in modules.every if module.training]
         for module in training:
             module.training = False

@@ -13,7 +13,8 @@ RUNS = {
     "reading floor": "reading.reading_floor",
     "step floor": "reading.step_floor",
     "training": "training.step",
-    "host": "host.host",
+    "host": "in_turn.host",
+    "token": "in_turn.token",
 }
 # The ways of each measurement: what runs, and with which options
 WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
@@ -44,6 +45,7 @@ WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "2 processes": ("processes", {"decoding": "streaming", "processes": 2}),
     },
     "host": {"streaming": ("host", {})},
+    "token": {"streaming": ("token", {})},
     "scaling": {
         "focus": ("focus", {"decoding": "streaming"}),
         "one by one": ("focus", {"decoding": "streaming", "chunk_batch_size": 1}),
@@ -76,5 +78,6 @@ RATIOS: dict[str, list[tuple[str, str, str]]] = {
         ("peak_memory_gb", "1 process", "2 processes"),
     ],
     "host": [],
+    "token": [],
     "scaling": [],
 }

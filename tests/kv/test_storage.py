@@ -122,9 +122,15 @@ def test_every_type_of_states_can_be_kept_elsewhere(elsewhere: str, dtype: torch
     assert torch.equal(answers(model, elsewhere), answers(model, "device"))
 
 
+@pytest.mark.parametrize(
+    ("in_parts", "order"),
+    [(False, [(0, 0), (1, 0), (0, 3), (1, 3)]), (True, [(0, 0), (0, 3), (1, 0), (1, 3)])],  # 2 layers, 6 chunks
+    ids=["two passes", "one pass"],
+)
 def test_a_piece_is_copied_once_in_a_pass_and_ahead_of_its_use(
-    model: PeftModel, monkeypatch: pytest.MonkeyPatch
+    model: PeftModel, in_parts: bool, order: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(model.base_model.reader, "reads_in_parts", in_parts)
     memory = model.encode(DOCUMENTS[0], storage="cpu")
     copied: list[tuple[int, int]] = []
     used: list[tuple[int, int]] = []
@@ -144,7 +150,7 @@ def test_a_piece_is_copied_once_in_a_pass_and_ahead_of_its_use(
     monkeypatch.setattr(HostStore, "_copied", counted)
     monkeypatch.setattr(HostStore, "open", noted)
     model.generate(QUESTIONS[:1], memory=memory, max_new_tokens=1, chunk_batch_size=3)
-    assert copied == used == [(0, 0), (1, 0), (0, 3), (1, 3)]  # 2 layers, 6 chunks
+    assert copied == used == order
 
 
 def test_several_questions_one_after_another_leave_no_trace(model: PeftModel, elsewhere: str) -> None:
