@@ -20,7 +20,7 @@ class PassCache(Cache):
         rows (`slice`): Rows of the store that the pass is about.
         columns (`torch.LongTensor` of shape (rows, tokens)): Where each new token's key and value go.
         read (`slice`): Columns that attention sees.
-        prefix (`Sequence[LayerStates]` or `dict[int, LayerStates]`, *optional*): For each layer, states of shape (rows,
+        prefix (`Sequence[LayerStates]` or `dict[int, LayerStates]`, *optional*): Of each layer, states of shape (rows,
             kv_heads, m, head_dim) that stand in the m columns before `prefix_end`, written just before they are read.
         prefix_end (`int`): The column that follows the prefix.
         chunks (`Sequence[int]`, *optional*): The rows' chunks are being read, which have so many tokens: attention
