@@ -111,7 +111,7 @@ class FocusCache(LoopCache):
         self.local.store.select_rows(beam_idx)
         if self.candidates is not None:
             self.candidates = [(k[beam_idx.to(k.device)], v[beam_idx.to(v.device)]) for k, v in self.candidates]
-        group = self._group
+        group = self._members
         for document, region in enumerate(self.regions):
             region.reorder([old[o].member for o in origin[document * group : (document + 1) * group]])
 
@@ -187,7 +187,7 @@ class FocusCache(LoopCache):
         self.regions = [PromptRegion(group) for _ in range(self.documents)]
 
     @property
-    def _group(self) -> int:
+    def _members(self) -> int:
         """Streams of each document."""
         return len(self.streams) // self.documents
 
@@ -284,7 +284,7 @@ class FocusCache(LoopCache):
         self.chunks.ranks.check_alike("what is read is", (prompts, fed, newest, self.settings.shared))
         placements = {}
         for document, region in enumerate(self.regions):
-            members = slice(document * self._group, (document + 1) * self._group)
+            members = slice(document * self._members, (document + 1) * self._members)
             placements[document] = region.place(prompts[members], fed[members], newest)
         return placements
 
@@ -301,7 +301,7 @@ class FocusCache(LoopCache):
         asked: Sequence[int] = range(len(self.chunks))
         if self.settings.config.top_chunks is not None:
             asked = sorted({stream.rows[chunk] for stream in self.streams for chunk in stream.renewed_chunks})
-        pool = self.chunks.candidates(placements, self._group * newest, asked)
+        pool = self.chunks.candidates(placements, self._members * newest, asked)
         self._keep_prompts(placements)
         kept: dict[int, Sequence[int]] = {}
         for n, stream in enumerate(self.streams):
@@ -356,7 +356,7 @@ class FocusCache(LoopCache):
         if kept or self._looks or not self._reads_in_parts:
             return False
         new = max(max(len(self._window(s)) - s.cached, len(self._prompt(s)) - s.fed) for s in self.streams)
-        return new <= STREAM_TOKENS and len(self.chunks) * self._group * (new + newest) <= PASS_TOKENS
+        return new <= STREAM_TOKENS and len(self.chunks) * self._members * (new + newest) <= PASS_TOKENS
 
     def _one_pass(self, newest: int) -> torch.Tensor:
         placements = self._place_prompts(newest)
@@ -364,7 +364,7 @@ class FocusCache(LoopCache):
         logits = read_in_one_pass(
             self.reader,
             self.chunks.batches(placements),
-            self._group * newest,
+            self._members * newest,
             self._open_local(newest),
             candidate_places(rows, members, newest),
         )
