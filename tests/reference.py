@@ -40,6 +40,7 @@ class Sizes:
     decoding: str
     refresh_interval: int = 1
     top_chunks: int | None = None
+    positions: int | None = None  # None: more than are ever needed
 
 
 class Twin(nn.Module):
@@ -249,13 +250,17 @@ class SlowSequence:
     def append(self, token: int) -> torch.Tensor:
         """Add a token, the newest, and return its logits (vocabulary,)."""
         self.window.append(int(token))
-        if len(self.window) == self.sizes.local + self.sizes.chunk:
-            self.chunks.append(self.window[: self.sizes.chunk])
-            self.window = self.window[self.sizes.chunk :]
+        if len(self.window) == self._limit():
+            surplus = len(self.window) - self.sizes.local
+            self.chunks.append(self.window[:surplus])
+            self.window = self.window[surplus:]
             self._split()
         else:
             self.prompt.append(int(token))
             self.steps += 1
+            if self.sizes.positions is not None and self.sizes.chunk + len(self.prompt) > self.sizes.positions:
+                self.prompt = self._with_bos(self.window[-self.sizes.prompt :])
+                self.steps = 0
         self.logits = self._newest()
         return self.logits
 
@@ -281,6 +286,19 @@ class SlowSequence:
             self._split()
         self.logits = self._newest()
         return self.logits
+
+    def _limit(self) -> int:
+        """The length at which the window goes back to L, and what leaves it is a chunk: as long as the others, unless
+        positions end before.
+        """
+        sizes = self.sizes
+        if sizes.positions is None:
+            return sizes.local + sizes.chunk
+        candidates = len(self.chunks) if self.plain.relative else 0
+        growth = sizes.positions - candidates - (sizes.bos is not None) - sizes.local  # that has a place for each token
+        if sizes.decoding == "exact" and self.plain.relative:
+            growth //= 2  # all positions of the window move on, too
+        return sizes.local + min(sizes.chunk, growth + 1)
 
     def _split(self) -> None:
         sizes = self.sizes

@@ -135,6 +135,9 @@ class FocusCache(LoopCache):
         del stream.ids[length:]
         if not stream.since:
             stream.chosen = None
+        while stream.anchors and stream.anchors[-1][0] > length:
+            _, stream.prompt_start = stream.anchors.pop()
+            self._clear_region(0)
         stream.cached = min(stream.cached, len(self._window(stream)))
         while self._renewals and self._renewals[-1].length > length:
             self._renewals.pop()
@@ -157,6 +160,7 @@ class FocusCache(LoopCache):
         del self._renewals[:-1]
         if not self.streams:
             self._open(len(new))
+        self._check_read(new, newest)
         self.tokens += width or max(map(len, new))
         if self.base_cache is not None:
             if base_call is not None and all(self._stays_base(s, len(ids)) for s, ids in zip(self.streams, new)):
@@ -180,6 +184,17 @@ class FocusCache(LoopCache):
                 done += count
         return torch.cat(logits, dim=1)
 
+    def _check_read(self, new: Sequence[Sequence[int]], newest: int) -> None:
+        """Raise a ValueError if new tokens would leave the positions of the model. Nothing has been read of them."""
+        sizes = self.settings.sizes
+        for stream, ids in zip(self.streams, new):
+            if stream.fresh:  # all but the newest come at once
+                beyond = max(0, len(ids) - newest + 1 - sizes.local)
+                chunks = len(stream.rows) + -(-beyond // sizes.chunk)
+                self.settings.check_room(chunks, newest - 1, min(sizes.local, len(ids) - newest + 1))
+            else:
+                self.settings.check_room(len(stream.rows), len(ids), stream.window_length)
+
     def _open(self, rows: int) -> None:
         group = self._group(rows)
         seen = [self.chunks.of_document(document) for document in range(self.documents)]
@@ -196,7 +211,7 @@ class FocusCache(LoopCache):
         settings = self.settings
         if settings.exact or settings.config.refresh_interval > 1 or settings.config.top_chunks is not None:
             return 1
-        room = min(self._limit - 1 - stream.window_length for stream in self.streams)
+        room = min(min(self._limit(s) - 1 - s.window_length, self._prompt_room(s)) for s in self.streams)
         chunks = max(len(stream.rows) for stream in self.streams)
         return max(1, min(room, CANDIDATE_BUDGET // chunks if chunks else room))
 
@@ -225,10 +240,13 @@ class FocusCache(LoopCache):
         for stream in self.streams:
             length = stream.window_length - newest + 1  # when the first of the newest tokens came
             spilled = max(0, length - sizes.local) if stream.fresh else 0
-            while not stream.fresh and length - spilled >= self._limit:
-                spilled += sizes.chunk
+            chunks = len(stream.rows)
+            while not stream.fresh and length - spilled >= self.settings.window_limit(chunks):
+                spilled += min(sizes.chunk, length - spilled - sizes.local)
+                chunks += 1
             stream.fresh = False
             if not spilled and stream.is_split:
+                self._shorten_prompt(stream, newest)
                 continue
             if self.may_crop and spilled and len(self.streams) == 1 and stream.since:
                 self._remember(stream, newest)
@@ -243,9 +261,25 @@ class FocusCache(LoopCache):
             stream.local_start = self.chunks.frames.local_start(len(stream.rows), prompt)
             stream.cached = stream.since = 0
             stream.chosen = None
+            stream.anchors = []
             stream.is_split = True
             self._clear_region(stream.document)
         self.chunks.add(list(pieces), newest)
+
+    def _shorten_prompt(self, stream: Stream, newest: int) -> None:
+        """A dynamic prompt that has grown out of its room starts over with its last P tokens."""
+        if not stream.rows or len(self._prompt(stream)) <= self.settings.prompt_room:
+            return
+        length = len(stream.ids) - newest + 1
+        stream.anchors.append((length, stream.prompt_start))
+        stream.prompt_start = max(stream.start, length - self.settings.sizes.prompt)
+        self._clear_region(stream.document)
+
+    def _prompt_room(self, stream: Stream) -> int:
+        """How many newest tokens a prompt takes before it has to be shortened, or again after it has been."""
+        room, shortest = self.settings.prompt_room, self.settings.frames.nominal
+        left = room - len(self._prompt(stream)) if stream.is_split else 0
+        return left if left > 0 else room - shortest + 1
 
     def _remember(self, stream: Stream, newest: int) -> None:
         before = stream.clone(stream.member)

@@ -54,7 +54,7 @@ def generate(
     new_tokens = count_new_tokens(config, input_ids.shape[1])
 
     cache = kwargs.get(CACHE)
-    spills = longest > settings.sizes.local or longest + new_tokens >= settings.sizes.local + settings.sizes.chunk
+    spills = longest > settings.sizes.local or longest + new_tokens >= settings.window_limit(0)
     # whoever gets the cache may go on from it, past the end of the window
     goes_on = bool(config.return_dict_in_generate) and not refusal_of(config, kwargs)
     if cache is None and memory is None and not spills and not goes_on:  # the window holds everything, to the end
@@ -79,6 +79,7 @@ def generate(
     else:
         refuse_changes(memory, overridden)
         cache.check_continued_by(rows)
+        cache.check_room([len(row) - len(stream.ids) + new_tokens for row, stream in zip(rows, cache.streams)])
 
     padded = attention_mask is not None and not bool(attention_mask[:, -1].all())
     if padded:  # the loops append on the right, so padding belongs on the left

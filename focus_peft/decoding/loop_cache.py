@@ -136,13 +136,17 @@ class LoopCache(Cache):
         return group
 
     def _stays_base(self, stream: Stream, new: int) -> bool:
-        limit = self.settings.sizes.local + 1 if stream.fresh else self._limit
+        limit = self.settings.sizes.local + 1 if stream.fresh else self._limit(stream)
         return stream.window_length + new < limit
 
-    @property
-    def _limit(self) -> int:
+    def _limit(self, stream: Stream) -> int:
         """The length of a local window at which its oldest tokens become a chunk."""
-        return self.settings.sizes.local + self.settings.sizes.chunk
+        return self.settings.window_limit(len(stream.rows))
+
+    def check_room(self, new: Sequence[int]) -> None:
+        """Raise a ValueError if so many more tokens of each row would leave the positions of the model."""
+        for stream, tokens in zip(self.streams, new):
+            self.settings.check_room(len(stream.rows), tokens, stream.window_length)
 
 
 def record_past(cache: Any) -> None:

@@ -151,7 +151,7 @@ class ReadingCache(LoopCache):
         with torch.no_grad():
             while done < newest:
                 choosing = [s for s, turn in zip(self.streams, turns) if self._chooses(s, turn and not done)]
-                room = min(self._limit - 1 - stream.window_length for stream in self.streams)
+                room = min(self._limit(stream) - 1 - stream.window_length for stream in self.streams)
                 count = 1 if choosing else min(newest - done, room)
                 if choosing and self.may_crop and done:
                     self._remember()
@@ -182,7 +182,7 @@ class ReadingCache(LoopCache):
         length = stream.window_length + 1
         if stream.fresh:
             return bool(stream.rows) or length > self.settings.sizes.local
-        return turn and bool(stream.rows) or length >= self._limit
+        return turn and bool(stream.rows) or length >= self._limit(stream)
 
     def _remember(self) -> None:
         (stream,) = self.streams

@@ -20,6 +20,8 @@ class Stream:
         fed (`int`): Prompt tokens, BOS included, that the chunk rows hold as ordinary ones.
         cached (`int`): Tokens of the local window, BOS included, whose keys and values are kept.
         since (`int`): Newest tokens since the window was last split.
+        anchors (`list[tuple[int, int]]`): Of each time that its prompt was shortened since the window was last split:
+            the tokens up to the first newest one then, and where in `ids` the prompt had started before.
         local_start (`int`): Position of the first local token.
         fresh (`bool`): Nothing has been read of it.
         is_split (`bool`): Its window and prompt have been set up.
@@ -36,6 +38,7 @@ class Stream:
     fed: int = 0
     cached: int = 0
     since: int = 0
+    anchors: list[tuple[int, int]] = field(default_factory=list)
     local_start: int = 0
     fresh: bool = True
     is_split: bool = False
@@ -51,4 +54,4 @@ class Stream:
 
     def clone(self, member: int) -> Stream:
         """A stream that goes on from here on its own."""
-        return replace(self, member=member, ids=list(self.ids), rows=list(self.rows))
+        return replace(self, member=member, ids=list(self.ids), rows=list(self.rows), anchors=list(self.anchors))

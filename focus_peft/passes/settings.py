@@ -116,29 +116,43 @@ class Settings:
         before = 0 if self.facts.learned_positions else chunks + self.frames.offset
         return before + int(self.bos is not None) + local
 
-    def check_room(self, chunks: int, new_tokens: int) -> None:
-        """Raise a ValueError if `new_tokens` more tokens behind so many chunks would leave the positions of the
-        model.
-        """
-        limit = self.facts.max_positions
-        growth = min(new_tokens, self.sizes.chunk)  # then the oldest chunk goes to the memory
-        row = self.sizes.chunk + int(self.bos is not None) + self.sizes.prompt + growth
-        window = self._window(chunks, self.sizes.local + growth)
-        if row > limit:
-            raise ValueError(
-                f"`chunk_size` ({self.sizes.chunk}), BOS, `prompt_size` ({self.sizes.prompt}) and {new_tokens} new "
-                f"tokens, a chunk at most, need {row} places, but the model has {limit} positions; choose smaller "
-                "sizes, or fewer new tokens."
-            )
-        if window > limit:
-            raise ValueError(
-                f"{chunks} candidates, BOS, `local_size` ({self.sizes.local}) and {new_tokens} new tokens, a chunk at "
-                f"most, need {window} places, but the model has {limit} positions; choose a larger `chunk_size` than "
-                f"{self.sizes.chunk}, a smaller `local_size`, or fewer new tokens."
-            )
+    @property
+    def prompt_room(self) -> int:
+        """Tokens that a dynamic prompt, BOS included, may grow to before it would leave the positions of the model."""
+        return self.facts.max_positions - self.sizes.chunk
 
+    def window_limit(self, chunks: int) -> int:
+        """The length of a local window behind so many chunks at which its oldest tokens become a chunk: L and a chunk
+        more, or less where the positions of the model end.
+        """
+        room = self.facts.max_positions - self._window(chunks, self.sizes.local)
+        if self.exact and not self.facts.learned_positions:
+            room //= 2  # the whole window moves on with its candidates
+        return self.sizes.local + max(1, min(self.sizes.chunk, room + 1))
+
+    def check_room(self, chunks: int, new_tokens: int, window: int | None = None) -> None:
+        """Raise a ValueError if `new_tokens` more tokens, one by one, behind so many chunks would leave the positions
+        of the model.
+
+        Args:
+            chunks (`int`): Chunks that there are.
+            new_tokens (`int`): Tokens that come.
+            window (`int`, *optional*): Tokens of the local window. Defaults to L.
+        """
+        held, limit, local = chunks, self.facts.max_positions, self.sizes.local
         if self.config.read_chunks is not None:
-            self._check_text(min(self.config.read_chunks, chunks), growth)
+            self._check_text(min(self.config.read_chunks, chunks), min(new_tokens, self.sizes.chunk))
+        window, left = local if window is None else window, new_tokens
+        while self._window(chunks, local) <= limit and window + left >= self.window_limit(chunks):
+            left -= self.window_limit(chunks) - window
+            window, chunks = local, chunks + 1
+        places = self._window(chunks, local)
+        if places > limit:
+            raise ValueError(
+                f"{held} chunks and {new_tokens} new tokens make {chunks} candidates, which with BOS and `local_size` "
+                f"({local}) need {places} places, but the model has {limit} positions; choose a larger `chunk_size` "
+                f"than {self.sizes.chunk}, a smaller `local_size`, or fewer new tokens."
+            )
 
     def _check_text(self, read: int, growth: int) -> None:
         """Raise a ValueError if so many chunks in full, and the local window, would leave the positions of the
