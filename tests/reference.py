@@ -295,7 +295,7 @@ class SlowSequence:
         if sizes.positions is None:
             return sizes.local + sizes.chunk
         candidates = len(self.chunks) if self.plain.relative else 0
-        growth = sizes.positions - candidates - (sizes.bos is not None) - sizes.local  # that has a place for each token
+        growth = sizes.positions - candidates - (sizes.bos is not None) - sizes.local  # each token has a place
         if sizes.decoding == "exact" and self.plain.relative:
             growth //= 2  # all positions of the window move on, too
         return sizes.local + min(sizes.chunk, growth + 1)

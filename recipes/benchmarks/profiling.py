@@ -12,8 +12,10 @@ from unittest.mock import patch
 import torch
 
 import focus_peft.decoding.cache
+import focus_peft.decoding.local_states
+import focus_peft.frozen.parts_attention
 import focus_peft.passes.chunk_pass
-from focus_peft.kv.pass_caches import PassCache
+from focus_peft.kv.pass_caches import PartsCache, PassCache
 from focus_peft.layer import TwinLayer
 from focus_peft.passes.reader import Reader
 
@@ -23,14 +25,15 @@ from .setting import Pieces, document, load, sizes_of, timed
 # What is timed by itself: (phase, where its function is, the function's name). Time in a phase within another counts
 # for the inner one
 PHASES: list[tuple[str, Any, str]] = [
-    ("chunk pass: where tokens go, and masks", focus_peft.passes.chunk_pass, "chunk_pass_input"),
-    ("local pass: where tokens go, and masks", focus_peft.decoding.cache, "local_pass_input"),
-    ("both: masks as numbers", Reader, "_masks"),
-    ("both: evaluation mode, and which pass runs", Reader, "_frozen"),
-    ("both: keys and values put in their places", PassCache, "update"),
-    ("both: projections q, k, v and o, frozen and twins", TwinLayer, "forward"),
-    ("candidates gathered", focus_peft.decoding.cache, "select_candidates"),
-    ("both: the rest of the model", Reader, "run"),
+    ("chunk rows: where tokens go", focus_peft.passes.chunk_pass, "chunk_pass_input"),
+    ("local window: where tokens go", focus_peft.decoding.local_states, "local_pass_input"),
+    ("masks as numbers", Reader, "_masks"),
+    ("evaluation mode, and which pass runs", Reader, "_frozen"),
+    ("keys and values put in their places", PassCache, "update"),
+    ("candidates gathered", PartsCache, "_chosen"),
+    ("projections q, k, v and o, frozen and twins", TwinLayer, "forward"),
+    ("attention", focus_peft.frozen.parts_attention, "attend_side_by_side"),
+    ("the rest of the model", Reader, "call"),
     ("bookkeeping of streams and prompts", focus_peft.decoding.cache.FocusCache, "read"),
 ]
 REST = "`generate`: everything else"
@@ -110,8 +113,8 @@ def step_profile(options: dict[str, Any]) -> dict[str, Any]:
     pieces = Pieces(ids, model.settings())
     with model.disable_adapter():
         base = model.base_model.model
-        caches = pieces.step_caches(base)
-        floor = [timed(lambda: pieces.step(base, caches)) for _ in range(new + 1)][1:]
+        held = pieces.held_states(base)
+        floor = [timed(lambda: pieces.step(base, held)) for _ in range(new + 1)][1:]
     return {
         "phases": {phase: seconds / steps for phase, seconds in phases.seconds.items()},
         "floor": statistics.median(floor),

@@ -99,7 +99,7 @@ def reading_floor(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def step_floor(options: dict[str, Any]) -> dict[str, Any]:
-    """The base model over one step's tokens: 2 · chunks + 1 with caches, or in exact mode, window + 2 · chunks."""
+    """The base model over one step's tokens: 2 · chunks + 1 behind what is held; exact: window + 2 · chunks."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     pieces = Pieces(document(tokenizer, options["tokens"]), model.settings())
     with model.disable_adapter():
@@ -107,6 +107,6 @@ def step_floor(options: dict[str, Any]) -> dict[str, Any]:
         if options["decoding"] == "exact":
             seconds = [timed(lambda: pieces.forward_local(base, 2 * len(pieces.chunks))) for _ in range(3)]
         else:
-            caches = pieces.step_caches(base)
-            seconds = [timed(lambda: pieces.step(base, caches)) for _ in range(options["new_tokens"] + 2)]
+            held = pieces.held_states(base)
+            seconds = [timed(lambda: pieces.step(base, held)) for _ in range(options["new_tokens"] + 2)]
     return with_peak({"prefill_seconds": None, "seconds_per_token": round(statistics.median(seconds[1:]), 4)})

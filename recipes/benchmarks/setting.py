@@ -14,7 +14,6 @@ import transformers
 from lib.base_model import ModelArguments, load_model
 from lib.packaged_model import PACKAGED
 from peft import get_peft_model
-from transformers import StaticCache
 
 from focus_peft import FocusConfig
 from focus_peft.frozen.compat import CACHE
@@ -23,6 +22,8 @@ from focus_peft.passes.reader import TOKEN_BUDGET
 from focus_peft.trainer.metrics import peak_memory
 
 
+# Keys and values of one layer, (2, rows, kv_heads, tokens, head_dim): of chunk rows, and of the local window
+States = list[torch.Tensor]
 # So many characters of text are tokenised for each token that is wanted, more than a token has on average
 CHARACTERS_PER_TOKEN = 12
 
@@ -94,23 +95,23 @@ class Pieces:
         ids = torch.tensor([(self.local * 2)[: len(self.local) + more]], device=base.device)
         base(ids, use_cache=False, logits_to_keep=1)
 
-    def step_caches(self, base: Any) -> list[StaticCache]:
-        """Transformers' preallocated caches, filled as in a streaming step: of chunks with prompts, and window."""
-        held = self.sizes.chunk + self.nominal
-        shapes = [(len(self.chunks), held), (1, len(self.chunks) + len(self.local))]
-        caches = []
-        for rows, length in shapes:
-            # room for the two tokens of each step that is measured
-            cache = StaticCache(config=base.config, max_cache_len=length + 64)
-            config = base.config
-            heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-            for layer in range(config.num_hidden_layers):
-                states = torch.randn(rows, heads, length, width, dtype=base.dtype)
-                cache.update(states, states, layer)
-            caches.append(cache)
-        return caches
+    def held_states(self, base: Any) -> list[States]:
+        """Of each layer, keys and values as they are held before a streaming step, drawn at random: of chunks with
+        prompts, and of the window with candidates.
+        """
+        config = base.config
+        heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+        shapes = [(len(self.chunks), self.sizes.chunk + self.nominal), (1, len(self.chunks) + len(self.local))]
+        return [
+            [torch.randn(2, rows, heads, length, width, dtype=base.dtype) for rows, length in shapes]
+            for _ in range(config.num_hidden_layers)
+        ]
 
-    def step(self, base: Any, caches: list[StaticCache]) -> None:
-        """One pass of two tokens behind every chunk, and one of one token behind the window: 2 · chunks + 1."""
-        base.base_model(torch.full((len(self.chunks), 2), 9), use_cache=True, **{CACHE: caches[0]})
-        base(torch.full((1, 1), 9), use_cache=True, logits_to_keep=1, **{CACHE: caches[1]})
+    def step(self, base: Any, held: list[States]) -> None:
+        """One pass of 2 · chunks + 1 tokens; the attention of two tokens to each chunk and of one to the window."""
+        base(torch.full((1, 2 * len(self.chunks) + 1), 9), use_cache=False, logits_to_keep=1)
+        groups = base.config.num_attention_heads // base.config.num_key_value_heads
+        for layer in held:
+            for (keys, values), tokens in zip(layer, (2, 1)):
+                query = keys.new_ones(*keys.shape[:2], groups * tokens, keys.shape[-1])
+                torch.nn.functional.scaled_dot_product_attention(query, keys, values)

@@ -19,7 +19,7 @@ from focus_peft.passes import probe
 
 
 # Families that take two passes: ALiBi, attention that nobody can exchange, and keys that are made after the cache
-IN_TWO = {"falcon", "falcon_new", "falcon_alibi", "mpt", "bloom", "doge", "diffllama", "deepseek_v2", "deepseek_v3"}
+IN_TWO = ["falcon", "falcon_new", "falcon_alibi", "mpt", "bloom", "doge", "diffllama", "deepseek_v2", "deepseek_v3"]
 SHORT = {"do_sample": False, "max_new_tokens": 12}
 PADDED = torch.tensor([[1] * 40, [0] * 13 + [1] * 27, [0] * 6 + [1] * 34])
 
