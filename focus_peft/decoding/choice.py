@@ -53,7 +53,7 @@ def split(
 ) -> None:
     """What does not fit the windows of streams, which read one document, joins its chunks."""
     cache = _cache(reader, settings, chunks, memory, streams)
-    cache._split(1)
+    cache.split(1)
     for stream, done in zip(streams, cache.streams):
         stream.rows, stream.start, stream.fresh = done.rows, done.start, False
 
