@@ -68,20 +68,6 @@ def test_chunk_and_prompt_past_the_table_of_positions_are_refused(family: str) -
     assert not hasattr(base, "peft_config")
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt"])
-@pytest.mark.parametrize("sizes", [(100, 20, 20), (20, 120, 4)], ids=["chunk", "window"])
-def test_generating_past_the_table_of_positions_is_refused(family: str, sizes: tuple[int, int, int]) -> None:
-    chunk, local, prompt = sizes
-    wrapped = make_focus_model(family, chunk_size=chunk, local_size=local, prompt_size=prompt)
-    ids = random_ids(125)[None]
-    assert wrapped.generate(ids, max_new_tokens=2).shape == (1, 127)
-    with refusal("128 positions", "40 new tokens", "fewer new tokens", model=wrapped):
-        wrapped.generate(ids, max_new_tokens=40)
-    memory = wrapped.encode(ids)
-    with refusal("128 positions", "40 new tokens", model=wrapped):
-        wrapped.generate(ids[:, :5], memory=memory, max_new_tokens=40)
-
-
 @pytest.mark.parametrize("call", ["generate", "forward", "encode"])
 def test_more_chunks_than_the_model_has_positions_are_refused(model: PeftModel, call: str) -> None:
     with refusal("candidates", "`local_size`", "128 positions", "`chunk_size`", model=model):

@@ -73,6 +73,7 @@ class CandidateRecorder:
     """Collects what k_proj and v_proj return at candidate positions: keys before the rotation, and values."""
 
     def __init__(self, model: PeftModel, layers: int) -> None:
+        assert model.base_model.reader  # which tries a few tokens at its first use
         self.calls: dict[tuple[int, str], list[torch.Tensor]] = {}
         self.handles = [
             self._projection(model, layer, name).register_forward_hook(self._hook(layer, name))
@@ -97,7 +98,9 @@ class CandidateRecorder:
         def record(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             running = current_pass.get()
             if running is not None and running.candidates:
-                calls.append(output[:, -running.candidates :].detach().clone())
+                in_one = running.parts is not None
+                rows = running.parts.chunks.last(1, output)[:, None] if in_one else output[:, -running.candidates :]
+                calls.append(rows.detach().clone())
 
         return record
 

@@ -75,6 +75,19 @@ def test_many_turns_stay_within_the_positions() -> None:
     assert len(cache.streams[0].ids) > 5 * POSITIONS
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+@pytest.mark.parametrize("sizes", [(100, 20, 20), (20, 120, 4)], ids=["chunk", "window"])
+def test_a_memory_in_a_table_that_is_nearly_full(family: str, sizes: tuple[int, int, int]) -> None:
+    chunk, local, prompt = sizes
+    model = make_focus_model(family, chunk_size=chunk, local_size=local, prompt_size=prompt)
+    ids, memory = random_ids(5, seed=1), random_ids(125)
+    reference = Reference(make_tiny_model(family), model, positions=128)
+    expected, logits = reference.greedy(ids.tolist(), 40, memory.tolist())
+    output = model.generate(ids[None], memory=model.encode(memory[None]), max_new_tokens=40, **OPTIONS)
+    assert torch.equal(output.sequences[0, 5:], expected)
+    torch.testing.assert_close(torch.cat(output.logits).double(), logits, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("road", ["generate", "forward", "a turn", "a token of one's own loop"])
 def test_more_chunks_than_positions_are_refused_on_every_road(road: str) -> None:
     model, ids = focus_model(MODELS["rotary"]), random_ids(100)[None]
