@@ -55,14 +55,18 @@ class FocusCache(Predictor):
             self.base_cache.reorder_cache(beam_idx)
         if origin == list(range(len(origin))):
             return
+        with torch.inference_mode(False), torch.no_grad():
+            self._reorder_states(beam_idx)
         old = self.streams
         self.streams = [old[o].clone(old[r].member) for r, o in enumerate(origin)]
-        self.local.store.select_rows(beam_idx)
-        if self.candidates is not None:
-            self.candidates = [(k[beam_idx.to(k.device)], v[beam_idx.to(v.device)]) for k, v in self.candidates]
         group = self._members
         for document, region in enumerate(self.regions):
             region.reorder([old[o].member for o in origin[document * group : (document + 1) * group]])
+
+    def _reorder_states(self, beam_idx: torch.Tensor) -> None:
+        self.local.store.select_rows(beam_idx)
+        if self.candidates is not None:
+            self.candidates = [(k[beam_idx.to(k.device)], v[beam_idx.to(v.device)]) for k, v in self.candidates]
 
     def crop(self, max_length: int) -> None:
         """Take back the last `-max_length` tokens (or, if positive, all after the first `max_length`)."""
@@ -123,7 +127,8 @@ class FocusCache(Predictor):
             stream.ids += ids[: len(ids) - newest]
         logits: list[torch.Tensor] = []
         done = 0
-        with self.memory_lock(), torch.no_grad():
+        # what is kept may be written to outside of the caller's inference mode
+        with self.memory_lock(), torch.inference_mode(False), torch.no_grad():
             while done < newest:
                 count = min(newest - done, self._newest_at_once())
                 for stream, tail in zip(self.streams, tails):

@@ -18,7 +18,7 @@ from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .forward import counts_tokens
 from .loop_cache import LoopCache
-from .options import check_room, count_new_tokens, mask_of_padding, options_of, refusal_of, refuse_changes
+from .options import check_room, count_new_tokens, mask_of_padding, options_of, refusal_of, refuse_changes, unset_own
 from .reading_cache import ReadingCache, make_cache
 from .reminder import unreminded
 
@@ -91,6 +91,7 @@ def generate(
         cache.may_crop = True  # drafts are taken back, which older transformers do without announcing it
     if isinstance(cache, ReadingCache) and kwargs.get(CACHE) is None:  # whether the window may spill
         cache.keeps_chunks = goes_on or cache.may_crop or new_tokens > settings.sizes.chunk
+    unset_own(kwargs, config)
     kwargs[CACHE] = cache
     kwargs["use_cache"] = True  # which some models (MPT) have off
     read = cache.tokens

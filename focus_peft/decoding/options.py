@@ -13,6 +13,10 @@ from ..memory.memory import Memory
 from ..passes.settings import Settings
 
 
+# Options that say which cache transformers makes and how it is filled
+OF_CACHES = ("cache_implementation", "prefill_chunk_size")
+
+
 def options_of(model: PreTrainedModel, kwargs: dict[str, Any]) -> Any:
     """What transformers will see: the given or the model's generation config, with options on top. Only read, never
     passed.
@@ -27,6 +31,7 @@ class _Layered:
 
     def __init__(self, options: dict[str, Any], *configs: Any) -> None:
         self._options, self._configs = options, configs
+        self.own = configs[-1]
 
     def __getattr__(self, name: str) -> Any:
         if name in self._options:
@@ -69,10 +74,23 @@ def refusal_of(config: Any, kwargs: dict[str, Any]) -> str | None:
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name):
             return f"`{name}=True` is not possible: chunk pass and local pass have different shapes; leave it out."
-    for name in ("cache_implementation", "prefill_chunk_size"):
-        if getattr(config, name) is not None:
+    for name in OF_CACHES:
+        if kwargs.get(name) is not None or _names(kwargs, config, name):
             return f"`{name}` is {getattr(config, name)!r}, but focus_peft brings a cache of its own; leave it out."
     return None
+
+
+def _names(kwargs: dict[str, Any], config: Any, name: str) -> bool:
+    """Whether it is the given generation config that has the option, and not the model's own, of which it is a copy."""
+    given = getattr(kwargs.get("generation_config"), name, None)
+    return given is not None and given != getattr(config.own, name, None)
+
+
+def unset_own(kwargs: dict[str, Any], config: Any) -> None:
+    """Leave out what the model's own generation config says of caches (Gemma's: "hybrid"): there is another."""
+    for name in OF_CACHES:
+        if getattr(config.own, name, None) is not None:
+            kwargs[name] = None
 
 
 def refuse_changes(memory: Memory | None, overridden: Sequence[str]) -> None:

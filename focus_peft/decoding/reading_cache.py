@@ -148,7 +148,7 @@ class ReadingCache(LoopCache):
             stream.ids += ids[: len(ids) - newest]
         logits: list[torch.Tensor] = []
         done = 0
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             while done < newest:
                 choosing = [s for s, turn in zip(self.streams, turns) if self._chooses(s, turn and not done)]
                 room = min(self._limit(stream) - 1 - stream.window_length for stream in self.streams)

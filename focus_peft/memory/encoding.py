@@ -35,6 +35,8 @@ class Encoder:
     settings: Settings
     fingerprint: Fingerprint
 
+    @torch.inference_mode(False)  # what is kept may be written to outside of the caller's
+    @torch.no_grad()
     def encode(
         self, documents: list[list[int]], old: Memory | None, given: Mapping[str, Any], progress: bool
     ) -> Memory:
@@ -82,6 +84,8 @@ class Encoder:
             )
         return wanted
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def load(self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None) -> Memory:
         """Load what `Memory.save` wrote, onto the model's device or into the storage of the settings.
 

@@ -225,7 +225,7 @@ class Reader:
                 positions = place + torch.tensor(starts[begin : begin + len(batch)])[:, None]
                 rows = slice(first_row + begin, first_row + begin + len(batch))
                 cache = PassCache(store, rows, place, slice(0, tokens.shape[1]), chunks=list(map(len, batch)))
-                with torch.no_grad(), self._frozen(self.modules):
+                with torch.inference_mode(False), torch.no_grad(), self._frozen(self.modules):
                     self.model.base_model(
                         input_ids=sent(tokens, device),
                         # an explicit mask: without one, unusual positions are taken for packed sequences

@@ -1,0 +1,88 @@
+"""What callers have set around a call or beside the model: inference mode, and a generation config that names caches."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_focus_model, make_tiny_model, random_ids, small_config
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from focus_peft.frozen.compat import CACHE
+
+
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5, "return_dict_in_generate": True}
+
+
+@pytest.fixture(scope="module")
+def model() -> PeftModel:
+    return make_focus_model("llama", torch.float64)
+
+
+def a_memory(model: PeftModel, begins: Any, goes_on: Any) -> torch.Tensor:
+    with begins:
+        memory = model.encode(random_ids(40))
+    with goes_on:
+        return model.generate(random_ids(6, seed=1)[None], memory=memory, **GREEDY).sequences
+
+
+def an_extended_memory(model: PeftModel, begins: Any, goes_on: Any) -> torch.Tensor:
+    with begins:
+        memory = model.encode(random_ids(40))
+    with goes_on:
+        memory = model.encode(random_ids(9, seed=2), memory=memory)
+    return model.generate(random_ids(6, seed=1)[None], memory=memory, **GREEDY).sequences
+
+
+def a_conversation(model: PeftModel, begins: Any, goes_on: Any, **options: Any) -> torch.Tensor:
+    with begins:
+        output = model.generate(random_ids(40)[None], **GREEDY, **options)
+    row = torch.cat([output.sequences[:1], random_ids(3, seed=3)[None]], dim=1)
+    with goes_on:
+        return model.generate(row, **GREEDY, **{CACHE: output[CACHE]}).sequences
+
+
+def beams(model: PeftModel, begins: Any, goes_on: Any) -> torch.Tensor:
+    cache = model(random_ids(40)[None].repeat(2, 1), use_cache=True)[CACHE]
+    with begins:
+        cache.reorder_cache(torch.tensor([1, 0]))
+    with goes_on:
+        return model(torch.tensor([[5], [6]]), use_cache=True, **{CACHE: cache}).logits
+
+
+def reading(model: PeftModel, begins: Any, goes_on: Any) -> torch.Tensor:
+    return a_conversation(model, begins, goes_on, read_chunks=1)
+
+
+@pytest.mark.parametrize("call", [a_memory, an_extended_memory, a_conversation, beams, reading])
+@pytest.mark.parametrize("inside_first", [True, False])
+def test_inference_mode_may_begin_or_end_between_calls(
+    model: PeftModel, call: Callable[..., torch.Tensor], inside_first: bool
+) -> None:
+    expected = call(model, contextlib.nullcontext(), contextlib.nullcontext())
+    modes = [torch.inference_mode(), contextlib.nullcontext()]
+    found = call(model, *(modes if inside_first else modes[::-1]))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("named", [{"cache_implementation": "hybrid"}, {"cache_implementation": "static"}])
+def test_a_cache_that_the_models_own_generation_config_names_is_not_the_users(
+    tmp_path: Path, named: dict[str, Any]
+) -> None:
+    base = make_tiny_model("gemma2", torch.float32)
+    base.save_pretrained(tmp_path)
+    expected = get_peft_model(base, small_config()).generate(random_ids(40)[None], **GREEDY).sequences
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **named}))  # as Gemma's on the Hub
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path), small_config())
+    assert model.get_base_model().generation_config.cache_implementation == named["cache_implementation"]
+    assert torch.equal(model.generate(random_ids(40)[None], **GREEDY).sequences, expected)
+    for given in ({"cache_implementation": "dynamic"}, {"cache_implementation": "static"}):
+        with pytest.raises(ValueError, match="`cache_implementation` is"):
+            model.generate(random_ids(40)[None], **GREEDY, **given)
