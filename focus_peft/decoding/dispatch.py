@@ -36,6 +36,13 @@ class CacheDispatch(Interceptor):
         if input_ids is None:
             raise ValueError(f"`input_ids` is missing; `{CACHE}` goes on with ids, and not with `inputs_embeds`.")
         mask = kwargs.get("attention_mask")
+        if cache.tokens and input_ids.shape[1] > 1:
+            unread = _columns(mask, kwargs.get("position_ids")) - cache.tokens
+            if 0 < unread < input_ids.shape[1]:
+                # assisted decoding hands a second turn over with all that was read before (transformers 5.24)
+                input_ids = input_ids[:, -unread:]
+                if kwargs.get("position_ids") is not None:
+                    kwargs["position_ids"] = kwargs["position_ids"][:, -unread:]
         new = unpad(input_ids, None if mask is None else mask[:, -input_ids.shape[1] :])
 
         def base_call(base_cache: Cache) -> Any:
@@ -48,3 +55,12 @@ class CacheDispatch(Interceptor):
             return CausalLMOutputWithPast(**fields)
         result[CACHE] = cache
         return result
+
+
+def _columns(mask: torch.Tensor | None, positions: torch.Tensor | None) -> int:
+    """How many columns a batch has, those read before included, as its mask or (where there is none) its positions
+    say; 0: neither does.
+    """
+    if mask is not None and mask.dim() == 2:
+        return mask.shape[1]
+    return 0 if positions is None or mask is not None else int(positions[0, -1]) + 1

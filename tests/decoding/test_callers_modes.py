@@ -1,4 +1,6 @@
-"""What callers have set around a call or beside the model: inference mode, and a generation config that names caches."""
+"""What callers have set around a call or beside the model: inference mode, a generation config that names caches, and
+loops that hand over a second turn with all that was read before.
+"""
 
 from __future__ import annotations
 
@@ -86,3 +88,16 @@ def test_a_cache_that_the_models_own_generation_config_names_is_not_the_users(
     for given in ({"cache_implementation": "dynamic"}, {"cache_implementation": "static"}):
         with pytest.raises(ValueError, match="`cache_implementation` is"):
             model.generate(random_ids(40)[None], **GREEDY, **given)
+
+
+@pytest.mark.parametrize("length", [40, 6], ids=["long", "short"])
+@pytest.mark.parametrize("options", [{}, {"read_chunks": 1}], ids=["candidates", "read"])
+def test_drafts_in_a_second_turn(model: PeftModel, length: int, options: dict[str, Any]) -> None:
+    turns = []
+    for drafts in ({}, {"prompt_lookup_num_tokens": 3}):
+        output = model.generate(random_ids(length)[None], **{**GREEDY, "max_new_tokens": 2}, **options)
+        row = torch.cat([output.sequences, random_ids(4, seed=3).repeat(2)[None]], dim=1)
+        output = model.generate(row, **GREEDY, **{CACHE: output[CACHE]}, **drafts)
+        assert output[CACHE].tokens == output.sequences.shape[1] - 1
+        turns.append(output.sequences)
+    assert torch.equal(*turns)
