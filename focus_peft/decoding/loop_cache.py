@@ -141,7 +141,7 @@ class LoopCache(Cache):
 
     def _limit(self, stream: Stream) -> int:
         """The length of a local window at which its oldest tokens become a chunk."""
-        return self.settings.window_limit(len(stream.rows))
+        return self.settings.sizes.local + self.settings.sizes.chunk
 
     def check_room(self, new: Sequence[int]) -> None:
         """Raise a ValueError if so many more tokens of each row would leave the positions of the model."""

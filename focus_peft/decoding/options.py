@@ -81,7 +81,7 @@ def refusal_of(config: Any, kwargs: dict[str, Any]) -> str | None:
 
 
 def _names(kwargs: dict[str, Any], config: Any, name: str) -> bool:
-    """Whether it is the given generation config that has the option, and not the model's own, of which it is a copy."""
+    """Whether the given generation config has the option, and not the model's own, of which it is a copy."""
     given = getattr(kwargs.get("generation_config"), name, None)
     return given is not None and given != getattr(config.own, name, None)
 

@@ -78,6 +78,9 @@ class Predictor(LoopCache):
         """Streams of each document."""
         return len(self.streams) // self.documents
 
+    def _limit(self, stream: Stream) -> int:
+        return self.settings.window_limit(len(stream.rows))
+
     def _window(self, stream: Stream) -> list[int]:
         return with_bos(stream.ids[stream.start :], self.settings.bos if stream.rows else None)
 
