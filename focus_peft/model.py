@@ -416,11 +416,9 @@ class FocusModel(Refusals, TwinTuner):
             memory (`Memory`, *optional*): What `encode` returned.
             attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*):
                 1 at real tokens. Padding may be on either side; what is returned is padded on the left.
-            decoding, refresh_interval, top_chunks, chunk_batch_size, local_size, prompt_size, add_bos, storage,
-            storage_dir,
-            spread_chunks:
-                Override the adapter's configuration for this call. A `memory` stays in its own storage, and it is the
-                memory that says whether chunks are spread.
+            **overrides: Fields of [`FocusConfig`] that control the windows and decoding, `chunk_size` left out, for
+                this call. A `memory` stays in its own storage, and it is the memory that says whether chunks are
+                spread.
             progress (`bool`, *optional*): Show a progress bar while reading. Default: if standard error is a terminal.
             **kwargs: Every option of transformers' `generate`, but `inputs_embeds`, `use_cache=False`,
                 `cache_implementation`, `prefill_chunk_size`, `output_attentions` and `output_hidden_states`.

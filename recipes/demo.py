@@ -26,6 +26,7 @@ from lib.command_line import parser_of
 
 from focus_peft.cli.console import CommandError
 from focus_peft.cli.generate import read_document
+from focus_peft.cli.reading_options import reading_options
 from focus_peft.trainer.metrics import peak_memory
 
 
@@ -35,7 +36,7 @@ SHADES = " .:-=+*#%@"
 
 
 def main(args: argparse.Namespace) -> None:
-    model, tokenizer = load(args.adapter, args.dtype)
+    model, tokenizer = load(args.adapter, args.dtype, **reading_options(args))
     if args.document is None:
         ids, number = haystack(tokenizer, args.tokens, args.seed)
         print(f"The hidden sentence:{NEEDLE.format(number=number)}")

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "focus_peft"
 ROOMS = (
     "peft_type",
     "adapter_file",
+    "fields",
     "config",
     "frozen",
     "kv",

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..config import is_number
+from ..fields import is_number
 
 
 # `subject` of a number that was measured with the adapter

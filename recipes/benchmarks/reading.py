@@ -11,6 +11,8 @@ from unittest.mock import patch
 
 import torch
 
+from focus_peft.config import INFERENCE_FIELDS
+
 from .setting import Pieces, document, load, sizes_of, timed, with_peak
 
 
@@ -49,8 +51,7 @@ def focus(options: dict[str, Any]) -> dict[str, Any]:
     """Our `generate` with the given options; with `compiled`, parts of the model are compiled."""
     model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
-    names = ("decoding", "storage", "spread_chunks", "refresh_interval", "top_chunks", "chunk_batch_size")
-    given = {name: options[name] for name in names if name in options}
+    given = {name: options[name] for name in INFERENCE_FIELDS if name in options}
     with parts_compiled(model, ids) if options.get("compiled") else contextlib.nullcontext():
         return generating(model, ids, options["new_tokens"], warm_up=model.settings().sizes.local + 8, **given)
 

@@ -28,6 +28,7 @@ from evaluating.result_tables import tables
 from evaluating.sample_file import SampleFile
 from evaluating.texts import read_texts
 from focus_peft import FocusConfig
+from focus_peft.config import SHARED_FIELDS
 from focus_peft.frozen.fingerprint import digest
 from focus_peft.hub.results import save_results
 from focus_peft.passes.settings import Settings
@@ -217,6 +218,8 @@ def digest_of_twins(model: Any) -> str:
 
 def _windows(settings: Settings) -> dict[str, Any]:
     """What the adapter reads with, as far as results depend on it."""
+    # the first stood in the earliest folders' names; what came later stands there where it is chosen
     names = ("decoding", "refresh_interval", "top_chunks", "storage", "storage_dir")
-    chosen = {name: getattr(settings.config, name) for name in names}
+    changed = [name for name in SHARED_FIELDS if getattr(settings.config, name) != getattr(FocusConfig, name)]
+    chosen = {name: getattr(settings.config, name) for name in {*names, *changed}}
     return {"sizes": asdict(settings.sizes), "frames": asdict(settings.frames), "bos": settings.bos, **chosen}

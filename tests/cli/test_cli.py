@@ -14,7 +14,9 @@ from conftest import make_tiny_model, make_tiny_tokenizer, perturb_twins
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from focus_peft import FocusConfig
-from focus_peft.cli.main import main
+from focus_peft.cli.main import build_parser, main
+from focus_peft.cli.reading_options import reading_options
+from focus_peft.config import READING_FIELDS
 
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
@@ -194,6 +196,38 @@ def test_used_memory_directory_ends_with_code_5_before_a_model_is_loaded(
     assert_one_sentence(capfd, "not empty")
 
 
+READING = {
+    "chunk-size": 16,
+    "local-size": 20,
+    "prompt-size": 6,
+    "decoding": "exact",
+    "refresh-interval": 2,
+    "chunk-batch-size": 1,
+    "top-chunks": 3,
+    "storage": "disk",
+    "storage-dir": "/tmp",
+}
+
+
+def test_every_field_that_may_change_after_training_has_an_option() -> None:
+    words = [word for name, value in READING.items() for word in (f"--{name}", str(value))]
+    given = ["generate", "--model", "m", "--document", "d", "--question", "?"]
+    found = reading_options(build_parser().parse_args([*given, *words, "--no-add-bos"]))
+    assert found == {**{name.replace("-", "_"): value for name, value in READING.items()}, "add_bos": False}
+    assert {*found, "spread_chunks"} == set(READING_FIELDS)
+    assert FocusConfig().with_overrides(**found).top_chunks == 3
+    assert set(reading_options(build_parser().parse_args(given)).values()) == {None}
+
+
+def test_an_option_changes_how_the_adapter_reads(
+    model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for size, chunks in ((24, 8), (12, 15)):
+        words = ("--document", document, "--question", "?", "--chunk-size", size, "--prompt-size", 4)
+        assert run(model, "--adapter", adapter, *words) == 0
+        assert f"in {chunks} chunks" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -201,6 +235,8 @@ def test_used_memory_directory_ends_with_code_5_before_a_model_is_loaded(
         ["generate"],
         ["generate", "--model", "m", "--document", "d", "--question", "?", "--max-new-tokens", "0"],
         ["generate", "--model", "m", "--document", "d", "--question", "?", "--decoding", "magic"],
+        ["generate", "--model", "m", "--document", "d", "--question", "?", "--chunk-size", "0"],
+        ["generate", "--model", "m", "--document", "d", "--question", "?", "--storage-dir", ""],
     ],
 )
 def test_wrong_usage_ends_with_code_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
