@@ -2,8 +2,8 @@
 
     python recipes/gpu.py --output docs/results/gpu
     python recipes/gpu.py --output docs/results/gpu --parts check,decoding
-    python recipes/gpu.py --output docs/results/gpu --parts adapter --base ~/.cache/huggingface/focus_peft/SmolLM2
-    --minutes 5 python recipes/gpu.py --output /tmp/gpu --small                    # tiny sizes on the CPU, in a minute
+    python recipes/gpu.py --output docs/results/gpu --parts adapter --base ~/.cache/focus_peft/SmolLM2 --minutes 5
+    python recipes/gpu.py --output /tmp/gpu --small                          # tiny sizes on the CPU, in a minute
     python recipes/gpu.py --join docs/results/gpu/checkpoint outputs/trained
 
 From a bare checkout: `PYTHONPATH=. python recipes/gpu.py ...`. It needs torch, transformers, peft, accelerate and
@@ -14,6 +14,7 @@ leaves what it had.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -66,6 +67,7 @@ def main(args: argparse.Namespace) -> int:
         report = Report(part, of_part)
         try:
             module: Any = importlib.import_module(f"benchmarks.gpu.{part}")
+            gc.freeze()  # what was imported is not looked through after each cell
             module.run(report)
         except Exception as error:  # the other parts go on
             report.note_failure(error)
