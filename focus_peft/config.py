@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +13,20 @@ from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, TaskType
 
 from .adapter_file import check_adapter_file, leave_out_other_adapters
-from .fields import FLAG, FOLDER, SCALE, SHARE, SIZE, SIZE_OR_NONE, WEIGHT, declared, declared_fields, describe, one_of
+from .fields import (
+    FLAG,
+    FOLDER,
+    SCALE,
+    SHARE,
+    SIZE,
+    SIZE_OR_NONE,
+    WEIGHT,
+    check_target_modules,
+    declared,
+    declared_fields,
+    describe,
+    one_of,
+)
 from .peft_type import FOCUS
 
 
@@ -209,7 +221,7 @@ class FocusConfig(PeftConfig):
         if isinstance(self.target_modules, (set, frozenset, tuple)):
             self.target_modules = sorted(self.target_modules)
         if self.target_modules is not None:
-            _check_target_modules(self.target_modules)
+            check_target_modules(self.target_modules)
         for option in declared_fields(self):
             must, value = option.metadata["must"], getattr(self, option.name)
             if must is not None and not must.holds(value):
@@ -287,21 +299,6 @@ class FocusConfig(PeftConfig):
         if isinstance(chunk, int) and (self.train_min_chunk_size or 0) > chunk:
             given.setdefault("train_min_chunk_size", None)  # the configured one is for training with larger chunks
         return replace(self, **given) if given else self
-
-
-def _check_target_modules(value: Any) -> None:
-    if not isinstance(value, (str, list)) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"`target_modules` must be a list of names or a regular expression, got {value!r}.")
-    if not value or "" in list(value):
-        raise ValueError(
-            f"`target_modules` is empty or has an empty name ({value!r}); name at least one projection, or leave it "
-            "out for q, k, v and o."
-        )
-    if isinstance(value, str):
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"`target_modules` is {value!r}, which is no regular expression: {error}.") from error
 
 
 OPTIONS = declared_fields(FocusConfig)

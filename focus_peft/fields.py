@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
@@ -54,6 +55,22 @@ FOLDER = Rule(
     lambda value: value is None or isinstance(value, (str, os.PathLike)) and bool(str(value)),
     "the path of a directory or None",
 )
+
+
+def check_target_modules(value: Any) -> None:
+    """Raise a ValueError unless these can name projections."""
+    if not isinstance(value, (str, list)) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"`target_modules` must be a list of names or a regular expression, got {value!r}.")
+    if not value or "" in list(value):
+        raise ValueError(
+            f"`target_modules` is empty or has an empty name ({value!r}); name at least one projection, or leave it "
+            "out for q, k, v and o."
+        )
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"`target_modules` is {value!r}, which is no regular expression: {error}.") from error
 
 
 def declared(

@@ -1,4 +1,7 @@
-"""The house: which room may import which. Every import counts, late and type-only ones too."""
+"""`focus_peft/` is a house of rooms in an order (ARCHITECTURE.md), and no room imports one that comes after it.
+
+`ROOMS` is the order. Every import counts, late and type-only ones too, and no two files import each other.
+"""
 
 from __future__ import annotations
 

@@ -18,13 +18,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME
 
-from ..adapter_file import DTYPES, WEIGHTS_FILE, check_adapter_file, check_weights, copy_weights
+from ..adapter_file import WEIGHTS_FILE, check_adapter_file
 from ..config import FocusConfig
 from ..peft_type import FOCUS
 from .card import CARD_FILE, CardFacts, make_card
 from .provenance import RECIPE_FILE, SECRET, Provenance
 from .results import load_results, to_json
 from .run_folder import STATE_FILE, checkpoints
+from .weights import DTYPES, check_weights, copy_weights
 
 
 RESULTS_FILE = "results.json"

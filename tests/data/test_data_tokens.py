@@ -36,7 +36,7 @@ def encoder(
     return Encoder(tokenizer, use_template, min_tokens, max_tokens)
 
 
-def labelled(item: dict[str, list[int]]) -> str:
+def labeled(item: dict[str, list[int]]) -> str:
     """The text of an item's labels, which must be its own tokens."""
     ids, labels = item["input_ids"], item["labels"]
     assert len(ids) == len(labels)
@@ -74,11 +74,11 @@ def test_documents_of_min_tokens_are_kept_and_shorter_ones_are_not() -> None:
 # Instruction pairs
 
 
-def test_of_an_instruction_pair_only_the_answer_is_labelled(tmp_path: Path) -> None:
+def test_of_an_instruction_pair_only_the_answer_is_labeled(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"instruction": "Say something.", "output": "Something.", "input": ""}])
     item = prepared(tmp_path, {"path": str(path), **PAIR}).train[0]
     assert TOKENIZER.decode(item["input_ids"]) == "<s>user: Say something.\nassistant: Something.\n"
-    assert labelled(item) == "Something.\n"
+    assert labeled(item) == "Something.\n"
 
 
 def test_the_prompt_of_a_pair_is_what_generation_sees() -> None:
