@@ -160,9 +160,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
         one.add_argument("--tokens", type=int, **lengths, help="length")
         one.add_argument("--ways", nargs="+", choices=ways, help="default: all")
         one.add_argument("--repeats", type=int, default=3, help="processes of each way (default: 3)")
-        one.add_argument(
-            "--model", default=PACKAGED, help="folder or name of a model (default: SmolLM2's package)"
-        )
+        one.add_argument("--model", default=PACKAGED, help="folder or name of a model (default: SmolLM2's package)")
         one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
         one.add_argument("--new-tokens", type=int, default=4, help="tokens that are timed (default: 4)")
         longest: dict[str, Any] = {"type": way_and_tokens(ways), "nargs": "+", "default": [], "metavar": "WAY=TOKENS"}

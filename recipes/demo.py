@@ -82,7 +82,7 @@ def shown(growing: Iterator[Answer]) -> Answer:
 
 
 def strip(shares: torch.Tensor) -> str:
-    """A character for each chunk, or for a few neighbours, the darker the more it was looked at."""
+    """A character for each chunk, or for a few neighbors, the darker the more it was looked at."""
     parts = torch.stack([part.max() for part in shares.tensor_split(min(STRIP, len(shares)))])
     return "".join(SHADES[int(share * (len(SHADES) - 1))] for share in shades(parts))
 

@@ -22,7 +22,7 @@ from focus_peft.passes.reader import TOKEN_BUDGET
 from focus_peft.trainer.metrics import peak_memory
 
 
-# So many characters of text are tokenised for each token that is wanted, more than a token has on average
+# So many characters of text are tokenized for each token that is wanted, more than a token has on average
 CHARACTERS_PER_TOKEN = 12
 
 

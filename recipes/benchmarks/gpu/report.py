@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import platform
 import signal
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from lib.result_files import git_commit, write_json
 
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "flash_attn")
@@ -140,10 +139,7 @@ class Report:
     def write(self) -> None:
         """Write the file; one that is there is replaced when the new one is whole."""
         self.values["seconds"] = round(time.perf_counter() - self.begin, 1)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.file.with_suffix(".part")
-        scratch.write_text(json.dumps({**self.values, "cells": self.cells}, indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, self.file)
+        write_json(self.file, {**self.values, "cells": self.cells})
 
 
 def origin(options: Options) -> dict[str, Any]:
@@ -158,7 +154,7 @@ def origin(options: Options) -> dict[str, Any]:
             versions[package] = metadata.version(package)
     return {
         "command": options.command,
-        "commit": commit(),
+        "commit": git_commit(),
         "device": name,
         "device_memory_gb": memory,
         "cuda": torch.version.cuda,
@@ -168,15 +164,6 @@ def origin(options: Options) -> dict[str, Any]:
         "small": options.small,
         "limit_seconds": options.seconds,
     }
-
-
-def commit() -> str | None:
-    """The commit that is measured, if git knows; with a plus where files differ from it."""
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    try:
-        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 @contextlib.contextmanager
