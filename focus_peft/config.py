@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -42,6 +43,12 @@ DECODING = "decoding"
 LOSS = "the training loss"
 
 
+_adapter = partial(declared, ADAPTER)
+_windows = partial(declared, WINDOWS, per_call=True)
+_decoding = partial(declared, DECODING, per_call=True)
+_loss = partial(declared, LOSS)
+
+
 @dataclass
 class FocusConfig(PeftConfig):
     """
@@ -70,140 +77,117 @@ class FocusConfig(PeftConfig):
     # it
     complete_card: ClassVar[Callable[[Path, FocusConfig], None] | None] = None
 
-    target_modules: list[str] | str | None = declared(
+    target_modules: list[str] | str | None = _adapter(
         None,
-        ADAPTER,
         None,
         "The projections that get a twin: names (matched at the end of the module's path) or, as a string, a regular "
         "expression for the whole path. Defaults to q, k, v and o of every attention module, fused ones included, "
         "found by structure.",
     )
-    r: int | None = declared(
+    r: int | None = _adapter(
         None,
-        ADAPTER,
         SIZE_OR_NONE,
         "None: each twin is a full trainable copy of its projection (the paper's). An integer: the twin is the frozen "
         "projection plus a low-rank delta of rank `r` that starts at zero.",
     )
-    alpha: float | None = declared(
-        None, ADAPTER, SCALE, "The delta is scaled by `alpha / r`. Only with `r`. Defaults to `2 * r`."
+    alpha: float | None = _adapter(
+        None, SCALE, "The delta is scaled by `alpha / r`. Only with `r`. Defaults to `2 * r`."
     )
-    chunk_size: int | None = declared(
-        None, WINDOWS, SIZE_OR_NONE, "Tokens in a chunk of the memory, c. Defaults to min(2048, max positions / 4)."
-    )
-    local_size: int | None = declared(
+    chunk_size: int | None = _windows(
         None,
-        WINDOWS,
+        SIZE_OR_NONE,
+        "Tokens in a chunk of the memory, c. Defaults to min(2048, max positions / 4).",
+        per_call=False,
+    )
+    local_size: int | None = _windows(
+        None,
         SIZE_OR_NONE,
         "Tokens in the local window, L. Defaults to min(2048, max positions / 4).",
-        per_call=True,
     )
-    prompt_size: int | None = declared(
+    prompt_size: int | None = _windows(
         None,
-        WINDOWS,
         SIZE_OR_NONE,
         "Tokens at the end of the local window that are appended to every chunk as the dynamic prompt, P. Defaults to "
         "min(512, `chunk_size`, `local_size`), the paper's.",
-        per_call=True,
     )
-    add_bos: bool = declared(
+    add_bos: bool = _windows(
         True,
-        WINDOWS,
         FLAG,
         "Put the model's BOS, if it has one, before the dynamic prompt and before the local window, unless they "
         "already start with it. Nothing is added where there is no memory.",
-        per_call=True,
     )
-    decoding: Literal["streaming", "exact"] = declared(
+    decoding: Literal["streaming", "exact"] = _decoding(
         "streaming",
-        DECODING,
         one_of("streaming", "exact"),
         '"exact" (the paper\'s): the local window is recomputed under new candidates for every token. "streaming": '
         "local keys and values are cached, and only the newest token sees its candidates. In training it chooses the "
         'label scheme likewise: "streaming" gives every label its own candidates, "exact" one set to a block of '
         "labels.",
-        per_call=True,
     )
-    refresh_interval: int = declared(
+    refresh_interval: int = _decoding(
         1,
-        DECODING,
         SIZE,
         "Candidates are renewed every so many generated tokens. Defaults to every token.",
-        per_call=True,
     )
-    chunk_batch_size: int | None = declared(
+    chunk_batch_size: int | None = _decoding(
         None,
-        DECODING,
         SIZE_OR_NONE,
         "How many chunks are read at once. Results do not depend on it. Defaults to as many as fit a token budget.",
-        per_call=True,
         each_process=True,
     )
-    top_chunks: int | None = declared(
+    top_chunks: int | None = _decoding(
         None,
-        DECODING,
         SIZE_OR_NONE,
         "Only so many chunks are renewed: those that the first token after the input, or after the window grew into "
         "the memory, attended to most. The others keep their last candidate. Defaults to all.",
-        per_call=True,
     )
-    storage: Literal["device", "cpu", "int8", "disk"] = declared(
+    storage: Literal["device", "cpu", "int8", "disk"] = _decoding(
         "device",
-        DECODING,
         one_of(*STORAGES),
         'Where keys and values of chunks are kept: on the model\'s device ("device"); in CPU memory ("cpu"); on the '
         'device in 8 bits, with a scale for each token and head, which changes results a little ("int8"); or in files '
         'that are mapped into memory ("disk"). In training they are on the device.',
-        per_call=True,
         each_process=True,
     )
-    storage_dir: str | None = declared(
+    storage_dir: str | None = _decoding(
         None,
-        DECODING,
         FOLDER,
         'Where the files of `storage="disk"` are made; they vanish with the memory. Defaults to the system\'s '
         "directory for temporary files.",
-        per_call=True,
         each_process=True,
     )
-    spread_chunks: bool = declared(
+    spread_chunks: bool = _decoding(
         False,
-        DECODING,
         FLAG,
         "Whether the processes of torch.distributed share the chunks of a memory: each holds and reads some of them, "
         "only candidates are exchanged, and all give the same result. All must make the same calls, with the same "
         "seed where tokens are sampled. Not in training.",
-        per_call=True,
         each_process=True,
     )
-    loss: Literal["sum", "draw"] = declared(
+    loss: Literal["sum", "draw"] = _loss(
         "sum",
-        LOSS,
         one_of("sum", "draw"),
         '"sum": continuation plus repetition loss (the paper\'s equation 7). "draw": one of the two for each sample, '
         "by lot, with their weights as odds (the released code).",
     )
-    continuation_weight: float = declared(1.0, LOSS, WEIGHT, "Weight of the continuation loss.")
-    repetition_weight: float = declared(1.0, LOSS, WEIGHT, "Weight of the repetition loss.")
-    distill_weight: float = declared(
+    continuation_weight: float = _loss(1.0, WEIGHT, "Weight of the continuation loss.")
+    repetition_weight: float = _loss(1.0, WEIGHT, "Weight of the repetition loss.")
+    distill_weight: float = _loss(
         0.0,
-        LOSS,
         SHARE,
         "λ in (1 − λ)·cross-entropy + λ·KL(base model ‖ adapter), where the base model can read memory and window in "
         "full.",
     )
-    label_size: int = declared(32, LOSS, SIZE, "Consecutive label tokens of a span, for each of the two losses.")
-    train_local_size: int | None = declared(
+    label_size: int = _loss(32, SIZE, "Consecutive label tokens of a span, for each of the two losses.")
+    train_local_size: int | None = _loss(
         None,
-        LOSS,
         SIZE_OR_NONE,
         "The longest local window before the labels that training draws. In use, a window holds up to `local_size` + "
         "`chunk_size` - 1 tokens before its oldest become a chunk, and candidates do harm behind windows longer than "
         "any that training showed. Defaults to `local_size` (the paper's).",
     )
-    train_min_chunk_size: int | None = declared(
+    train_min_chunk_size: int | None = _loss(
         None,
-        LOSS,
         SIZE_OR_NONE,
         "The smallest chunk size that training draws; the largest is `chunk_size`. Defaults to 64 (the paper's).",
     )

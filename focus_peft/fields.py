@@ -74,14 +74,14 @@ def check_target_modules(value: Any) -> None:
 
 
 def declared(
-    default: Any, group: str, must: Rule | None, help: str, per_call: bool = False, each_process: bool = False
+    group: str, default: Any, must: Rule | None, help: str, per_call: bool = False, each_process: bool = False
 ) -> Any:
     """A field, declared once: its docstring, its check, the options of a call and of a command, and its row in
     docs/configuration.md come from here.
 
     Args:
-        default: Its default.
         group (`str`): What it controls.
+        default: Its default.
         must (`Rule`, *optional*): What its values must be.
         help (`str`): What it means.
         per_call (`bool`): Whether `generate`, `encode` and `forward` take it as a keyword argument too. Defaults to

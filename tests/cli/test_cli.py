@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import subprocess
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -276,11 +276,16 @@ def test_debug_shows_the_error_itself(tmp_path: Path) -> None:
         run(tmp_path, "--document", tmp_path / "none.txt", "--question", "?", "--debug")
 
 
-def test_python_m_runs_the_command_and_help_names_the_exit_codes() -> None:
-    command = [sys.executable, "-m", "focus_peft", "generate", "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "usage: focus-peft generate" in result.stdout
-    assert "exit codes:" in result.stdout
+def test_python_m_runs_the_command_and_help_names_the_exit_codes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["focus-peft", "generate", "--help"])
+    with pytest.raises(SystemExit) as ending:
+        runpy.run_module("focus_peft", run_name="__main__")
+    assert ending.value.code == 0
+    printed = capfd.readouterr().out
+    assert "usage: focus-peft generate" in printed
+    assert "exit codes:" in printed
 
 
 def assert_one_sentence(capfd: pytest.CaptureFixture[str], complaint: str) -> None:
