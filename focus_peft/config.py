@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from peft.config import PeftConfig
-from peft.utils import CONFIG_NAME, TaskType
+from peft.utils import TaskType
 
 from .adapter_file import check_adapter_file, leave_out_other_adapters
 from .fields import (
@@ -29,6 +28,7 @@ from .fields import (
     one_of,
 )
 from .peft_type import FOCUS
+from .saving import saving_whole
 
 
 # The label of a token that is not to be predicted
@@ -255,10 +255,8 @@ class FocusConfig(PeftConfig):
         `PeftModel.save_pretrained` calls this last, so the adapter's weights and card in the folder are finished here.
         """
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
-            super().save_pretrained(scratch, **kwargs)
-            os.replace(Path(scratch, CONFIG_NAME), folder / CONFIG_NAME)
+        with saving_whole(folder) as scratch:
+            super().save_pretrained(str(scratch), **kwargs)
         leave_out_other_adapters(folder)
         if FocusConfig.complete_card is not None:
             FocusConfig.complete_card(folder, self)

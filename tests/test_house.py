@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "focus_peft"
 # A room, or a file that stands beside them, may import what stands above it in this table, and nothing below
 ROOMS = (
     "peft_type",
+    "saving",
     "adapter_file",
     "fields",
     "config",

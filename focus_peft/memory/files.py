@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from ..frozen.fingerprint import Fingerprint, digest
+from ..saving import saving_whole
 
 
 if TYPE_CHECKING:
@@ -41,24 +40,12 @@ def write_memory(
     target = Path(directory).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"`directory` {str(target)!r} exists and is not empty; choose a new one, or remove it.")
-    new = not target.exists()
-    # an empty folder that is there may be where a disk is mounted, so the files are made inside
-    scratch = (target.parent if new else target) / f".{target.name}.{uuid.uuid4().hex[:8]}"
     try:
-        scratch.mkdir(parents=True)
-        write_states(scratch / STATES_FILE)
-        (scratch / MEMORY_FILE).write_text(json.dumps({"format": FORMAT, **description}))
-        if new:
-            os.replace(scratch, target)
-        else:
-            for name in (STATES_FILE, MEMORY_FILE):
-                os.replace(scratch / name, target / name)
-            scratch.rmdir()
-    except BaseException as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OSError(f"`directory` {str(target)!r} could not be written: {error}.") from error
-        raise
+        with saving_whole(target) as scratch:
+            write_states(scratch / STATES_FILE)
+            (scratch / MEMORY_FILE).write_text(json.dumps({"format": FORMAT, **description}))
+    except OSError as error:
+        raise OSError(f"`directory` {str(target)!r} could not be written: {error}.") from error
 
 
 def read_description(

@@ -27,7 +27,7 @@ def attention(args: argparse.Namespace) -> None:
     try:
         model, tokenizer = load(Evaluation.load(args.config, args.overrides))
         ids, fact = prompt(args, tokenizer)
-        found = measure(model, tokenizer, ids, fact, 1 if args.first else args.new_tokens)
+        found = measure(model, tokenizer, ids, fact, args.new_tokens)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     write_json(args.output.with_suffix(".json"), found)

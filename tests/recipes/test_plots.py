@@ -69,7 +69,7 @@ def test_the_attention_from_a_question_about_a_document(config: Path, tmp_path: 
     words = ["attention", "--config", str(config), "--document", str(book), "--output", str(output)]
     short = tmp_path / "short.txt"
     short.write_text("It was.")
-    plot.main([*words, "--question", "Which key?", "--fact", "The key is 41", "--first"])
+    plot.main([*words, "--question", "Which key?", "--fact", "The key is 41", "--new-tokens", "1"])
     found = json.loads(output.with_suffix(".json").read_text())
     assert len(found["answer_tokens"]) == 1 and found["chunks_with_the_fact"] == [252 // 64, 264 // 64]
     assert output.read_bytes().startswith(b"\x89PNG")

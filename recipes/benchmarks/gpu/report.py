@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
-import platform
 import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,8 +16,9 @@ from typing import Any
 import torch
 from lib.result_files import git_commit, write_json
 
+from focus_peft.hub.results import environment
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "flash_attn")
+
 OK, SKIPPED, FAILED, OUT_OF_MEMORY = "ok", "skipped", "failed", "out of memory"
 # Whatever a cell may cost that is not worth starting
 LEAST_SECONDS = 1.0
@@ -148,18 +146,13 @@ def origin(options: Options) -> dict[str, Any]:
     if options.device.type == "cuda":
         name = torch.cuda.get_device_name(options.device)
         memory = round(torch.cuda.get_device_properties(options.device).total_memory / 1e9, 1)
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
         "command": options.command,
         "commit": git_commit(),
         "device": name,
         "device_memory_gb": memory,
         "cuda": torch.version.cuda,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
-        "versions": versions,
+        **environment("accelerate", "safetensors", "flash_attn"),
         "dtype": str(options.dtype).removeprefix("torch."),
         "small": options.small,
         "limit_seconds": options.seconds,
