@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any
 
-from ..config import READING_FIELDS, FocusConfig
-from ..fields import declared_fields
+from ..config import OPTIONS, READING_FIELDS
 
 
-def command_fields() -> list[Field]:
-    """The fields that a command has an option for. A command is one process, so none shares its chunks with others."""
-    names = set(READING_FIELDS) - {"spread_chunks"}
-    return [option for option in declared_fields(FocusConfig) if option.name in names]
+def add_reading_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
+    """Add an option for each field that may change between training and reading.
 
-
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each field that may change between training and reading."""
+    `leave_out` are fields that mean something else to this command. A command is one process, so none has
+    `spread_chunks`.
+    """
+    names = set(READING_FIELDS) - {"spread_chunks", *leave_out}
+    parser.set_defaults(reading_fields=names)
     add = parser.add_argument_group("windows and decoding", "Defaults to what the adapter's configuration says.")
-    for option in command_fields():
+    for option in (option for option in OPTIONS if option.name in names):
         must = option.metadata["must"]
         kind: dict[str, Any] = {"type": _value_of(option), "choices": must.choices or None}
         if must.kind is bool:
@@ -33,7 +32,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 def reading_options(args: argparse.Namespace) -> dict[str, Any]:
     """What was given, for `FocusConfig.with_overrides`."""
-    return {option.name: getattr(args, option.name) for option in command_fields()}
+    return {name: getattr(args, name) for name in args.reading_fields}
 
 
 def _value_of(option: Field) -> Callable[[str], Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import runpy
 import sys
@@ -15,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from focus_peft import FocusConfig
 from focus_peft.cli.main import build_parser, main
-from focus_peft.cli.reading_options import reading_options
+from focus_peft.cli.reading_options import add_reading_options, reading_options
 from focus_peft.config import READING_FIELDS
 
 
@@ -213,10 +214,21 @@ def test_every_field_that_may_change_after_training_has_an_option() -> None:
     words = [word for name, value in READING.items() for word in (f"--{name}", str(value))]
     given = ["generate", "--model", "m", "--document", "d", "--question", "?"]
     found = reading_options(build_parser().parse_args([*given, *words, "--no-add-bos"]))
-    assert found == {**{name.replace("-", "_"): value for name, value in READING.items()}, "add_bos": False}
+    expected = {**{name.replace("-", "_"): value for name, value in READING.items()}, "add_bos": False}
+    assert {name: value for name, value in found.items() if value is not None} == expected
     assert {*found, "spread_chunks"} == set(READING_FIELDS)
     assert FocusConfig().with_overrides(**found).top_chunks == 3
     assert set(reading_options(build_parser().parse_args(given)).values()) == {None}
+
+
+def test_a_command_may_have_an_option_of_its_own_instead() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--top-chunks", type=int, default=1)
+    add_reading_options(parser, leave_out=["top_chunks"])
+    args = parser.parse_args(["--prompt-size", "4"])
+    assert args.top_chunks == 1
+    found = reading_options(args)
+    assert found["prompt_size"] == 4 and "top_chunks" not in found
 
 
 def test_an_option_changes_how_the_adapter_reads(
