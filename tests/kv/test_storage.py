@@ -422,9 +422,9 @@ def measure_memory(folder: Path) -> None:
 
     run("disk", 1024)
     before = peak()
-    size = run("disk", 8192)
+    size = run("disk", 4096)
     disk = peak() - before
-    run("device", 8192)
+    run("device", 4096)
     print(json.dumps({"size": size, "disk": disk, "device": peak() - before}))
 
 
