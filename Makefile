@@ -15,7 +15,7 @@ PYTEST := pytest -n logical --maxprocesses 8
 TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-page verify-adapter train train-smoke test test-long test-distributed test-lowest models-table gpu lint format docs clean
+.PHONY: help demo demo-page verify-adapter train train-smoke test test-long test-distributed test-lowest models-table config-table gpu lint format docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ test-lowest: $(LOWEST)/.dev ## run the tests with the lowest transformers and pe
 
 models-table: $(VENV)/.dev ## run the matrix of model families and write its table into docs/models.md
 	$(TESTS) tests/decoding/test_families.py --write-table docs/models.md
+
+config-table: $(VENV)/.dev ## write the table of options in docs/configuration.md
+	$(VENV)/bin/python tests/config_table.py
 
 gpu: $(VENV)/.demo ## check and measure everything on one GPU, in ten minutes (ARGS=--small: tiny sizes on the CPU; see docs/gpu.md)
 	$(VENV)/bin/python recipes/gpu.py $(ARGS)

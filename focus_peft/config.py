@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
-import tempfile
-import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from peft.config import PeftConfig
-from peft.utils import CONFIG_NAME, TaskType
+from peft.utils import TaskType
 
 from .adapter_file import check_adapter_file, leave_out_other_adapters
+from .fields import (
+    FLAG,
+    FOLDER,
+    SCALE,
+    SHARE,
+    SIZE,
+    SIZE_OR_NONE,
+    WEIGHT,
+    check_target_modules,
+    declared,
+    declared_fields,
+    describe,
+    one_of,
+)
 from .peft_type import FOCUS
+from .saving import saving_whole
 
 
 # The label of a token that is not to be predicted
@@ -25,52 +37,16 @@ IGNORE = -100
 STORAGES = ("device", "cpu", "int8", "disk")
 
 
-class Rule(NamedTuple):
-    """What the value of a field must be: a predicate, and the words for it."""
-
-    holds: Callable[[Any], bool]
-    words: str
-
-
-def is_number(value: Any) -> bool:
-    """Whether a field's value is a number. True and False are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _one_of(*choices: str) -> Rule:
-    return Rule(lambda value: value in choices, f"one of {', '.join(map(repr, choices))}")
-
-
-SIZE = Rule(_is_size, "a positive integer")
-SIZE_OR_NONE = Rule(lambda value: value is None or _is_size(value), "a positive integer or None")
-FLAG = Rule(lambda value: isinstance(value, bool), "True or False")
-WEIGHT = Rule(lambda value: is_number(value) and 0 <= value < math.inf, "a finite number, 0 or above")
-SHARE = Rule(lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
-SCALE = Rule(
-    lambda value: value is None or is_number(value) and 0 < value < math.inf,
-    "a finite number above 0, or None for 2 * r",
-)
-FOLDER = Rule(
-    lambda value: value is None or isinstance(value, (str, os.PathLike)) and bool(str(value)),
-    "the path of a directory or None",
-)
-
 ADAPTER = "the adapter"
 WINDOWS = "the windows"
 DECODING = "decoding"
 LOSS = "the training loss"
 
 
-def _field(default: Any, group: str, must: Rule | None, help: str, per_call: bool = False) -> Any:
-    """A field of `FocusConfig`, declared once: its docstring, its check and the options of a call come from here.
-
-    `per_call`: `generate`, `encode` and `forward` take it as a keyword argument too.
-    """
-    return field(default=default, metadata={"help": help, "group": group, "must": must, "per_call": per_call})
+_adapter = partial(declared, ADAPTER)
+_windows = partial(declared, WINDOWS, per_call=True)
+_decoding = partial(declared, DECODING, per_call=True)
+_loss = partial(declared, LOSS)
 
 
 @dataclass
@@ -101,144 +77,125 @@ class FocusConfig(PeftConfig):
     # it
     complete_card: ClassVar[Callable[[Path, FocusConfig], None] | None] = None
 
-    target_modules: list[str] | str | None = _field(
+    target_modules: list[str] | str | None = _adapter(
         None,
-        ADAPTER,
         None,
         "The projections that get a twin: names (matched at the end of the module's path) or, as a string, a regular "
         "expression for the whole path. Defaults to q, k, v and o of every attention module, fused ones included, "
         "found by structure.",
     )
-    r: int | None = _field(
+    r: int | None = _adapter(
         None,
-        ADAPTER,
         SIZE_OR_NONE,
         "None: each twin is a full trainable copy of its projection (the paper's). An integer: the twin is the frozen "
         "projection plus a low-rank delta of rank `r` that starts at zero.",
     )
-    alpha: float | None = _field(
-        None, ADAPTER, SCALE, "The delta is scaled by `alpha / r`. Only with `r`. Defaults to `2 * r`."
+    alpha: float | None = _adapter(
+        None, SCALE, "The delta is scaled by `alpha / r`. Only with `r`. Defaults to `2 * r`."
     )
-    chunk_size: int | None = _field(
-        None, WINDOWS, SIZE_OR_NONE, "Tokens in a chunk of the memory, c. Defaults to min(2048, max positions / 4)."
-    )
-    local_size: int | None = _field(
+    chunk_size: int | None = _windows(
         None,
-        WINDOWS,
+        SIZE_OR_NONE,
+        "Tokens in a chunk of the memory, c. Defaults to min(2048, max positions / 4).",
+        per_call=False,
+    )
+    local_size: int | None = _windows(
+        None,
         SIZE_OR_NONE,
         "Tokens in the local window, L. Defaults to min(2048, max positions / 4).",
-        per_call=True,
     )
-    prompt_size: int | None = _field(
+    prompt_size: int | None = _windows(
         None,
-        WINDOWS,
         SIZE_OR_NONE,
         "Tokens at the end of the local window that are appended to every chunk as the dynamic prompt, P. Defaults to "
         "min(512, `chunk_size`, `local_size`), the paper's.",
-        per_call=True,
     )
-    add_bos: bool = _field(
+    add_bos: bool = _windows(
         True,
-        WINDOWS,
         FLAG,
         "Put the model's BOS, if it has one, before the dynamic prompt and before the local window, unless they "
         "already start with it. Nothing is added where there is no memory.",
-        per_call=True,
     )
-    decoding: Literal["streaming", "exact"] = _field(
+    decoding: Literal["streaming", "exact"] = _decoding(
         "streaming",
-        DECODING,
-        _one_of("streaming", "exact"),
+        one_of("streaming", "exact"),
         '"exact" (the paper\'s): the local window is recomputed under new candidates for every token. "streaming": '
         "local keys and values are cached, and only the newest token sees its candidates. In training it chooses the "
-        "label "
-        'scheme likewise: "streaming" gives every label its own candidates, "exact" one set to a block of labels.',
-        per_call=True,
+        'label scheme likewise: "streaming" gives every label its own candidates, "exact" one set to a block of '
+        "labels.",
     )
-    refresh_interval: int = _field(
+    refresh_interval: int = _decoding(
         1,
-        DECODING,
         SIZE,
         "Candidates are renewed every so many generated tokens. Defaults to every token.",
-        per_call=True,
     )
-    chunk_batch_size: int | None = _field(
+    chunk_batch_size: int | None = _decoding(
         None,
-        DECODING,
         SIZE_OR_NONE,
         "How many chunks are read at once. Results do not depend on it. Defaults to as many as fit a token budget.",
-        per_call=True,
+        each_process=True,
     )
-    top_chunks: int | None = _field(
+    top_chunks: int | None = _decoding(
         None,
-        DECODING,
         SIZE_OR_NONE,
         "Only so many chunks are renewed: those that the first token after the input, or after the window grew into "
         "the memory, attended to most. The others keep their last candidate. Defaults to all.",
-        per_call=True,
     )
-    read_chunks: int | None = _field(
+    read_chunks: int | None = _decoding(
         None,
-        DECODING,
         SIZE_OR_NONE,
         "The frozen model reads so many chunks in full: those that the end of the input attends to most, in their "
         "order in the text, in front of the local window. Candidates only choose them, anew when the window grows "
         "into the memory and with each new turn. Not in training. Defaults to none: candidates stand for all chunks "
         "(the paper's).",
-        per_call=True,
     )
-    storage: Literal["device", "cpu", "int8", "disk"] = _field(
+    storage: Literal["device", "cpu", "int8", "disk"] = _decoding(
         "device",
-        DECODING,
-        _one_of(*STORAGES),
+        one_of(*STORAGES),
         'Where keys and values of chunks are kept: on the model\'s device ("device"); in CPU memory ("cpu"); on the '
         'device in 8 bits, with a scale for each token and head, which changes results a little ("int8"); or in files '
         'that are mapped into memory ("disk"). In training they are on the device.',
-        per_call=True,
+        each_process=True,
     )
-    storage_dir: str | None = _field(
+    storage_dir: str | None = _decoding(
         None,
-        DECODING,
         FOLDER,
         'Where the files of `storage="disk"` are made; they vanish with the memory. Defaults to the system\'s '
-        "directory "
-        "for temporary files.",
-        per_call=True,
+        "directory for temporary files.",
+        each_process=True,
     )
-    spread_chunks: bool = _field(
+    spread_chunks: bool = _decoding(
         False,
-        DECODING,
         FLAG,
         "Whether the processes of torch.distributed share the chunks of a memory: each holds and reads some of them, "
         "only candidates are exchanged, and all give the same result. All must make the same calls, with the same "
         "seed where tokens are sampled. Not in training.",
-        per_call=True,
+        each_process=True,
     )
-    loss: Literal["sum", "draw"] = _field(
+    loss: Literal["sum", "draw"] = _loss(
         "sum",
-        LOSS,
-        _one_of("sum", "draw"),
+        one_of("sum", "draw"),
         '"sum": continuation plus repetition loss (the paper\'s equation 7). "draw": one of the two for each sample, '
-        "by "
-        "lot, with their weights as odds (the released code).",
+        "by lot, with their weights as odds (the released code).",
     )
-    continuation_weight: float = _field(1.0, LOSS, WEIGHT, "Weight of the continuation loss.")
-    repetition_weight: float = _field(1.0, LOSS, WEIGHT, "Weight of the repetition loss.")
-    distill_weight: float = _field(
-        0.0, LOSS, SHARE, "λ in (1 − λ)·cross-entropy + λ·KL(base model reading everything ‖ adapter)."
+    continuation_weight: float = _loss(1.0, WEIGHT, "Weight of the continuation loss.")
+    repetition_weight: float = _loss(1.0, WEIGHT, "Weight of the repetition loss.")
+    distill_weight: float = _loss(
+        0.0,
+        SHARE,
+        "λ in (1 − λ)·cross-entropy + λ·KL(base model ‖ adapter), where the base model can read memory and window in "
+        "full.",
     )
-    label_size: int = _field(32, LOSS, SIZE, "Consecutive label tokens of a span, for each of the two losses.")
-    train_local_size: int | None = _field(
+    label_size: int = _loss(32, SIZE, "Consecutive label tokens of a span, for each of the two losses.")
+    train_local_size: int | None = _loss(
         None,
-        LOSS,
         SIZE_OR_NONE,
         "The longest local window before the labels that training draws. In use, a window holds up to `local_size` + "
         "`chunk_size` - 1 tokens before its oldest become a chunk, and candidates do harm behind windows longer than "
         "any that training showed. Defaults to `local_size` (the paper's).",
     )
-    train_min_chunk_size: int | None = _field(
+    train_min_chunk_size: int | None = _loss(
         None,
-        LOSS,
         SIZE_OR_NONE,
         "The smallest chunk size that training draws; the largest is `chunk_size`. Defaults to 64 (the paper's).",
     )
@@ -256,9 +213,9 @@ class FocusConfig(PeftConfig):
         if isinstance(self.target_modules, (set, frozenset, tuple)):
             self.target_modules = sorted(self.target_modules)
         if self.target_modules is not None:
-            _check_target_modules(self.target_modules)
-        for option in fields(self):
-            must, value = option.metadata.get("must"), getattr(self, option.name)
+            check_target_modules(self.target_modules)
+        for option in declared_fields(self):
+            must, value = option.metadata["must"], getattr(self, option.name)
             if must is not None and not must.holds(value):
                 raise ValueError(f"`{option.name}` must be {must.words}, got {value!r}.")
         self._check_together()
@@ -275,8 +232,7 @@ class FocusConfig(PeftConfig):
         if self.chunk_size is not None and (self.train_min_chunk_size or 0) > self.chunk_size:
             raise ValueError(
                 f"`train_min_chunk_size` ({self.train_min_chunk_size}) is larger than `chunk_size` "
-                f"({self.chunk_size}), "
-                "the largest that training draws; choose a smaller one."
+                f"({self.chunk_size}), the largest that training draws; choose a smaller one."
             )
         if self.alpha is not None and self.r is None:
             raise ValueError(
@@ -319,10 +275,8 @@ class FocusConfig(PeftConfig):
         `PeftModel.save_pretrained` calls this last, so the adapter's weights and card in the folder are finished here.
         """
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as scratch:
-            super().save_pretrained(scratch, **kwargs)
-            os.replace(Path(scratch, CONFIG_NAME), folder / CONFIG_NAME)
+        with saving_whole(folder) as scratch:
+            super().save_pretrained(str(scratch), **kwargs)
         leave_out_other_adapters(folder)
         if FocusConfig.complete_card is not None:
             FocusConfig.complete_card(folder, self)
@@ -349,38 +303,16 @@ class FocusConfig(PeftConfig):
         return replace(self, **given) if given else self
 
 
-def _check_target_modules(value: Any) -> None:
-    if not isinstance(value, (str, list)) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"`target_modules` must be a list of names or a regular expression, got {value!r}.")
-    if not value or "" in list(value):
-        raise ValueError(
-            f"`target_modules` is empty or has an empty name ({value!r}); name at least one projection, or leave it "
-            "out for q, k, v and o."
-        )
-    if isinstance(value, str):
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"`target_modules` is {value!r}, which is no regular expression: {error}.") from error
-
-
+OPTIONS = declared_fields(FocusConfig)
 # The options that `generate`, `encode` and `forward` take for one call
-INFERENCE_FIELDS = tuple(option.name for option in fields(FocusConfig) if option.metadata.get("per_call"))
+INFERENCE_FIELDS = tuple(option.name for option in OPTIONS if option.metadata["per_call"])
+# What may change between training and reading: these, and the size of the chunks
+READING_FIELDS = tuple(option.name for option in OPTIONS if option.metadata["group"] in (WINDOWS, DECODING))
+# How tokens are decoded, as far as processes that share chunks must agree in it
+SHARED_FIELDS = tuple(
+    option.name for option in OPTIONS if option.metadata["group"] == DECODING and not option.metadata["each_process"]
+)
 
-
-def describe_options() -> str:
-    """The fields of `FocusConfig` by group, as its docstring lists them."""
-    lines: list[str] = []
-    group = None
-    for option in fields(FocusConfig):
-        if "group" not in option.metadata:
-            continue
-        if option.metadata["group"] != group:
-            group = option.metadata["group"]
-            lines += ["", f"    Parameters that control {group}:"]
-        told = f"{option.name} (`{option.type}`): {option.metadata['help']}"
-        lines.append(textwrap.fill(told, 119, initial_indent=" " * 8, subsequent_indent=" " * 12))
-    return "\n".join(lines)
-
-
-FocusConfig.__doc__ = (FocusConfig.__doc__ or "").replace("\n    Raises:", describe_options() + "\n\n    Raises:", 1)
+FocusConfig.__doc__ = (FocusConfig.__doc__ or "").replace(
+    "\n    Raises:", describe(FocusConfig) + "\n\n    Raises:", 1
+)

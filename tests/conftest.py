@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -19,7 +19,6 @@ import pytest
 import torch
 from lib.byte_tokenizer import byte_tokenizer
 from models_table import TableWriter
-from peft import PeftModel
 from tiny import (
     BOS,
     EOS,
@@ -33,7 +32,7 @@ from tiny import (
     randomize,
     small_config,
 )
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 
 __all__ = [
@@ -78,18 +77,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(TableWriter(Path(file)))
     # PEFT 0.21 itself asks for this attribute whenever it wraps a model
     config.addinivalue_line("filterwarnings", "ignore:.*is_gradient_checkpointing.*:FutureWarning")
-
-
-@pytest.fixture
-def tiny_model() -> Callable[..., PreTrainedModel]:
-    """The factory [`make_tiny_model`]."""
-    return make_tiny_model
-
-
-@pytest.fixture
-def focus_model() -> Callable[..., PeftModel]:
-    """The factory [`make_focus_model`]."""
-    return make_focus_model
 
 
 @pytest.fixture

@@ -1,14 +1,10 @@
-"""
-One of several training processes. `test_training.py` starts them:
-
-    python ddp_worker.py RANK PROCESSES STORE_FILE RESULTS_DIRECTORY
+"""One of several training processes, which `test_training.py` starts.
 
 Each goes through all scenarios and saves the gradients that it ends up with, and its weights after a step.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -86,15 +82,11 @@ def run(scenario: Scenario, rank: int) -> dict[str, Any]:
     return {"gradients": found, "weights": weights, "counts": counts, "loss": output.loss.item()}
 
 
-def main(rank: int, processes: int, store: str, directory: str) -> None:
+def main(rank: int, processes: int, store: Path, directory: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=processes, timeout=timedelta(seconds=120)
     )
     results = {name: run(scenario, rank) for name, scenario in SCENARIOS.items()}
-    torch.save(results, Path(directory) / f"{rank}.pt")
+    torch.save(results, directory / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

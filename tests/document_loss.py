@@ -13,13 +13,13 @@ from peft import PeftModel
 from focus_peft import FocusOutput
 from focus_peft.losses.documents import Document
 from focus_peft.losses.objectives import focus_loss
-from focus_peft.losses.readings import LabelledWindow, Reading, Window
+from focus_peft.losses.readings import LabeledWindow, Reading, Window
 from focus_peft.losses.sampling import Sample, Span
 
 
 def reading(memory: list[int], chunk_size: int, window: Window) -> Reading:
     """One window behind a memory."""
-    return Reading(memory, chunk_size, None, [LabelledWindow("continuation", window, [])])
+    return Reading(memory, chunk_size, None, [LabeledWindow("continuation", window, [])])
 
 
 def naive_of(model: PeftModel, family: str = "llama", base: dict[str, Any] | None = None) -> NaiveFocus:

@@ -44,7 +44,7 @@ class InFloat64(TorchFunctionMode):
 def make_exact(model: nn.Module) -> None:
     """Let the layers of a float64 model, and the norms and rotary tables outside of them, compute in float64.
 
-    Each is given a subclass of its own class, of the same name (models are recognised by the names of their modules),
+    Each is given a subclass of its own class, of the same name (models are recognized by the names of their modules),
     whose `forward` has the same signature. So copies are exact too, and so is a layer that a checkpoint runs again.
     """
     inside: set[nn.Module] = set()

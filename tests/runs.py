@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from conftest import make_focus_model, make_tiny_tokenizer, pad_rows, perturb_twins, random_ids
+from fresh import run_apart
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -171,6 +172,9 @@ def run(directory: Path, processes: int = 1, timeout: float = 600, **fields: Any
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "run.json"
     file.write_text(json.dumps({"directory": str(directory), **fields}))
+    if processes == 1:
+        ((code, printed),) = run_apart(main, [(str(file),)], directory, timeout)
+        return subprocess.CompletedProcess([], code, "", printed)
     return start(Path(__file__), str(file), processes=processes, timeout=timeout)
 
 

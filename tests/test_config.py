@@ -94,34 +94,6 @@ def own_fields() -> list[str]:
 # Fields
 
 
-def test_these_are_the_public_fields_with_their_defaults() -> None:
-    defaults = {field.name: field.default for field in fields(FocusConfig) if field.name in own_fields()}
-    assert defaults == {
-        "target_modules": None,
-        "r": None,
-        "alpha": None,
-        "chunk_size": None,
-        "local_size": None,
-        "prompt_size": None,
-        "add_bos": True,
-        "decoding": "streaming",
-        "refresh_interval": 1,
-        "chunk_batch_size": None,
-        "top_chunks": None,
-        "read_chunks": None,
-        "storage": "device",
-        "storage_dir": None,
-        "spread_chunks": False,
-        "loss": "sum",
-        "continuation_weight": 1.0,
-        "repetition_weight": 1.0,
-        "distill_weight": 0.0,
-        "label_size": 32,
-        "train_local_size": None,
-        "train_min_chunk_size": None,
-    }
-
-
 def test_every_field_has_a_help_text_and_stands_in_the_docstring() -> None:
     for field in fields(FocusConfig):
         if field.name in own_fields():

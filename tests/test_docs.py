@@ -18,12 +18,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import config_table
 import pytest
 import test_families
 import torch
 from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
 from families import FAMILIES
 from models_table import BEGIN, CHECKS, END, SIGNS, TableWriter, read_table
+
+from focus_peft.config import READING_FIELDS
 
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +44,11 @@ SHORTER = (
     ("r=64", "r=2"),
 )
 MODELS = ROOT / "docs" / "models.md"
+
+
+def test_the_table_of_fields_is_what_the_configuration_declares() -> None:
+    page = config_table.PAGE.read_text(encoding="utf-8")
+    assert config_table.written(page) == page, "run `make config-table`"
 
 
 def test_the_table_of_models_has_the_families_and_checks_of_the_matrix() -> None:
@@ -238,8 +246,9 @@ def options_of(files: Iterable[Path]) -> set[str]:
 def test_the_commands_of_a_page_exist(page: Path) -> None:
     """Targets of make, scripts, files of configurations, and options of our own commands."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    ours = options_of((ROOT / "recipes").rglob("*.py"))
-    cli = options_of((ROOT / "focus_peft" / "cli").glob("*.py"))
+    reading = {f"--{name.replace('_', '-')}" for name in READING_FIELDS}
+    ours = options_of((ROOT / "recipes").rglob("*.py")) | reading
+    cli = options_of((ROOT / "focus_peft" / "cli").glob("*.py")) | reading
     for words in commands(page):
         line = " ".join(words)
         if words[0] == "make":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,12 @@ import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
 
+from focus_peft import harness
+
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'focus_peft[eval]')")
+import datasets
+
 
 # the first fits the local window, the others have chunks
 PROMPTS = [f"{'x' * length} Once upon a time there was" for length in (3, 40, 90, 300)]
@@ -31,7 +33,9 @@ TASKS = {
 
 
 @pytest.mark.slow
-def test_both_kinds_of_requests_are_answered_as_the_model_answers_single_rows(tmp_path: Path) -> None:
+def test_both_kinds_of_requests_are_answered_as_the_model_answers_single_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fields = {"vocab_size": 259, "max_position_embeddings": 256}
     model = make_focus_model(base=fields, chunk_size=32, local_size=48, prompt_size=8)
     tokenizer = make_tiny_tokenizer()
@@ -58,15 +62,10 @@ def test_both_kinds_of_requests_are_answered_as_the_model_answers_single_rows(tm
     words = ["--config", "recipes/harness/smollm2.yaml", "--model_args", arguments, "--tasks", ",".join(TASKS)]
     words += ["--include_path", str(tmp_path / "tasks"), "--device", "cpu"]
     words += ["--output_path", str(tmp_path / "out")]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-m", "focus_peft.harness", *words],
-        cwd=Path(__file__).parents[1],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(sys, "argv", ["focus_peft.harness", *words])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "home")
+    harness.main()
 
     tuner: Any = model
     for number, responses in samples(tmp_path / "out", "tiny_choice").items():

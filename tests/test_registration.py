@@ -124,67 +124,6 @@ def test_registering_again_changes_nothing() -> None:
 
 FRESH_PROCESS = """
 import importlib, json, pickle, sys
-with open(sys.argv[1], "rb") as file:
-    config = pickle.load(file)
-found = {"unpickled": [type(config).__name__, config.peft_type.value, config.r]}
-
-import torch
-from peft import PeftType, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
-import focus_peft
-import focus_peft.registration
-
-first = PeftType.FOCUS
-for module in (focus_peft.registration, focus_peft.config, focus_peft.model, focus_peft, focus_peft):
-    importlib.reload(module)
-for name in [name for name in sys.modules if name.split(".")[0] == "focus_peft"]:
-    del sys.modules[name]
-import focus_peft
-
-found["same member"] = PeftType.FOCUS is first is focus_peft.FocusConfig().peft_type
-found["members"] = list(PeftType).count(first)
-sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
-base = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, max_position_embeddings=64))
-model = get_peft_model(base, focus_peft.FocusConfig())
-found["tokens"] = model.generate(torch.randint(3, 50, (1, 40)), max_new_tokens=2).shape[1]
-print(json.dumps(found))
-"""
-
-
-@pytest.fixture(scope="module")
-def fresh_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a process found that first opened a pickled configuration, and then reloaded and imported focus_peft
-    anew.
-    """
-    path = tmp_path_factory.mktemp("pickle") / "config.pickle"
-    path.write_bytes(pickle.dumps(FocusConfig(r=5)))
-    command = [sys.executable, "-W", "ignore", "-c", FRESH_PROCESS, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_a_pickled_configuration_registers_the_method_where_it_is_opened(fresh_process: dict[str, Any]) -> None:
-    assert fresh_process["unpickled"] == ["FocusConfig", "FOCUS", 5]
-
-
-def test_reloading_and_importing_anew_keep_the_method_working(fresh_process: dict[str, Any]) -> None:
-    assert fresh_process["same member"]
-    assert fresh_process["members"] == 1
-    assert fresh_process["tokens"] == 42
-
-
-def test_reloading_in_this_process_keeps_the_member() -> None:
-    importlib.reload(focus_peft)
-    assert PeftType["FOCUS"] is FOCUS
-    assert list(PeftType).count(FOCUS) == 1
-
-
-# Nothing else is changed
-
-
-UNCHANGED = """
-import importlib, json, sys
 
 NAMES = {
     "peft": ["PeftModel", "PeftModelForCausalLM", "PeftMixedModel", "PeftConfig", "LoraConfig", "LoraModel",
@@ -226,25 +165,74 @@ def changed():
         if isinstance(owner, type):  # a module may load more
             yield from (f"{name}.{key}" for key in now if key not in attributes)
 
+with open(sys.argv[1], "rb") as file:
+    config = pickle.load(file)
+found = {"unpickled": [type(config).__name__, config.peft_type.value, config.r]}
+
+import torch
+from peft import PeftType, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 import focus_peft, focus_peft.trainer, focus_peft.hub, focus_peft.cli.main
 if "trl" in before:
     import focus_peft.sft
-found = {"compared": list(before), "changed": list(changed())}
+found |= {"compared": list(before), "changed": list(changed())}
 before["peft.peft_model.PeftModel"][0].save_pretrained = lambda *args: None
-print(json.dumps({**found, "replaced": list(changed())}))
+found["replaced"] = list(changed())
+
+first = PeftType.FOCUS
+for module in (focus_peft.registration, focus_peft.config, focus_peft.model, focus_peft, focus_peft):
+    importlib.reload(module)
+for name in [name for name in sys.modules if name.split(".")[0] == "focus_peft"]:
+    del sys.modules[name]
+import focus_peft
+
+found["same member"] = PeftType.FOCUS is first is focus_peft.FocusConfig().peft_type
+found["members"] = list(PeftType).count(first)
+sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+base = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, max_position_embeddings=64))
+model = get_peft_model(base, focus_peft.FocusConfig())
+found["tokens"] = model.generate(torch.randint(3, 50, (1, 40)), max_new_tokens=2).shape[1]
+print(json.dumps(found))
 """
 
 
-def test_importing_changes_no_other_class_or_module() -> None:
-    command = [sys.executable, "-W", "ignore", "-c", UNCHANGED]
+@pytest.fixture(scope="module")
+def fresh_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process found that first opened a pickled configuration, looked what that and all of focus_peft changed,
+    and then reloaded and imported focus_peft anew.
+    """
+    path = tmp_path_factory.mktemp("pickle") / "config.pickle"
+    path.write_bytes(pickle.dumps(FocusConfig(r=5)))
+    command = [sys.executable, "-W", "ignore", "-c", FRESH_PROCESS, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert {"peft.peft_model.PeftModel", "transformers.Trainer", "transformers.utils.hub.PushToHubMixin"} <= set(
-        found["compared"]
-    )
-    assert found["changed"] == []
-    assert "peft.peft_model.PeftModel.save_pretrained" in found["replaced"], "what is replaced is found"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_pickled_configuration_registers_the_method_where_it_is_opened(fresh_process: dict[str, Any]) -> None:
+    assert fresh_process["unpickled"] == ["FocusConfig", "FOCUS", 5]
+
+
+def test_reloading_and_importing_anew_keep_the_method_working(fresh_process: dict[str, Any]) -> None:
+    assert fresh_process["same member"]
+    assert fresh_process["members"] == 1
+    assert fresh_process["tokens"] == 42
+
+
+def test_reloading_in_this_process_keeps_the_member() -> None:
+    importlib.reload(focus_peft)
+    assert PeftType["FOCUS"] is FOCUS
+    assert list(PeftType).count(FOCUS) == 1
+
+
+# Nothing else is changed
+
+
+def test_importing_changes_no_other_class_or_module(fresh_process: dict[str, Any]) -> None:
+    known = {"peft.peft_model.PeftModel", "transformers.Trainer", "transformers.utils.hub.PushToHubMixin"}
+    assert known <= set(fresh_process["compared"])
+    assert fresh_process["changed"] == []
+    assert "peft.peft_model.PeftModel.save_pretrained" in fresh_process["replaced"], "what is replaced is found"
 
 
 # Models

@@ -1,5 +1,8 @@
-"""No road leads past the adapter without a word: everything that can be called on a wrapped model uses the adapter,
-refuses, or does not run the model at all.
+"""Every method of a wrapped model is accounted for, so that none runs the base model past the adapter in silence.
+
+The tables below name all of them: those that use the adapter, with the test that shows it; those that are refused;
+and those that do not run the model. A method that a later release of PEFT or transformers adds is in no table, and
+fails here.
 """
 
 from __future__ import annotations

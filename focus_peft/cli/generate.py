@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .console import DOCUMENT, LOADING, SAVING, USAGE, CommandError, add_command, failing_as, say
+from .reading_options import add_reading_options, reading_options
 
 
 DESCRIPTION = """\
@@ -45,13 +46,10 @@ def add_generate(commands: Any) -> None:
     add("--temperature", type=_positive(float), metavar="T", help="sample at this temperature (default: no sampling)")
     add("--top-p", type=_positive(float), metavar="P", help="sample from the most likely tokens that make up P")
     add("--seed", type=int, help="makes sampling repeatable")
-    add("--decoding", choices=("streaming", "exact"), help="default: what the adapter's configuration says")
-    for name, text in (("chunk", "chunk of the document"), ("local", "local window"), ("prompt", "dynamic prompt")):
-        add(f"--{name}-size", type=_positive(int), metavar="N", help=f"tokens in a {text} (default: the adapter's)")
-    add("--read-chunks", type=_positive(int), metavar="N", help="read the N chunks in full that the question looks at")
     add("--show-chunks", action="store_true", help="with --read-chunks: say on stderr which ones these are")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: the model's own")
     add("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one)")
+    add_reading_options(generate)
 
 
 def _positive(kind: type) -> Callable[[str], Any]:
@@ -157,9 +155,8 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     else:
         with failing_as(LOADING, f"the adapter {args.adapter} cannot be loaded"):
             config = load_config(args.adapter)
-    with failing_as(USAGE, "these sizes do not go together", ValueError):
-        overridden = ("chunk_size", "local_size", "prompt_size", "decoding", "read_chunks")
-        config = config.with_overrides(**{name: getattr(args, name) for name in overridden})
+    with failing_as(USAGE, "these options do not go together", ValueError):
+        config = config.with_overrides(**reading_options(args))
     with failing_as(LOADING, "the adapter cannot be put on the model"):
         if args.adapter is None:
             model: Any = get_peft_model(base, config)

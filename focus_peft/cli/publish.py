@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..adapter_file import DTYPES
 from ..hub.card import CARD_FILE
 from ..hub.errors import HubError
 from ..hub.release import Release, check_output, publishable_files
 from ..hub.repository import Comparison, Upload, check_repo_id
+from ..hub.weights import DTYPES
 from .console import UNEXPECTED, USAGE, CommandError, add_command, first_line, say
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
-from ..config import is_number
+from ..fields import is_number
 
 
 T = TypeVar("T")

@@ -14,14 +14,14 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from ..config import FocusConfig
+from ..saving import saving_whole
 from .card import CARD_FILE, MARK, add_tags, saved_card
 
 
 def save_adapter(model: PeftModel, directory: str | os.PathLike, **options: Any) -> None:
     """Save an adapter as `model.save_pretrained` does, whole or not at all.
 
-    Everything is written to a hidden folder and moved when it is complete, so a full disk leaves what was there.
-    The tags of a card that is there stay in it.
+    A full disk leaves what was there. The tags of a card that is there stay in it.
 
     Args:
         model (`PeftModel`): The model with the adapter.
@@ -32,27 +32,19 @@ def save_adapter(model: PeftModel, directory: str | os.PathLike, **options: Any)
         OSError: if the folder cannot be written.
     """
     target = Path(directory)
-    # Inside a folder that is there: it may be where a disk is mounted, or the only place that may be written to
-    place = target if target.is_dir() else target.parent
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=place) as folder:
-        scratch = Path(folder)
-        try:
+    try:
+        with saving_whole(target) as scratch:
             before, card = target / CARD_FILE, scratch / CARD_FILE
             if before.is_file():
                 shutil.copyfile(before, card)
             model.save_pretrained(str(scratch), **options)
             if before.is_file() and MARK not in card.read_text(encoding="utf-8"):
                 add_tags(card, ModelCard.load(before).data.get("tags") or [])  # which PEFT replaces
-        except (OSError, RuntimeError, SafetensorError) as error:
-            # A full disk is a SafetensorError to safetensors, and a RuntimeError of its zip writer to torch.save
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-                raise
-            raise OSError(f"`directory` {str(target)!r} could not be written: {error}.") from error
-        for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
-            final = target / file.relative_to(scratch)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, final)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # A full disk is a SafetensorError to safetensors, and a RuntimeError of its zip writer to torch.save
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        raise OSError(f"`directory` {str(target)!r} could not be written: {error}.") from error
 
 
 def push_adapter(

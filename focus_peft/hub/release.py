@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,13 +17,15 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME
 
-from ..adapter_file import DTYPES, WEIGHTS_FILE, check_adapter_file, check_weights, copy_weights
+from ..adapter_file import WEIGHTS_FILE, check_adapter_file
 from ..config import FocusConfig
 from ..peft_type import FOCUS
+from ..saving import saving_whole
 from .card import CARD_FILE, CardFacts, make_card
 from .provenance import RECIPE_FILE, SECRET, Provenance
 from .results import load_results, to_json
 from .run_folder import STATE_FILE, checkpoints
+from .weights import DTYPES, check_weights, copy_weights
 
 
 RESULTS_FILE = "results.json"
@@ -131,17 +132,11 @@ class Release:
         """
         facts = self._card_facts()
         target = Path(output)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its place, so that finished files can be moved
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            scratch = Path(folder)
+        with saving_whole(target) as scratch:
             self._write_files(scratch, facts)
             files = sorted(scratch.iterdir())
             check_no_secrets(files)
             check_output(files, target, overwrite)
-            target.mkdir(exist_ok=True)
-            for file in files:
-                os.replace(file, target / file.name)
         return {file.name: target / file.name for file in files}
 
     def _card_facts(self) -> CardFacts:

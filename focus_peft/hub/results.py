@@ -12,7 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..config import is_number
+from ..fields import is_number
+from ..saving import write_whole
 
 
 # `subject` of a number that was measured with the adapter
@@ -75,12 +76,12 @@ class Result:
                 raise ValueError(f"`{name}` of a result must be a mapping, got {getattr(self, name)!r}.")
 
 
-def environment() -> dict[str, Any]:
-    """`machine` and `versions` of a result that is measured here."""
+def environment(*packages: str) -> dict[str, Any]:
+    """`machine` and `versions` of a result that is measured here; `packages` are those that matter besides ours."""
     python = f"{platform.python_implementation()} {platform.python_version()}"
     machine = f"{platform.machine()}, {os.cpu_count()} CPU cores, {python}"
     versions = {}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *packages):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # run from a clone, without being installed
@@ -90,11 +91,7 @@ def environment() -> dict[str, Any]:
 
 def save_results(results: Iterable[Result], file: str | os.PathLike) -> None:
     """Write results as JSON. A file that is there is replaced, when the new one is whole."""
-    target = Path(file)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.part")
-    scratch.write_text(to_json(results), encoding="utf-8")
-    os.replace(scratch, target)
+    write_whole(file, to_json(results))
 
 
 def to_json(results: Iterable[Result]) -> str:

@@ -53,23 +53,23 @@ def focus_loss(
     readings = readings_of(documents, config, reader.sharded)
     for reading, found in zip(readings, span_logits(reader, settings, readings, distractors)):
         teachers = _teachers(reader, settings, reading) if config.distill_weight else {}
-        for labelled, logits in zip(reading.windows, found):
+        for labeled, logits in zip(reading.windows, found):
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-            baseline = local_logits(reader, settings, labelled.window).to(logits.dtype) if local_loss else None
-            if labelled.loss is None:
+            baseline = local_logits(reader, settings, labeled.window).to(logits.dtype) if local_loss else None
+            if labeled.loss is None:
                 idle = idle + 0.0 * logits.sum()
                 continue
-            target = torch.tensor(labelled.labels)
+            target = torch.tensor(labeled.labels)
             # which labels count is known on the CPU: asking the device would wait for it
             keep = sent((target != IGNORE).nonzero()[:, 0], logits.device)
             target = sent(target, logits.device)[keep]
             entropy = F.cross_entropy(logits[keep], target, reduction="none")
-            entropies[labelled.loss].append(entropy)
+            entropies[labeled.loss].append(entropy)
             if baseline is not None:
-                alone[labelled.loss].append(F.cross_entropy(baseline[keep], target, reduction="none"))
-            teacher = teachers.get(labelled.window)
+                alone[labeled.loss].append(F.cross_entropy(baseline[keep], target, reduction="none"))
+            teacher = teachers.get(labeled.window)
             # what is too long for the teacher has cross-entropy alone
-            divergences[labelled.loss].append(entropy if teacher is None else _divergence(teacher[keep], logits[keep]))
+            divergences[labeled.loss].append(entropy if teacher is None else _divergence(teacher[keep], logits[keep]))
     output = _output(entropies, divergences, config, reader.device)
     if local_loss:
         output["loss_local_continuation"] = _mean(alone["continuation"], reader.device)
@@ -80,7 +80,7 @@ def focus_loss(
 
 def _teachers(reader: Reader, settings: Settings, reading: Reading) -> dict[Window, torch.Tensor]:
     """The base model's own logits for the windows that it can read in full behind the whole memory."""
-    windows = [labelled.window for labelled in reading.windows]
+    windows = [labeled.window for labeled in reading.windows]
     fitting = [w for w in windows if len(reading.memory) + len(w.ids) <= settings.sizes.limit]
     if reader.sharded:  # as many passes as everybody makes
         read = [w if w in fitting else Window(w.ids[-1:], 1) for w in windows]

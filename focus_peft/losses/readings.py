@@ -46,7 +46,7 @@ class Window:
 
 
 @dataclass
-class LabelledWindow:
+class LabeledWindow:
     """A local window and its labels.
 
     Attributes:
@@ -67,7 +67,7 @@ class Reading:
     memory: Sequence[int]
     chunk_size: int
     seats: Seats | None
-    windows: list[LabelledWindow]
+    windows: list[LabeledWindow]
 
 
 def readings_of(documents: Sequence[Document], config: FocusConfig, sharded: bool) -> list[Reading]:
@@ -93,7 +93,7 @@ def readings_of(documents: Sequence[Document], config: FocusConfig, sharded: boo
             both = config.loss == "sum" and config.continuation_weight > 0 and config.repetition_weight > 0
             spans = (spans + [(None, spans[0][1])])[: 2 if both else 1]
         windows = [
-            LabelledWindow(
+            LabeledWindow(
                 name, Window(list(ids[span.start : span.end - 1]), span.labels), labels[span.first_label : span.end]
             )
             for name, span in spans

@@ -139,7 +139,7 @@ def draw_seats(own: int, distractors: int, generator: torch.Generator | None) ->
     """Draw how many of some distractors are there, which, and where a document's chunks stand among them.
 
     Small numbers are as likely as large ones (log-uniform), so that most samples stay cheap. Each distractor has a
-    place of its own, as it was read there; so the places are neighbours that begin anywhere, and the document's chunks
+    place of its own, as it was read there; so the places are neighbors that begin anywhere, and the document's chunks
     take some of them over.
 
     Args:
@@ -157,7 +157,7 @@ def draw_seats(own: int, distractors: int, generator: torch.Generator | None) ->
 
 
 def draw_sample(
-    labelled: Sequence[bool],
+    labeled: Sequence[bool],
     settings: Settings,
     generator: torch.Generator | None,
     distractors: int = 0,
@@ -168,7 +168,7 @@ def draw_sample(
     long; the local window before them takes at most half of what precedes them.
 
     Args:
-        labelled (`Sequence[bool]`): For each token of the document, whether it may be a label.
+        labeled (`Sequence[bool]`): For each token of the document, whether it may be a label.
         settings (`Settings`): Its chunk and local sizes are upper bounds; its configuration has `loss`, the weights (a
             loss with weight 0 is not drawn), `label_size`, `train_local_size` and `train_min_chunk_size`.
         generator (`torch.Generator`, *optional*): Default: torch's global one.
@@ -177,7 +177,7 @@ def draw_sample(
     Returns:
         `Sample`, or None if the document has no room for memory, local window and a label.
     """
-    tokens = len(labelled)
+    tokens = len(labeled)
     sizes, config = settings.sizes, settings.config
     least = least_chunk_size(settings)
     chunk_sizes = [size for size in CHUNK_SIZES if least <= size <= sizes.chunk] or [sizes.chunk]
@@ -190,12 +190,12 @@ def draw_sample(
 
     longest = config.train_local_size or sizes.local
     # labels of the continuation: a memory token and a local token come before them
-    continuation = _draw_span(labelled, 1, tokens, longest, config.label_size, (tokens + 1) // 2, generator, share=2)
+    continuation = _draw_span(labeled, 1, tokens, longest, config.label_size, (tokens + 1) // 2, generator, share=2)
     if continuation is None:
         return None
     memory = continuation.start if wants[0] else tokens
     repetition = (
-        _draw_span(labelled, 0, memory, longest, config.label_size, 0, generator, share=1) if wants[1] else None
+        _draw_span(labeled, 0, memory, longest, config.label_size, 0, generator, share=1) if wants[1] else None
     )
     if not wants[0]:
         continuation = None
@@ -207,7 +207,7 @@ def draw_sample(
 
 
 def _draw_span(
-    labelled: Sequence[bool],
+    labeled: Sequence[bool],
     low: int,
     high: int,
     local_size: int,
@@ -223,7 +223,7 @@ def _draw_span(
     `low` and the labels.
     """
     labels = min(label_size, max(1, (high - low) // 2))
-    counts = torch.tensor([0, *labelled], dtype=torch.long).cumsum(0)
+    counts = torch.tensor([0, *labeled], dtype=torch.long).cumsum(0)
     if high - labels <= low:
         return None
     firsts = torch.arange(low + 1, high - labels + 1)
@@ -235,7 +235,7 @@ def _draw_span(
     inside = counts[firsts + labels] - counts[firsts]
     firsts = firsts[2 * inside >= inside.max()]
     drawn = int(firsts[draw_int(0, len(firsts) - 1, generator)])
-    places = [place for place in range(drawn, drawn + labels) if labelled[place]]
+    places = [place for place in range(drawn, drawn + labels) if labeled[place]]
     first, labels = places[0], places[-1] - places[0] + 1
     most = min(local_size, max(1, (first - low) // share))
     local = draw_int(min(LEAST_LOCAL, most), most, generator)

@@ -50,7 +50,7 @@ class _Layout:
     @classmethod
     def of(cls, settings: Settings, reading: Reading, distractors: Distractors | None) -> _Layout:
         chunks = cut(reading.memory, reading.chunk_size)
-        windows = [labelled.window for labelled in reading.windows]
+        windows = [labeled.window for labeled in reading.windows]
         seats = reading.seats or Seats.alone(len(chunks))
         rows = [ChunkRow(0, place, len(chunk)) for place, chunk in zip(seats.own, chunks)]
         if distractors is not None:
@@ -119,7 +119,7 @@ def _read_together(layouts: Sequence[_Layout], apart: bool) -> Iterator[list[_La
 
 def _window_logits(reader: Reader, settings: Settings, layout: _Layout, store: KeyValueStore) -> list[torch.Tensor]:
     """Logits (labels, vocabulary) of the windows of one reading, whose chunks have been read."""
-    windows = [labelled.window for labelled in layout.reading.windows]
+    windows = [labeled.window for labeled in layout.reading.windows]
     rows, newest, seats = layout.rows, layout.newest, layout.seats
     batch_size = len(rows) if reader.sharded else settings.config.chunk_batch_size
     candidates = read_candidates_with_graph(

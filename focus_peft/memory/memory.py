@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import threading
-import uuid
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 from ..kv.files import copy_states, describe_states, read_states, write_states
 from ..kv.storage import make_store
@@ -22,6 +18,7 @@ from ..passes.frames import Frames
 from ..passes.ids import document_rows
 from ..passes.inputs import ChunkRow
 from ..passes.reader import Reader
+from .files import STATES_FILE, read_description, sentences, tokenizer_fingerprint, write_memory
 from .ranks import Ranks
 
 
@@ -29,10 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..frozen.fingerprint import Fingerprint
-
-MEMORY_FILE = "memory.json"
-STATES_FILE = "memory.safetensors"
-FORMAT = 1
 
 
 class Memory:
@@ -211,13 +204,7 @@ class Memory:
                 "all of it; encode with `spread_chunks=False` in one process, save that, and load it with "
                 "`spread_chunks=True`."
             )
-        target = Path(directory).absolute()
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise FileExistsError(
-                f"`directory` {str(target)!r} exists and is not empty; choose a new one, or remove it."
-            )
         description = {
-            "format": FORMAT,
             "documents": self.documents,
             "chunk_size": self.chunk_size,
             "nominal": self.frames.nominal,
@@ -227,25 +214,8 @@ class Memory:
             "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
             "states": describe_states(self.store, max(self._lengths, default=0)),
         }
-        new = not target.exists()
-        # an empty folder that is there may be where a disk is mounted, so the files are made inside
-        scratch = (target.parent if new else target) / f".{target.name}.{uuid.uuid4().hex[:8]}"
-        try:
-            scratch.mkdir(parents=True)
-            with self.lock:
-                write_states(scratch / STATES_FILE, self.store, self._lengths)
-            (scratch / MEMORY_FILE).write_text(json.dumps(description))
-            if new:
-                os.replace(scratch, target)
-            else:
-                for name in (STATES_FILE, MEMORY_FILE):
-                    os.replace(scratch / name, target / name)
-                scratch.rmdir()
-        except BaseException as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise OSError(f"`directory` {str(target)!r} could not be written: {error}.") from error
-            raise
+        with self.lock:
+            write_memory(directory, description, lambda file: write_states(file, self.store, self._lengths))
 
     @classmethod
     def load(
@@ -266,32 +236,15 @@ class Memory:
             ValueError: if it was made with another model or tokenizer, or its files are damaged.
         """
         source = Path(directory)
-        if not (source / MEMORY_FILE).is_file() or not (source / STATES_FILE).is_file():
-            raise FileNotFoundError(
-                f"`directory` {str(source)!r} holds no memory ({MEMORY_FILE} and {STATES_FILE}); make one with "
-                "`model.encode(...).save(directory)`."
-            )
-        try:
-            description = json.loads((source / MEMORY_FILE).read_text())
-            if description["format"] != FORMAT:
-                raise ValueError(f"format {description['format']}, while this version reads format {FORMAT}")
-            fingerprint.check(description["model"])
-            saved = description["tokenizer"]
-            if tokenizer is not None and saved is not None and saved != tokenizer_fingerprint(tokenizer):
-                raise ValueError("it was made with another tokenizer; encode the documents again")
+        with sentences(source):
+            description = read_description(source, fingerprint, tokenizer)
             frames = Frames(description["nominal"], description["learned"], description["offset"])
             documents = document_rows(description["documents"], None)
             memory = cls(documents, description["chunk_size"], frames, fingerprint, room, storage, storage_dir, ranks)
             memory.ranks.check_alike("the documents are", documents)
             lengths = [row.length for row in memory.rows]
-            first = memory.rows.index(memory._held[0]) if memory._held else 0  # what one process holds are neighbours
+            first = memory.rows.index(memory._held[0]) if memory._held else 0  # what one process holds are neighbors
             read_states(source / STATES_FILE, memory.store, lengths, description["states"], device, first)
-        except KeyError as error:
-            raise ValueError(
-                f"The memory in {str(source)!r} cannot be used: {error} is missing in {MEMORY_FILE}."
-            ) from error
-        except (ValueError, TypeError, AttributeError, SafetensorError) as error:
-            raise ValueError(f"The memory in {str(source)!r} cannot be used: {str(error).rstrip('.')}.") from error
         return memory
 
     def __repr__(self) -> str:
@@ -303,10 +256,3 @@ class Memory:
 
 def _key(row: ChunkRow) -> tuple[int, int, int]:
     return row.document, row.index, row.length
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of the vocabulary."""
-    from ..frozen.fingerprint import digest
-
-    return digest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())

@@ -76,7 +76,7 @@ class Ranks:
     # Who holds what: every process knows it of all rows
 
     def share(self, new: Sequence[ChunkRow], held: Iterable[ChunkRow] = ()) -> None:
-        """Give every process a run of neighbours of the new rows, as many to each.
+        """Give every process a run of neighbors of the new rows, as many to each.
 
         Where they do not divide evenly, those with the fewest tokens in the rows of `held` take one more.
         """

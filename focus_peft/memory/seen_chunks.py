@@ -42,7 +42,7 @@ class SeenChunks:
         self.ranks = Ranks.of(settings.config.spread_chunks, reader) if memory is None else memory.ranks
         rows = [] if memory is None else memory.rows
         self._first = 0  # the row of the memory's store that is our first
-        if document is not None:  # a document's rows are neighbours
+        if document is not None:  # a document's rows are neighbors
             before = next(n for n, row in enumerate(rows) if row.document == document)
             self._first = len(self.ranks.own(rows[:before]))
             rows = [replace(row, document=0) for row in rows if row.document == document]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import FocusConfig
+from ..config import SHARED_FIELDS, FocusConfig
 from ..frozen.facts import ModelFacts
 from .frames import Frames
 
@@ -106,9 +106,7 @@ class Settings:
     def shared(self) -> tuple:
         """What must be the same in all processes that share chunks: where each keeps its own, and how many it reads at
         once, may differ."""
-        config = self.config
-        way = config.decoding, config.refresh_interval, config.top_chunks, config.read_chunks
-        return self.sizes, self.frames, self.bos, *way
+        return self.sizes, self.frames, self.bos, *(getattr(self.config, name) for name in SHARED_FIELDS)
 
     def _window(self, chunks: int, local: int) -> int:
         """Positions that a local window of `local` tokens behind `chunks` candidates takes."""

@@ -23,7 +23,8 @@ from .perplexity import PerplexityTask
 from .records import Benchmark, RecordTask
 from .ruler.needles import NIAH_TASKS
 from .ruler.words_and_variables import RULER_TASKS
-from .samples import Sample, Source, Task
+from .samples import Sample, Source
+from .task import Task
 
 
 # Tasks that are answered in words and made from a seed at any length, by name

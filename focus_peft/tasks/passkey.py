@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .samples import NOISE, Draft, FilledTask, Request, Sample, Source, Task, spread
+from .samples import NOISE, Draft, Request, Sample, Source, spread
+from .task import FilledTask, Task
 
 
 INFORMATION = "The pass key is {key}. Remember it. {key} is the pass key."

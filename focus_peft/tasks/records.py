@@ -22,7 +22,8 @@ from typing import IO, Any, ClassVar, NamedTuple
 from huggingface_hub import hf_hub_download
 
 from ..hub.errors import hub_reason
-from .samples import Draft, Sample, Source, Task
+from .samples import Draft, Sample, Source
+from .task import Task
 
 
 Measure = Callable[..., float]

@@ -14,13 +14,13 @@ import torch
 from ..losses.output import FocusOutput
 
 
-# (what is logged, field of FocusOutput, the field that counts its labels)
-MEANS = (
-    ("loss_continuation", "loss_continuation", "num_continuation"),
-    ("loss_repetition", "loss_repetition", "num_repetition"),
-    ("loss_local_continuation", "loss_local_continuation", "num_continuation"),
-    ("loss_local_repetition", "loss_local_repetition", "num_repetition"),
-)
+# Fields of FocusOutput that are logged, and the fields that count their labels
+MEANS = {
+    "loss_continuation": "num_continuation",
+    "loss_repetition": "num_repetition",
+    "loss_local_continuation": "num_continuation",
+    "loss_local_repetition": "num_repetition",
+}
 # A vector of what was measured holds the sum and the count of each mean, then these
 DISTILLATION = 2 * len(MEANS)  # the distillation term, and how many micro-batches had it
 TOKENS, LOSS, STEPS, SIZE = range(DISTILLATION + 2, DISTILLATION + 6)
@@ -35,7 +35,7 @@ def zeros(device: torch.device) -> torch.Tensor:
 def measured(output: Mapping[str, Any], inputs: Mapping[str, Any], device: torch.device) -> torch.Tensor:
     """What one micro-batch adds, as a vector (`SIZE`,); its part of the step's loss is added by others."""
     values: list[Any] = []
-    for _, loss, count in MEANS:
+    for loss, count in MEANS.items():
         value, labels = output.get(loss), output.get(count)
         values += [0.0, 0] if value is None or labels is None else [value * labels, labels]
     divergence = output.get("loss_distillation")
@@ -54,7 +54,7 @@ def summary(sums: Sequence[float]) -> dict[str, float]:
     labels.
     """
     means = {}
-    for number, (name, _, _) in enumerate(MEANS):
+    for number, name in enumerate(MEANS):
         total, count = sums[2 * number : 2 * number + 2]
         if count:
             means[name] = total / count

@@ -14,12 +14,8 @@ from lib.yaml_files import build, check_names, read_yaml
 from peft import PeftConfig
 
 from focus_peft import FocusConfig
-from focus_peft.config import INFERENCE_FIELDS
+from focus_peft.config import READING_FIELDS
 from focus_peft.frozen.fingerprint import digest
-
-
-# Fields of an adapter's configuration that a trained one can be evaluated with other values of
-READING_FIELDS = ("chunk_size", *INFERENCE_FIELDS)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def token(options: dict[str, Any]) -> dict[str, Any]:
     """What a token of SmolLM2 costs, beside full attention's. Chunks are not read: their keys and values, and those of
     full attention, are drawn at random, which takes as long to attend to.
     """
-    model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
+    model, tokenizer = load(options, r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
     assert model.base_model.reader  # which has now been checked on what is really read
     with patch.object(Reader, "_read_chunks", _draw_chunks):

@@ -102,7 +102,7 @@ class Marks:
 
 def step_profile(options: dict[str, Any]) -> dict[str, Any]:
     """Mean seconds of each phase of a streaming step, and the base model's median over as many tokens."""
-    model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
+    model, tokenizer = load(options, r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
     phases = Phases()
     new, steps = options["new_tokens"], options["new_tokens"] - 1

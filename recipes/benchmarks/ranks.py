@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
+
+from .reading import focus
 
 
 def read(rank: int, folder: str, options: dict[str, Any]) -> None:
     """One of the processes. The first writes down what it measured: each waits for the others, so all take as long."""
-    from .reading import focus  # which takes seconds, and which the process that waits for the others doesn't need
-
     torch.set_num_threads(1)
     processes = options["processes"]
     store = f"file://{Path(folder, 'store')}"
@@ -31,8 +30,8 @@ def read(rank: int, folder: str, options: dict[str, Any]) -> None:
 
 def focus_of_processes(options: dict[str, Any]) -> dict[str, Any]:
     """`focus` in so many processes; memory is that of the first."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # which the new processes inherit
     with tempfile.TemporaryDirectory() as folder:
-        spawn(read, args=(folder, options), nprocs=options["processes"])
+        # a fork has imported everything; nothing was computed before it
+        start_processes(read, args=(folder, options), nprocs=options["processes"], start_method="fork")
         result: dict[str, Any] = json.loads(Path(folder, "result.json").read_text())
     return result

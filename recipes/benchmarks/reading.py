@@ -11,6 +11,8 @@ from unittest.mock import patch
 
 import torch
 
+from focus_peft.config import INFERENCE_FIELDS
+
 from .setting import Pieces, document, load, sizes_of, timed, with_peak
 
 
@@ -47,18 +49,9 @@ def generating(model: Any, ids: torch.Tensor, new_tokens: int, **options: Any) -
 
 def focus(options: dict[str, Any]) -> dict[str, Any]:
     """Our `generate` with the given options; with `compiled`, parts of the model are compiled."""
-    model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
+    model, tokenizer = load(options, r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
-    names = (
-        "decoding",
-        "storage",
-        "spread_chunks",
-        "refresh_interval",
-        "top_chunks",
-        "read_chunks",
-        "chunk_batch_size",
-    )
-    given = {name: options[name] for name in names if name in options}
+    given = {name: options[name] for name in INFERENCE_FIELDS if name in options}
     with parts_compiled(model, ids) if options.get("compiled") else contextlib.nullcontext():
         return generating(model, ids, options["new_tokens"], warm_up=model.settings().sizes.local + 8, **given)
 
@@ -82,7 +75,7 @@ def parts_compiled(model: Any, ids: torch.Tensor) -> Iterator[None]:
 
 def full_attention(options: dict[str, Any]) -> dict[str, Any]:
     """The base model's `generate` on everything, beyond the length that it was made for if need be."""
-    model, tokenizer = load(options["dtype"], r=8)
+    model, tokenizer = load(options, r=8)
     ids = document(tokenizer, options["tokens"])
     with model.disable_adapter():
         return generating(model, ids, options["new_tokens"], warm_up=64)
@@ -90,7 +83,7 @@ def full_attention(options: dict[str, Any]) -> dict[str, Any]:
 
 def reading_floor(options: dict[str, Any]) -> dict[str, Any]:
     """The base model over as many tokens as our prefill, in the same shapes, with transformers' caches."""
-    model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
+    model, tokenizer = load(options, r=8, **sizes_of(options))
     pieces = Pieces(document(tokenizer, options["tokens"]), model.settings())
     with model.disable_adapter():
         base = model.base_model.model
@@ -100,7 +93,7 @@ def reading_floor(options: dict[str, Any]) -> dict[str, Any]:
 
 def step_floor(options: dict[str, Any]) -> dict[str, Any]:
     """The base model over one step's tokens: 2 · chunks + 1 behind what is held; exact: window + 2 · chunks."""
-    model, tokenizer = load(options["dtype"], r=8, **sizes_of(options))
+    model, tokenizer = load(options, r=8, **sizes_of(options))
     pieces = Pieces(document(tokenizer, options["tokens"]), model.settings())
     with model.disable_adapter():
         base = model.base_model.model

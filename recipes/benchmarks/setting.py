@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import transformers
 from lib.base_model import ModelArguments, load_model
-from lib.packaged_model import PACKAGED
 from peft import get_peft_model
 
 from focus_peft import FocusConfig
@@ -24,14 +23,14 @@ from focus_peft.trainer.metrics import peak_memory
 
 # Keys and values of one layer, (2, rows, kv_heads, tokens, head_dim): of chunk rows, and of the local window
 States = list[torch.Tensor]
-# So many characters of text are tokenised for each token that is wanted, more than a token has on average
+# So many characters of text are tokenized for each token that is wanted, more than a token has on average
 CHARACTERS_PER_TOKEN = 12
 
 
-def load(dtype: str = "float32", **fields: Any) -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct with an untrained adapter, which is as fast as a trained one; and its tokenizer."""
+def load(options: dict[str, Any], **fields: Any) -> tuple[Any, Any]:
+    """The model with an untrained adapter, which is as fast as a trained one; and its tokenizer."""
     transformers.logging.set_verbosity_error()
-    base, tokenizer = load_model(ModelArguments(PACKAGED, dtype=dtype))
+    base, tokenizer = load_model(ModelArguments(options["model"], dtype=options["dtype"]))
     torch.manual_seed(0)
     return get_peft_model(base, FocusConfig(**fields)).eval(), tokenizer
 

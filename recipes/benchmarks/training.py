@@ -21,7 +21,7 @@ def step(options: dict[str, Any]) -> dict[str, Any]:
     decoding, labels = options["decoding"], options["labels"]
     quarter = options["tokens"] // 4
     sizes = {"chunk_size": quarter, "local_size": quarter, "prompt_size": min(512, quarter)}
-    model, tokenizer = load(options["dtype"], r=options["r"], decoding=decoding, label_size=labels, **sizes)
+    model, tokenizer = load(options, r=options["r"], decoding=decoding, label_size=labels, **sizes)
     ids = document(tokenizer, options["tokens"])[0].tolist()
     tuner, settings = model.base_model, model.base_model.settings()
     reader = tuner.reader  # what is done once, before memory and time are measured

@@ -20,7 +20,7 @@ def shades(shares: Sequence[float] | torch.Tensor) -> list[float]:
 
 
 def html_strip(shares: Sequence[float] | None, texts: Sequence[str], number: str | None = None) -> str:
-    """A cell for each chunk, the stronger its colour the more it was looked at, as HTML.
+    """A cell for each chunk, the stronger its color the more it was looked at, as HTML.
 
     Args:
         shares (`Sequence[float]`, *optional*): Of attention, one for each chunk. None: nothing was asked yet.
@@ -55,7 +55,7 @@ def legend(shares: Sequence[float] | None, hidden: Sequence[int]) -> str:
         most = sorted(range(len(shares)), key=lambda index: -shares[index])[:3]
         named = ", ".join(f"{index + 1} ({shares[index]:.1%})" for index in most)
         text = (
-            f"The stronger the colour, the more the first word of the answer looked at the chunk. Most: {named}; "
+            f"The stronger the color, the more the first word of the answer looked at the chunk. Most: {named}; "
             f"{max(0.0, 1 - sum(shares)):.0%} of the attention went to the local window."
         )
     if hidden:

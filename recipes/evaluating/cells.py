@@ -7,7 +7,7 @@ from typing import Any
 
 
 def cell(result: Mapping[str, Any], scale: float = 1) -> str:
-    """A mean of `summarise`, times `scale`, with its interval and the number of samples."""
+    """A mean of `summarize`, times `scale`, with its interval and the number of samples."""
     part = "" if result["samples"] == result["planned"] else f" of {result['planned']}"
     count = f" ({result['samples']}{part})"
     if "perplexity" in result:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lib.base_model import load_model
-from lib.result_files import write_json, write_markdown
+from lib.result_files import git_commit, write_json, write_markdown
 from peft import PeftConfig, PeftModel, get_peft_model
 from tqdm import tqdm
 
@@ -22,12 +22,13 @@ from evaluating.averages import averages, ruler_averages
 from evaluating.configuration import KEY_TOKENS, LONGEST, LONGPPL, TEXT_TASKS, Evaluation
 from evaluating.jobs import Job, jobs_of, prompts, record_facts, scored, spread_order
 from evaluating.key_tokens import KeyTokenFinder
-from evaluating.means import summarise
+from evaluating.means import summarize
 from evaluating.published_results import publishable
 from evaluating.result_tables import tables
 from evaluating.sample_file import SampleFile
 from evaluating.texts import read_texts
 from focus_peft import FocusConfig
+from focus_peft.config import SHARED_FIELDS
 from focus_peft.frozen.fingerprint import digest
 from focus_peft.hub.results import save_results
 from focus_peft.passes.settings import Settings
@@ -98,7 +99,7 @@ class Evaluator:
         end = float("inf") if seconds is None else time.monotonic() + seconds
         write_json(self.folder / "config.json", self.identity)
         samples = SampleFile(self.folder / "samples.jsonl")
-        origin = {"commit": origins.git_commit(), "versions": origins.versions()}
+        origin = {"commit": git_commit(), "versions": origins.versions()}
         todo = []
         for job in jobs:
             labels = [label for label in job.methods if self._can_read(label, job)]
@@ -177,7 +178,7 @@ class Evaluator:
         planned = {(job.task, label, job.length): job.samples for job in self.jobs() for label in job.methods}
         # a sample of an earlier run tells that it could be made
         skipped = [entry for key, entry in self.skipped.items() if not any(k[:3] == key for k in samples.samples)]
-        results = summarise(everything, planned)
+        results = summarize(everything, planned)
         means = [*averages(results), *ruler_averages(results)]
         summary = {
             "results": results,
@@ -217,8 +218,8 @@ def digest_of_twins(model: Any) -> str:
 
 def _windows(settings: Settings) -> dict[str, Any]:
     """What the adapter reads with, as far as results depend on it."""
+    # the first stood in the earliest folders' names; what came later stands there where it is chosen
     names = ("decoding", "refresh_interval", "top_chunks", "storage", "storage_dir")
-    chosen = {name: getattr(settings.config, name) for name in names}
-    if settings.config.read_chunks is not None:  # results from before it was there stay what they are
-        chosen["read_chunks"] = settings.config.read_chunks
+    changed = [name for name in SHARED_FIELDS if getattr(settings.config, name) != getattr(FocusConfig, name)]
+    chosen = {name: getattr(settings.config, name) for name in {*names, *changed}}
     return {"sizes": asdict(settings.sizes), "frames": asdict(settings.frames), "bos": settings.bos, **chosen}

@@ -15,7 +15,7 @@ class KeyTokenFinder:
 
     Args:
         base (`PreTrainedModel`): The adapter's base model: the evaluator, if no other is given.
-        arguments (`ModelArguments`, *optional*): Another one. Texts are tokenised for it, and what counts are tokens
+        arguments (`ModelArguments`, *optional*): Another one. Texts are tokenized for it, and what counts are tokens
             that lie within its key tokens' characters.
         **thresholds: Fields of `KeyTokens`.
     """
@@ -33,7 +33,7 @@ class KeyTokenFinder:
         return Fingerprint.of(self.find.model).to_dict()
 
     def refusal(self, tokens: int) -> str | None:
-        """Why a text cannot be read, if that is known before it is tokenised for the evaluator."""
+        """Why a text cannot be read, if that is known before it is tokenized for the evaluator."""
         return self.find.refusal(tokens) if self.tokenizer is None else None
 
     def __call__(

@@ -23,7 +23,7 @@ def wilson(right: float, samples: int, z: float = Z) -> tuple[float, float]:
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
-def summarise(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]) -> list[dict[str, Any]]:
+def summarize(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]) -> list[dict[str, Any]]:
     """Means of every task, method and length. Samples that say how many `labels` they have count by these, those with
     none not at all.
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -16,21 +14,6 @@ import transformers
 
 import focus_peft
 from focus_peft.trainer.metrics import peak_memory
-
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def git_commit() -> str | None:
-    """The commit of this code, with a mark if it was changed since."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + (" and changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from evaluating.means import wilson
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from .drawing import plt, save, styles, token_axis
-from .evaluation import samples
+from .evaluation import chosen_methods, samples
 
 
 # Labels are spelled out; the methods of an evaluation have short names
@@ -24,11 +24,7 @@ NAMES = {
 
 def accuracy(args: argparse.Namespace) -> None:
     found = samples(args.results, args.task)
-    there = dict.fromkeys(sample["method"] for sample in found)
-    chosen = list(there) if args.methods is None else args.methods.split(",")
-    for method in chosen:
-        if method not in there:
-            raise SystemExit(f"error: `--methods` names {method!r}, but there are samples of {', '.join(there)}.")
+    chosen = chosen_methods(found, args.methods)
     if any(sample["metric"] != "accuracy" for sample in found):
         raise SystemExit(f"error: `--task` is {args.task!r}, whose scores are not accuracies; name another task.")
     lengths = sorted({sample["length"] for sample in found})
@@ -40,8 +36,6 @@ def accuracy(args: argparse.Namespace) -> None:
             if sample["method"] == method:
                 scores.setdefault(sample["length"], []).append(sample["score"])
         _draw(panel, dict(sorted(scores.items())), NAMES.get(method, method), style, place)
-    engine: Any = figure.get_layout_engine()
-    engine.set(rect=(0, 0.05, 1, 0.95))  # room for the last row of counts
     token_axis(panel, lengths)
     panel.set_xlabel("")
     panel.text(

@@ -27,7 +27,7 @@ def attention(args: argparse.Namespace) -> None:
     try:
         model, tokenizer = load(Evaluation.load(args.config, args.overrides))
         ids, fact = prompt(args, tokenizer)
-        found = measure(model, tokenizer, ids, fact, 1 if args.first else args.new_tokens)
+        found = measure(model, tokenizer, ids, fact, args.new_tokens)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     write_json(args.output.with_suffix(".json"), found)
@@ -59,8 +59,8 @@ def figure_of(found: dict[str, Any]) -> Any:
         height_ratios=[2.2, 0.6 + 0.26 * rows],
         layout="constrained",
     )
-    colours = ["black" if chunk in marked else "0.75" for chunk in range(width)]
-    bars.bar(range(width), grid[0], color=colours, edgecolor="black", linewidth=0.5)
+    colors = ["black" if chunk in marked else "0.75" for chunk in range(width)]
+    bars.bar(range(width), grid[0], color=colors, edgecolor="black", linewidth=0.5)
     if marked:
         handles = [Patch(color="black", label="holds the fact")]
         handles.append(Patch(facecolor="0.75", edgecolor="black", linewidth=0.5, label="other chunks"))

@@ -15,18 +15,18 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 
-# Neighbours differ in line, in mark and in lightness, so colours are not needed
+# Neighbors differ in line, in mark and in lightness, so colors are not needed
 LINES = ("-", "--", ":", "-.", (0, (7, 2)))
 MARKS = "os^Dvx*"
-COLOURS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:purple", "0.6")
+COLORS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:purple", "0.6")
 
 
 def styles(labels: Sequence[Any]) -> dict[Any, dict[str, Any]]:
     """For each label, how its line looks."""
-    looks = zip(labels, cycle(LINES), cycle(MARKS), cycle(COLOURS))
+    looks = zip(labels, cycle(LINES), cycle(MARKS), cycle(COLORS))
     return {
-        label: {"linestyle": line, "marker": mark, "color": colour, "markersize": 6}
-        for label, line, mark, colour in looks
+        label: {"linestyle": line, "marker": mark, "color": color, "markersize": 6}
+        for label, line, mark, color in looks
     }
 
 

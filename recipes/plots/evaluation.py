@@ -63,8 +63,8 @@ def passkey(args: argparse.Namespace) -> None:
             box = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="0.75", linewidth=0.6, hatch=hatch)
             panel.add_patch(box)
             if not math.isnan(value):
-                colour = "white" if value < 0.45 else "black"
-                panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+                color = "white" if value < 0.45 else "black"
+                panel.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
     counts = Counter(sample["length"] for sample in found)  # a cell of a single sample must not look like one of many
     panel.set_xticks(range(len(lengths)), [f"{short(length)}\nn = {counts[length]}" for length in lengths])
     panel.set_yticks(range(args.bands), [f"{band / args.bands:.0%}" for band in range(args.bands)])
@@ -72,13 +72,19 @@ def passkey(args: argparse.Namespace) -> None:
     save(figure, args.output)
 
 
-def perplexity(args: argparse.Namespace) -> None:
-    found = samples(args.results, "perplexity")
-    there = dict.fromkeys(sample["method"] for sample in found)
-    chosen = list(there) if args.methods is None else args.methods.split(",")
+def chosen_methods(found: list[dict[str, Any]], words: str | None) -> list[str]:
+    """The methods that `--methods` names, or all that there are samples of."""
+    there = list(dict.fromkeys(sample["method"] for sample in found))
+    chosen = there if words is None else words.split(",")
     for method in chosen:
         if method not in there:
             raise SystemExit(f"error: `--methods` names {method!r}, but there are samples of {', '.join(there)}.")
+    return chosen
+
+
+def perplexity(args: argparse.Namespace) -> None:
+    found = samples(args.results, "perplexity")
+    chosen = chosen_methods(found, args.methods)
     found = at_shared_places([sample for sample in found if sample["method"] in chosen])
     if not found:
         raise SystemExit(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import io
-import subprocess
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from conftest import make_tiny_model, make_tiny_tokenizer, perturb_twins
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from focus_peft import FocusConfig
-from focus_peft.cli.main import main
+from focus_peft.cli.main import build_parser, main
+from focus_peft.cli.reading_options import add_reading_options, reading_options
+from focus_peft.config import READING_FIELDS
 
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
@@ -222,6 +225,49 @@ def test_used_memory_directory_ends_with_code_5_before_a_model_is_loaded(
     assert_one_sentence(capfd, "not empty")
 
 
+READING = {
+    "chunk-size": 16,
+    "local-size": 20,
+    "prompt-size": 6,
+    "decoding": "exact",
+    "refresh-interval": 2,
+    "chunk-batch-size": 1,
+    "top-chunks": 3,
+    "storage": "disk",
+    "storage-dir": "/tmp",
+}
+
+
+def test_every_field_that_may_change_after_training_has_an_option() -> None:
+    words = [word for name, value in READING.items() for word in (f"--{name}", str(value))]
+    given = ["generate", "--model", "m", "--document", "d", "--question", "?"]
+    found = reading_options(build_parser().parse_args([*given, *words, "--no-add-bos"]))
+    expected = {**{name.replace("-", "_"): value for name, value in READING.items()}, "add_bos": False}
+    assert {name: value for name, value in found.items() if value is not None} == expected
+    assert {*found, "spread_chunks"} == set(READING_FIELDS)
+    assert FocusConfig().with_overrides(**found).top_chunks == 3
+    assert set(reading_options(build_parser().parse_args(given)).values()) == {None}
+
+
+def test_a_command_may_have_an_option_of_its_own_instead() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--top-chunks", type=int, default=1)
+    add_reading_options(parser, leave_out=["top_chunks"])
+    args = parser.parse_args(["--prompt-size", "4"])
+    assert args.top_chunks == 1
+    found = reading_options(args)
+    assert found["prompt_size"] == 4 and "top_chunks" not in found
+
+
+def test_an_option_changes_how_the_adapter_reads(
+    model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for size, chunks in ((24, 8), (12, 15)):
+        words = ("--document", document, "--question", "?", "--chunk-size", size, "--prompt-size", 4)
+        assert run(model, "--adapter", adapter, *words) == 0
+        assert f"in {chunks} chunks" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -229,6 +275,8 @@ def test_used_memory_directory_ends_with_code_5_before_a_model_is_loaded(
         ["generate"],
         ["generate", "--model", "m", "--document", "d", "--question", "?", "--max-new-tokens", "0"],
         ["generate", "--model", "m", "--document", "d", "--question", "?", "--decoding", "magic"],
+        ["generate", "--model", "m", "--document", "d", "--question", "?", "--chunk-size", "0"],
+        ["generate", "--model", "m", "--document", "d", "--question", "?", "--storage-dir", ""],
     ],
 )
 def test_wrong_usage_ends_with_code_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -275,11 +323,16 @@ def test_debug_shows_the_error_itself(tmp_path: Path) -> None:
         run(tmp_path, "--document", tmp_path / "none.txt", "--question", "?", "--debug")
 
 
-def test_python_m_runs_the_command_and_help_names_the_exit_codes() -> None:
-    command = [sys.executable, "-m", "focus_peft", "generate", "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "usage: focus-peft generate" in result.stdout
-    assert "exit codes:" in result.stdout
+def test_python_m_runs_the_command_and_help_names_the_exit_codes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["focus-peft", "generate", "--help"])
+    with pytest.raises(SystemExit) as ending:
+        runpy.run_module("focus_peft", run_name="__main__")
+    assert ending.value.code == 0
+    printed = capfd.readouterr().out
+    assert "usage: focus-peft generate" in printed
+    assert "exit codes:" in printed
 
 
 def assert_one_sentence(capfd: pytest.CaptureFixture[str], complaint: str) -> None:

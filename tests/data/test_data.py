@@ -5,14 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make_tiny_tokenizer
+from data_worker import say_what_focus_peft_imported
+from fresh import run_apart
 from transformers import PreTrainedTokenizerFast
 
 from focus_peft.data import DataConfig, PreparedData, prepare
@@ -274,7 +274,6 @@ def test_files_take_no_options_of_datasets(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_importing_focus_peft_imports_no_datasets() -> None:
-    code = "import sys, focus_peft; print([m for m in ('datasets', 'focus_peft.data') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+def test_importing_focus_peft_imports_no_datasets(tmp_path: Path) -> None:
+    ((code, printed),) = run_apart(say_what_focus_peft_imported, [()], tmp_path)
+    assert (code, printed.strip()) == (0, "[]")

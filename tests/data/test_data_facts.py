@@ -35,7 +35,7 @@ def said(item: dict[str, list[int]]) -> tuple[str, str]:
     return TOKENIZER.decode(item["input_ids"][:first]), TOKENIZER.decode(item["input_ids"][first:])
 
 
-def test_the_answer_stands_in_the_document_and_only_it_is_labelled(tmp_path: Path) -> None:
+def test_the_answer_stands_in_the_document_and_only_it_is_labeled(tmp_path: Path) -> None:
     data = facts_of(tmp_path)
     for index in range(len(data)):
         before, answer = said(data[index])

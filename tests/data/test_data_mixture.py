@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_focus_model
+from data_worker import prepare_together
+from fresh import run_apart
 from test_data import TOKENIZER, prepared, text, texts, write_texts
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -219,24 +217,11 @@ def test_a_resumed_run_sees_the_batches_that_it_would_have_seen(tmp_path: Path) 
 # Several processes
 
 
-def processes(tmp_path: Path, path: Path, count: int) -> Iterator[str]:
-    """What each of several processes says about the same data."""
-    worker = Path(__file__).with_name("data_worker.py")
-    arguments = [sys.executable, str(worker), str(path), str(tmp_path / "cache")]
-    started = []
-    for rank in range(count):
-        environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "FOCUS_TEST_STORE": str(tmp_path / "store")}
-        environment["PYTHONPATH"] = os.pathsep.join([str(worker.parent), *sys.path])
-        started.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True))
-    for process in started:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0
-        yield output
-
-
 @pytest.mark.slow
 def test_of_two_processes_one_tokenizes_and_both_see_the_same(tmp_path: Path) -> None:
-    first, second = processes(tmp_path, write_texts(tmp_path, 10), 2)
+    path = write_texts(tmp_path, 10)
+    for code, printed in run_apart(prepare_together, [(rank, 2, tmp_path, path) for rank in range(2)], tmp_path):
+        assert code == 0, printed
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     assert first == second and len(first.split()) > 10
     assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import BOS, EOS, make_tiny_tokenizer
+from data_worker import be_killed_while_writing, read_without_datasets
+from fresh import run_apart
 from refusal import no_file_larger_than, refusal
 from test_data import TOKENIZER, prepared, text, texts, write_lines, write_texts
 from tokenizers import processors
@@ -36,7 +36,7 @@ def encoder(
     return Encoder(tokenizer, use_template, min_tokens, max_tokens)
 
 
-def labelled(item: dict[str, list[int]]) -> str:
+def labeled(item: dict[str, list[int]]) -> str:
     """The text of an item's labels, which must be its own tokens."""
     ids, labels = item["input_ids"], item["labels"]
     assert len(ids) == len(labels)
@@ -74,11 +74,11 @@ def test_documents_of_min_tokens_are_kept_and_shorter_ones_are_not() -> None:
 # Instruction pairs
 
 
-def test_of_an_instruction_pair_only_the_answer_is_labelled(tmp_path: Path) -> None:
+def test_of_an_instruction_pair_only_the_answer_is_labeled(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"instruction": "Say something.", "output": "Something.", "input": ""}])
     item = prepared(tmp_path, {"path": str(path), **PAIR}).train[0]
     assert TOKENIZER.decode(item["input_ids"]) == "<s>user: Say something.\nassistant: Something.\n"
-    assert labelled(item) == "Something.\n"
+    assert labeled(item) == "Something.\n"
 
 
 def test_the_prompt_of_a_pair_is_what_generation_sees() -> None:
@@ -249,13 +249,8 @@ def test_an_interrupted_write_leaves_no_cache(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.slow
 def test_what_a_killed_process_left_is_no_cache_and_is_swept_up_later(tmp_path: Path) -> None:
     directory = tmp_path / "cache" / "table"
-    program = f"""
-from pathlib import Path
-from test_data_tokens import Killed, write_until_stopped
-write_until_stopped(Killed, Path({str(directory)!r}), Path({str(tmp_path / "a.jsonl")!r}))
-"""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == -9
+    ((code, _),) = run_apart(be_killed_while_writing, [(directory, tmp_path / "a.jsonl")], tmp_path)
+    assert code == -signal.SIGKILL
     (scratch,) = directory.parent.iterdir()
     assert load_table(directory) is None
     source = SourceConfig(str(write_texts(tmp_path, 2)))
@@ -305,17 +300,9 @@ def test_a_table_that_lacks_rows_is_written_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_without_datasets_a_sentence_names_the_extra(tmp_path: Path) -> None:
-    program = f"""
-import sys
-sys.modules["datasets"] = None
-import focus_peft.data
-from test_data_tokens import prepared, write_texts
-from pathlib import Path
-prepared(Path({str(tmp_path)!r}), write_texts(Path({str(tmp_path)!r}), 2))
-"""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert result.stderr.splitlines()[-1] == (
+    ((code, printed),) = run_apart(read_without_datasets, [(tmp_path,)], tmp_path)
+    assert code == 1
+    assert printed.splitlines()[-1] == (
         "ImportError: Training data is read and kept by the package datasets; install it with "
         "`pip install 'focus_peft[train]'`."
     )

@@ -23,7 +23,7 @@ def test_what_was_found_is_found_again_once_a_module_was_exchanged() -> None:
     changes = [
         lambda: model.__setitem__(0, nn.Linear(2, 2)),
         lambda: model[1].append(nn.ReLU()),
-        lambda: model[2].insert(0, model[1].pop(2)),  # to the neighbour: the modules are as many, in the same order
+        lambda: model[2].insert(0, model[1].pop(2)),  # to the neighbor: the modules are as many, in the same order
         lambda: model.register_module("nothing", None),
     ]
     for change in changes:

@@ -9,8 +9,6 @@ import gc
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model, random_ids
+from fresh import run_apart
 from peft import PeftModel
 from refusal import no_file_larger_than, refusal
 from safetensors.torch import load_file
@@ -399,57 +398,47 @@ def test_a_storage_for_one_call_replaces_the_configured_directory() -> None:
 
 # Memory of the process
 
-MEASURED = """
-import json, sys
-import torch
-from conftest import make_focus_model, random_ids
 
-torch.set_num_threads(1)
-# small weights, and 32 KB of states for each token
-base = {"num_hidden_layers": 4, "head_dim": 512, "hidden_size": 16, "max_position_embeddings": 4096}
-sizes = {"chunk_size": 128, "local_size": 16, "prompt_size": 8, "chunk_batch_size": 8}
-model = make_focus_model(dtype=torch.float32, base=base, **sizes)
-
-
-def peak():
-    status = dict(line.split(":") for line in open("/proc/self/status"))
+def peak() -> float:
+    """The most memory that this process has had, in MiB."""
+    with open("/proc/self/status") as file:
+        status = dict(line.split(":") for line in file)
     return int(status["VmHWM"].split()[0]) / 1024
 
 
-def run(storage, tokens):
-    ids, question = random_ids(tokens), random_ids(10)[None]
-    directory = f"{sys.argv[1]}/{storage}{tokens}"
-    memory = model.encode(ids, storage=storage)
-    model.generate(question, memory=memory, max_new_tokens=3)
-    memory.save(directory)
-    del memory
-    memory = model.load_memory(directory, storage=storage)
-    model.generate(question, memory=memory, max_new_tokens=3)
-    model.generate(ids[None], storage=storage, max_new_tokens=2)
-    return memory.nbytes / 2**20
+def measure_memory(folder: Path) -> None:
+    """Print how large a long memory is, and how much this process grew with it on the disk and on the device."""
+    torch.set_num_threads(1)
+    # small weights, and 32 KB of states for each token
+    base = {"num_hidden_layers": 4, "head_dim": 512, "hidden_size": 16, "max_position_embeddings": 4096}
+    sizes = {"chunk_size": 128, "local_size": 16, "prompt_size": 8, "chunk_batch_size": 8}
+    model = make_focus_model(dtype=torch.float32, base=base, **sizes)
 
+    def run(storage: str, tokens: int) -> float:
+        ids, question = random_ids(tokens), random_ids(10)[None]
+        directory = folder / f"{storage}{tokens}"
+        memory = model.encode(ids, storage=storage)
+        model.generate(question, memory=memory, max_new_tokens=3)
+        memory.save(directory)
+        del memory
+        memory = model.load_memory(directory, storage=storage)
+        model.generate(question, memory=memory, max_new_tokens=3)
+        model.generate(ids[None], storage=storage, max_new_tokens=2)
+        return memory.nbytes / 2**20
 
-run("disk", 1024)
-before = peak()
-size = run("disk", 8192)
-disk = peak() - before
-run("device", 8192)
-print(json.dumps({"size": size, "disk": disk, "device": peak() - before}))
-"""
+    run("disk", 1024)
+    before = peak()
+    size = run("disk", 4096)
+    disk = peak() - before
+    run("device", 4096)
+    print(json.dumps({"size": size, "disk": disk, "device": peak() - before}))
 
 
 @linux
 def test_on_the_disk_a_memory_takes_no_memory(tmp_path: Path) -> None:
-    tests = Path(__file__).parents[1]
-    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    megabytes = json.loads(result.stdout.splitlines()[-1])
+    ((code, printed),) = run_apart(measure_memory, [(tmp_path,)], tmp_path)
+    assert code == 0, printed
+    megabytes = json.loads(printed.splitlines()[-1])
     # encoded, asked, saved, loaded and handed over as a long input
     assert megabytes["size"] > 128
     assert megabytes["device"] > megabytes["size"]

@@ -20,7 +20,7 @@ from training import assert_equal_to, assert_same_gradients, document, gradients
 from focus_peft.losses.distractors import Distractors
 from focus_peft.losses.documents import Document
 from focus_peft.losses.objectives import focus_loss
-from focus_peft.losses.readings import LabelledWindow, Reading, Window
+from focus_peft.losses.readings import LabeledWindow, Reading, Window
 from focus_peft.losses.sampling import Sample, Seats, Span, draw_sample, draw_seats
 from focus_peft.losses.span_logits import span_logits
 from focus_peft.trainer.arguments import FocusTrainingArguments
@@ -81,7 +81,7 @@ def test_the_teacher_reads_the_document_without_distractors() -> None:
     output = focus_loss(tuner.reader, distilling, [Document(ids, ids, sample)], distractors=bank)
 
     teacher = make_tiny_model()(torch.tensor([ids[:35]])).logits[0, -5:].log_softmax(-1)
-    seated = Reading(ids[:24], CHUNK, seats, [LabelledWindow(None, window, [])])
+    seated = Reading(ids[:24], CHUNK, seats, [LabeledWindow(None, window, [])])
     ((logits,),) = span_logits(tuner.reader, settings, [seated], bank)
     expected = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
     torch.testing.assert_close(output.loss, expected, rtol=1e-9, atol=0)
@@ -111,7 +111,7 @@ def test_a_step_leaves_the_distractors_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(("own", "distractors"), [(1, 2), (2, 30), (29, 30), (30, 30), (40, 30)])
-def test_places_are_neighbours_and_a_document_has_as_many_as_it_has_chunks(own: int, distractors: int) -> None:
+def test_places_are_neighbors_and_a_document_has_as_many_as_it_has_chunks(own: int, distractors: int) -> None:
     for seed in range(300):
         seats = draw_seats(own, distractors, torch.Generator().manual_seed(seed))
         assert len(seats.own) == own and list(seats.own) == sorted(set(seats.own))

@@ -35,15 +35,15 @@ def settings_for(**fields: Any) -> Settings:
 
 
 def draw(
-    labelled: Sequence[bool] | int, seed: int | None = 0, generator: torch.Generator | None = None, **fields: Any
+    labeled: Sequence[bool] | int, seed: int | None = 0, generator: torch.Generator | None = None, **fields: Any
 ) -> Sample | None:
-    """`draw_sample` with small sizes; an integer stands for so many labelled tokens. `seed=None` and no generator:
+    """`draw_sample` with small sizes; an integer stands for so many labeled tokens. `seed=None` and no generator:
     neither.
     """
-    labelled = [True] * labelled if isinstance(labelled, int) else list(labelled)
+    labeled = [True] * labeled if isinstance(labeled, int) else list(labeled)
     if generator is None and seed is not None:
         generator = torch.Generator().manual_seed(seed)
-    return draw_sample(labelled, settings_for(**fields), generator)
+    return draw_sample(labeled, settings_for(**fields), generator)
 
 
 def scattered(length: int, seed: int, share: float = 0.2) -> list[bool]:
@@ -53,16 +53,16 @@ def scattered(length: int, seed: int, share: float = 0.2) -> list[bool]:
 
 @functools.cache
 def every_sample(share: float | None = None, **fields: Any) -> list[tuple[list[bool], dict[str, int], Sample]]:
-    """(labelled, sizes, sample) over many lengths, sizes and seeds; where nothing could be drawn, nothing."""
+    """(labeled, sizes, sample) over many lengths, sizes and seeds; where nothing could be drawn, nothing."""
     found = []
     for length in LENGTHS:
         for chunk, local, labels in SIZES:
             sizes = {"chunk_size": chunk, "local_size": local, "label_size": labels}
             for seed in range(6):
-                labelled = [True] * length if share is None else scattered(length, seed, share)
-                sample = draw(labelled, seed, **sizes, **fields)
+                labeled = [True] * length if share is None else scattered(length, seed, share)
+                sample = draw(labeled, seed, **sizes, **fields)
                 if sample is not None:
-                    found.append((labelled, sizes, sample))
+                    found.append((labeled, sizes, sample))
     return found
 
 
@@ -87,52 +87,52 @@ KINDS = pytest.mark.parametrize(
 @KINDS
 def test_spans_lie_inside_their_document(fields: dict[str, Any]) -> None:
     count = 0
-    for labelled, _, sample in every_sample(**fields):
+    for labeled, _, sample in every_sample(**fields):
         count += 1
         assert spans(sample)
         for span in spans(sample):
             assert span.local >= 1 and span.labels >= 1
-            assert 0 <= span.start < span.first_label < span.end <= len(labelled)
+            assert 0 <= span.start < span.first_label < span.end <= len(labeled)
     assert count > 100
 
 
 @KINDS
 def test_the_memory_is_not_empty_and_ends_where_the_continuation_starts(fields: dict[str, Any]) -> None:
-    for labelled, _, sample in every_sample(**fields):
-        assert 1 <= sample.memory <= len(labelled)
+    for labeled, _, sample in every_sample(**fields):
+        assert 1 <= sample.memory <= len(labeled)
         if sample.continuation is not None:
             assert sample.continuation.start == sample.memory
 
 
 @KINDS
 def test_the_repetition_lies_inside_the_memory(fields: dict[str, Any]) -> None:
-    for labelled, _, sample in every_sample(**fields):
+    for labeled, _, sample in every_sample(**fields):
         if sample.repetition is not None:
             assert sample.repetition.end <= sample.memory
         if sample.continuation is None:  # nothing follows, so the whole document is the memory
-            assert sample.memory == len(labelled)
+            assert sample.memory == len(labeled)
 
 
 @KINDS
 def test_a_span_has_label_size_labels_or_as_many_as_half_its_room(fields: dict[str, Any]) -> None:
-    for labelled, sizes, sample in every_sample(**fields):
-        for span, room in ((sample.continuation, len(labelled) - 1), (sample.repetition, sample.memory)):
+    for labeled, sizes, sample in every_sample(**fields):
+        for span, room in ((sample.continuation, len(labeled) - 1), (sample.repetition, sample.memory)):
             if span is not None:
                 most = min(sizes["label_size"], max(1, room // 2))
-                assert span.labels == most if all(labelled) else span.labels <= most
+                assert span.labels == most if all(labeled) else span.labels <= most
 
 
 @KINDS
 def test_spans_start_and_end_with_a_label(fields: dict[str, Any]) -> None:
-    for labelled, _, sample in every_sample(**fields):
+    for labeled, _, sample in every_sample(**fields):
         for span in spans(sample):
-            assert labelled[span.first_label] and labelled[span.end - 1]
+            assert labeled[span.first_label] and labeled[span.end - 1]
 
 
 def test_a_short_answer_is_drawn_from_its_start() -> None:
     """Not some of its last tokens only, with the others given away by the local window."""
-    labelled = [False] * 80 + [True] * 6
-    drawn = [draw(labelled, seed, label_size=32).continuation for seed in range(60)]
+    labeled = [False] * 80 + [True] * 6
+    drawn = [draw(labeled, seed, label_size=32).continuation for seed in range(60)]
     assert {span.first_label for span in drawn} == {80}
     assert {span.labels for span in drawn} == {3, 4, 5, 6}
     both = [False] * 40 + [True] * 3 + [False] * 50 + [True] * 12 + [False] * 15
@@ -141,9 +141,9 @@ def test_a_short_answer_is_drawn_from_its_start() -> None:
 
 @KINDS
 def test_every_span_has_a_label_that_counts(fields: dict[str, Any]) -> None:
-    for labelled, _, sample in every_sample(**fields):
+    for labeled, _, sample in every_sample(**fields):
         for span in spans(sample):
-            assert any(labelled[span.first_label : span.end])
+            assert any(labeled[span.first_label : span.end])
 
 
 @KINDS
@@ -208,9 +208,9 @@ def test_repetitions_come_from_everywhere_in_the_memory() -> None:
 
 @pytest.mark.parametrize("place", [2, 3, 50, 98, 99])
 def test_a_single_label_is_found_wherever_it_stands(place: int) -> None:
-    labelled = [index == place for index in range(100)]
+    labeled = [index == place for index in range(100)]
     for seed in range(20):
-        sample = draw(labelled, seed)
+        sample = draw(labeled, seed)
         assert sample is not None
         span = sample.continuation
         assert span.first_label <= place < span.end
@@ -218,7 +218,7 @@ def test_a_single_label_is_found_wherever_it_stands(place: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "labelled",
+    "labeled",
     [
         [],
         [True],
@@ -228,12 +228,12 @@ def test_a_single_label_is_found_wherever_it_stands(place: int) -> None:
         [True, True] + [False] * 99,  # a memory, but no local window before the label
     ],
 )
-def test_nothing_is_drawn_where_nothing_fits(labelled: list[bool]) -> None:
+def test_nothing_is_drawn_where_nothing_fits(labeled: list[bool]) -> None:
     for seed in range(10):
         for weights in ((1.0, 1.0), (1.0, 0.0), (0.0, 1.0)):
             for loss in LOSSES:
                 fields = {"continuation_weight": weights[0], "repetition_weight": weights[1], "loss": loss}
-                assert draw(labelled, seed, **fields) is None
+                assert draw(labeled, seed, **fields) is None
 
 
 def test_three_tokens_are_enough_for_a_continuation() -> None:
@@ -277,15 +277,15 @@ def test_the_sum_draws_both_losses() -> None:
 
 
 def test_a_sample_depends_on_its_arguments_and_seed_alone() -> None:
-    labelled = scattered(300, seed=0)
-    before = list(labelled)
+    labeled = scattered(300, seed=0)
+    before = list(labeled)
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    samples = [draw(labelled, seed) for seed in range(30)]
+    samples = [draw(labeled, seed) for seed in range(30)]
     assert torch.equal(state, torch.get_rng_state())  # the global generator is left alone
     torch.manual_seed(2)
-    assert samples == [draw(labelled, seed) for seed in range(30)]
-    assert labelled == before
+    assert samples == [draw(labeled, seed) for seed in range(30)]
+    assert labeled == before
     assert len(set(samples)) > 20
 
 

@@ -105,7 +105,7 @@ def test_variants_share_an_adapter_where_their_recipes_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        ({"colour": "red"}, ("`colour`", "studies")),
+        ({"color": "red"}, ("`color`", "studies")),
         ({"studies": 3}, ("`studies`", "int")),
         ({"evaluation": None}, ("`evaluation`", "recipes/ablations")),
         ({"recipe": None}, ("`recipe`", "`adapter`", "None and None")),

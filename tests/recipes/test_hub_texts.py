@@ -81,7 +81,7 @@ def test_without_a_network_one_sentence_says_so(name: str) -> None:
         ("hub:pg20", ("'hub:pg20'", "hub:pg19", "hub:codeparrot")),
         ({"split": "test"}, ("`path`", "'split'")),
         (3, ("`path`", "3")),
-        ({"path": "hub:pg19", "colour": 1}, ("`colour`", "min_characters")),
+        ({"path": "hub:pg19", "color": 1}, ("`color`", "min_characters")),
         ({"path": "hub:pg19", "max_documents": 0}, ("`max_documents`", "0")),
         ({"path": "hub:pg19", "max_documents": "few"}, ("`texts.max_documents`", "'few'")),
         ({"path": "hub:pg19", "min_characters": -1}, ("`min_characters`", "-1")),

@@ -1,4 +1,4 @@
-"""`recipes/plot.py`: what is drawn is what was measured, and lines can be told apart without colours."""
+"""`recipes/plot.py`: what is drawn is what was measured, and lines can be told apart without colors."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_attention_from_a_question_about_a_document(config: Path, tmp_path: 
     words = ["attention", "--config", str(config), "--document", str(book), "--output", str(output)]
     short = tmp_path / "short.txt"
     short.write_text("It was.")
-    plot.main([*words, "--question", "Which key?", "--fact", "The key is 41", "--first"])
+    plot.main([*words, "--question", "Which key?", "--fact", "The key is 41", "--new-tokens", "1"])
     found = json.loads(output.with_suffix(".json").read_text())
     assert len(found["answer_tokens"]) == 1 and found["chunks_with_the_fact"] == [252 // 64, 264 // 64]
     assert output.read_bytes().startswith(b"\x89PNG")
@@ -101,7 +101,7 @@ def test_a_fact_that_does_not_stand_once_is_refused() -> None:
             chunks_with(byte_tokenizer(), ids, 8, 4, fact)
 
 
-def test_lines_differ_in_more_than_colour() -> None:
+def test_lines_differ_in_more_than_color() -> None:
     looks = [(style["linestyle"], style["marker"]) for style in styles(range(35)).values()]
     assert len(set(looks)) == 35
 
@@ -127,7 +127,7 @@ def test_every_way_of_the_scaling_benchmark_is_drawn(tmp_path: Path) -> None:
     ):
         assert text in svg
     with pytest.raises(SystemExit):
-        plot.main([*words, "colour=red"])
+        plot.main([*words, "color=red"])
 
 
 def test_a_study_is_drawn_with_intervals(tmp_path: Path) -> None:

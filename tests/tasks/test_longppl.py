@@ -71,7 +71,7 @@ def test_the_evaluator_is_the_base_model_and_adapters_do_not_change_it() -> None
 def test_key_tokens_of_another_tokenizer_cover_what_lies_within_their_characters() -> None:
     offsets = [(0, 2), (2, 3), (3, 6), (6, 6), (6, 8), (8, 12)]
     assert covered(offsets, [(0, 3)]) == [0, 1]
-    assert covered(offsets, [(2, 4), (4, 8)]) == [1, 2, 4], "neighbours are one span"
+    assert covered(offsets, [(2, 4), (4, 8)]) == [1, 2, 4], "neighbors are one span"
     assert covered(offsets, [(2, 4), (5, 8)]) == [1, 4]
     assert covered(offsets, []) == [] and covered(offsets, [(7, 9)]) == []
     assert covered(offsets, [(0, 12)]) == [0, 1, 2, 4, 5]

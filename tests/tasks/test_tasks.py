@@ -16,8 +16,10 @@ from conftest import make_tiny_tokenizer
 from refusal import refusal
 
 from focus_peft.tasks import TASKS, Sample, Source
+from focus_peft.tasks.matching import first_integer_match, string_match_all, word_match
 from focus_peft.tasks.ruler.needles import NIAH_TASKS
-from focus_peft.tasks.samples import Draft, fill, first_integer_match, string_match_all, word_match
+from focus_peft.tasks.samples import Draft
+from focus_peft.tasks.task import fill
 
 
 TEXT = "Call me Ishmael. Some years ago I went to sea! Was it wise? It was. There were whales, and Mr. Ahab."
@@ -192,7 +194,7 @@ def test_frequent_words_are_the_most_frequent_after_the_dots() -> None:
         assert count == pytest.approx(words / rank**2 / (math.pi**2 / 6), abs=1.5)
 
 
-def test_number_strings_have_ten_digits_and_five_neighbours_that_are_equal() -> None:
+def test_number_strings_have_ten_digits_and_five_neighbors_that_are_equal() -> None:
     for number in range(20):
         digits = TASKS["number_string"].sample(source(), 2000, number, 20).references[0]
         runs = [len(run.group()) for run in re.finditer(r"(\d)\1*", digits)]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import ddp_worker
 import pytest
 import torch
 from conftest import make_focus_model, pad_rows
+from fresh import run_apart
 from peft import PeftModel
 from torch import nn
 from training import (
@@ -29,8 +27,6 @@ from training import (
 )
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-import focus_peft
 
 
 DECODINGS = pytest.mark.parametrize("decoding", ["streaming", "exact"])
@@ -386,28 +382,10 @@ def test_the_trainer_saves_and_resumes(tmp_path: Path) -> None:
 
 def run_processes(directory: Path) -> list[dict[str, Any]]:
     """What each of two processes ends up with, in every scenario."""
-    tests, package = Path(__file__).parents[1], Path(focus_peft.__file__).parents[1]
-    path = os.pathsep.join([str(package), str(tests), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    count = ddp_worker.PROCESSES
-    arguments = [str(count), str(directory / "store"), str(directory)]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(tests / "ddp_worker.py"), str(rank), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=300)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0] * count, "\n".join(outputs)
-    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(count)]
+    calls = [(rank, ddp_worker.PROCESSES, directory / "store", directory) for rank in range(ddp_worker.PROCESSES)]
+    for code, printed in run_apart(ddp_worker.main, calls, directory):
+        assert code == 0, printed
+    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(ddp_worker.PROCESSES)]
 
 
 def check_scenario(scenario: ddp_worker.Scenario, results: list[dict[str, Any]]) -> None:

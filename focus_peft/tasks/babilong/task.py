@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from ..samples import Draft, FilledTask, Request, published_prompts
+from ..samples import Draft, Request, published_prompts
+from ..task import FilledTask
 from .stories import PLACES, story
 
 

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from ..samples import NOISE, Draft, FilledTask, Request, first_integer_match, random_uuid, word_match
+from ..matching import first_integer_match, word_match
+from ..samples import NOISE, Draft, Request, random_uuid
+from ..task import FilledTask
 from .metrics import found_number, returned_value
 from .published import PROMPTS
 

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..matching import first_integer_match, word_match
 from ..records import Benchmark, Measure, RecordTask
-from ..samples import Draft, first_integer_match, published_prompts, word_match
+from ..samples import Draft, published_prompts
 from . import metrics
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from ..samples import NOISE, Draft, FilledTask, Request, Source, random_uuid, string_match_all
+from ..matching import string_match_all
+from ..samples import NOISE, Draft, Request, Source, random_uuid
+from ..task import FilledTask
 from .word_list import COMPOUNDS, compound
 
 

@@ -15,7 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from random import Random
 
-from ..samples import NOISE, Draft, FilledTask, Request, Source, string_match_all
+from ..matching import string_match_all
+from ..samples import NOISE, Draft, Request, Source
+from ..task import FilledTask
 from .word_list import ADJECTIVES, COMPOUNDS, NOUNS, compound
 
 

@@ -171,12 +171,12 @@ def _ask_batch(report: Report, model: Any, passkeys: _Passkeys, cell: dict[str, 
 
 
 class _Passkeys:
-    """Prompts of `passkey_prompt`, put together from tokenised sentences: tokenising 400,000 tokens takes longer than
+    """Prompts of `passkey_prompt`, put together from tokenized sentences: tokenizing 400,000 tokens takes longer than
     reading them.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Where it does not give the same tokens piece by piece, prompts are
-            tokenised whole.
+            tokenized whole.
     """
 
     def __init__(self, tokenizer: Any) -> None:

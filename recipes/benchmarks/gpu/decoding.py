@@ -15,8 +15,8 @@ from focus_peft.frozen.compat import CACHE
 
 from ..reading import Clock
 from .floors import Counts
-from .measuring import Rates, forget_peak, measure_rates, peak_gb, wait
-from .models import SHAPES, Sizes, random_document, random_model
+from .measuring import Rates, forget_peak, measure_models, peak_gb, wait
+from .models import Sizes, random_document
 from .reading import INT8_SIZE, storage_for
 from .report import OK, Report, free
 
@@ -32,16 +32,11 @@ WARM_UP = 1
 
 
 def run(report: Report) -> None:
-    options = report.options
-    rates = measure_rates(options)
-    report.values["rates"] = rates.to_dict()
-    report.values["sizes"] = vars(Sizes.of(options))
-    for name in SHAPES:
-        model = random_model(name, options, r=options.r)
-        for tokens in Sizes.of(options).lengths:
+    def measure(rates: Rates, name: str, model: Any) -> None:
+        for tokens in Sizes.of(report.options).lengths:
             _measure(report, rates, name, model, tokens)
-        del model
-        free(options.device)
+
+    measure_models(report, measure)
 
 
 def _measure(report: Report, rates: Rates, name: str, model: Any, tokens: int) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from focus_peft.trainer.metrics import peak_memory
 
-from .report import Options
+from .models import SHAPES, Sizes, random_model
+from .report import Options, Report, free
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,18 @@ def measure_rates(options: Options) -> Rates:
     copied = median_seconds(lambda: target.copy_(source), options.device, 10)
     multiplied = median_seconds(lambda: left @ right, options.device, 10)
     return Rates(2 * source.nbytes / copied, 2 * width**3 / multiplied)
+
+
+def measure_models(report: Report, measure: Callable[[Rates, str, Any], None]) -> None:
+    """Call a function for each of the published shapes, with the device's rates, its name and its model. One model is
+    held at a time.
+    """
+    options = report.options
+    rates = measure_rates(options)
+    report.values["rates"], report.values["sizes"] = rates.to_dict(), vars(Sizes.of(options))
+    for name in SHAPES:
+        measure(rates, name, random_model(name, options, r=options.r))
+        free(options.device)
 
 
 def wait(device: torch.device) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from ..setting import Pieces
 from .floors import Counts, Floor
-from .measuring import Rates, forget_peak, measure_rates, peak_gb, repeated
-from .models import SHAPES, Sizes, random_document, random_model
+from .measuring import Rates, forget_peak, measure_models, peak_gb, repeated
+from .models import Sizes, random_document
 from .report import OK, Report, free
 
 
@@ -29,15 +29,7 @@ INT8_SIZE = 0.54
 
 
 def run(report: Report) -> None:
-    options = report.options
-    rates = measure_rates(options)
-    report.values["rates"] = rates.to_dict()
-    report.values["sizes"] = vars(Sizes.of(options))
-    for name in SHAPES:
-        model = random_model(name, options, r=options.r)
-        _Reading(report, rates, name, model).measure()
-        del model
-        free(options.device)
+    measure_models(report, lambda rates, name, model: _Reading(report, rates, name, model).measure())
 
 
 class _Reading:

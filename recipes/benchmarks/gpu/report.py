@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
-import os
-import platform
 import signal
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from lib.result_files import git_commit, write_json
+
+from focus_peft.hub.results import environment
 
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "flash_attn")
 OK, SKIPPED, FAILED, OUT_OF_MEMORY = "ok", "skipped", "failed", "out of memory"
 # Whatever a cell may cost that is not worth starting
 LEAST_SECONDS = 1.0
@@ -140,10 +137,7 @@ class Report:
     def write(self) -> None:
         """Write the file; one that is there is replaced when the new one is whole."""
         self.values["seconds"] = round(time.perf_counter() - self.begin, 1)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.file.with_suffix(".part")
-        scratch.write_text(json.dumps({**self.values, "cells": self.cells}, indent=1) + "\n", encoding="utf-8")
-        os.replace(scratch, self.file)
+        write_json(self.file, {**self.values, "cells": self.cells})
 
 
 def origin(options: Options) -> dict[str, Any]:
@@ -152,31 +146,17 @@ def origin(options: Options) -> dict[str, Any]:
     if options.device.type == "cuda":
         name = torch.cuda.get_device_name(options.device)
         memory = round(torch.cuda.get_device_properties(options.device).total_memory / 1e9, 1)
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
         "command": options.command,
-        "commit": commit(),
+        "commit": git_commit(),
         "device": name,
         "device_memory_gb": memory,
         "cuda": torch.version.cuda,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
-        "versions": versions,
+        **environment("accelerate", "safetensors", "flash_attn"),
         "dtype": str(options.dtype).removeprefix("torch."),
         "small": options.small,
         "limit_seconds": options.seconds,
     }
-
-
-def commit() -> str | None:
-    """The commit that is measured, if git knows; with a plus where files differ from it."""
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    try:
-        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 @contextlib.contextmanager

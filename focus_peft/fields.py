@@ -1,0 +1,110 @@
+"""How a field of the configuration is declared: its default, its check, its words and the group it stands in."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the value of a field must be.
+
+    Attributes:
+        holds (`Callable`): Whether a value is one.
+        words (`str`): What it must be, for messages.
+        kind (`type`): What a command line reads it as. Defaults to `str`.
+        choices (`tuple[str, ...]`): All values there are, where they can be listed.
+    """
+
+    holds: Callable[[Any], bool]
+    words: str
+    kind: type = str
+    choices: tuple[str, ...] = ()
+
+
+def is_number(value: Any) -> bool:
+    """Whether a field's value is a number. True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def one_of(*choices: str) -> Rule:
+    return Rule(lambda value: value in choices, f"one of {', '.join(map(repr, choices))}", choices=choices)
+
+
+SIZE = Rule(_is_size, "a positive integer", int)
+SIZE_OR_NONE = Rule(lambda value: value is None or _is_size(value), "a positive integer or None", int)
+FLAG = Rule(lambda value: isinstance(value, bool), "True or False", bool)
+WEIGHT = Rule(lambda value: is_number(value) and 0 <= value < math.inf, "a finite number, 0 or above", float)
+SHARE = Rule(lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1", float)
+SCALE = Rule(
+    lambda value: value is None or is_number(value) and 0 < value < math.inf,
+    "a finite number above 0, or None for 2 * r",
+    float,
+)
+FOLDER = Rule(
+    lambda value: value is None or isinstance(value, (str, os.PathLike)) and bool(str(value)),
+    "the path of a directory or None",
+)
+
+
+def check_target_modules(value: Any) -> None:
+    """Raise a ValueError unless these can name projections."""
+    if not isinstance(value, (str, list)) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"`target_modules` must be a list of names or a regular expression, got {value!r}.")
+    if not value or "" in list(value):
+        raise ValueError(
+            f"`target_modules` is empty or has an empty name ({value!r}); name at least one projection, or leave it "
+            "out for q, k, v and o."
+        )
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"`target_modules` is {value!r}, which is no regular expression: {error}.") from error
+
+
+def declared(
+    group: str, default: Any, must: Rule | None, help: str, per_call: bool = False, each_process: bool = False
+) -> Any:
+    """A field, declared once: its docstring, its check, the options of a call and of a command, and its row in
+    docs/configuration.md come from here.
+
+    Args:
+        group (`str`): What it controls.
+        default: Its default.
+        must (`Rule`, *optional*): What its values must be.
+        help (`str`): What it means.
+        per_call (`bool`): Whether `generate`, `encode` and `forward` take it as a keyword argument too. Defaults to
+            False.
+        each_process (`bool`): Whether processes that share chunks may differ in it. Defaults to False.
+    """
+    told = {"help": help, "group": group, "must": must, "per_call": per_call, "each_process": each_process}
+    return field(default=default, metadata=told)
+
+
+def declared_fields(config: Any) -> list[Field]:
+    """The fields of a class that were declared here, inherited ones left out."""
+    return [option for option in fields(config) if "group" in option.metadata]
+
+
+def describe(config: Any) -> str:
+    """The declared fields of a class by group, as its docstring lists them."""
+    lines: list[str] = []
+    group = None
+    for option in declared_fields(config):
+        if option.metadata["group"] != group:
+            group = option.metadata["group"]
+            lines += ["", f"    Parameters that control {group}:"]
+        told = f"{option.name} (`{option.type}`): {option.metadata['help']}"
+        lines.append(textwrap.fill(told, 119, initial_indent=" " * 8, subsequent_indent=" " * 12))
+    return "\n".join(lines)

@@ -1,0 +1,41 @@
+"""Files that are written whole or not at all: a full disk or a kill leaves what was there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def saving_whole(folder: str | os.PathLike) -> Iterator[Path]:
+    """Yields a hidden folder to write to. When the context ends without an error, its files move to `folder`, which is
+    made if it is not there; after an error nothing is left of them.
+    """
+    target = Path(folder).absolute()
+    new = not target.exists()
+    # inside a folder that is there: it may be where a disk is mounted, or the only place that may be written to
+    scratch = (target.parent if new else target) / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        if new:
+            os.replace(scratch, target)
+            return
+        for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
+            final = target / file.relative_to(scratch)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, final)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_whole(file: str | os.PathLike, text: str) -> None:
+    """Write a text. A file that is there is replaced when the new one is whole."""
+    target = Path(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with saving_whole(target.parent) as scratch:
+        (scratch / target.name).write_text(text, encoding="utf-8")
