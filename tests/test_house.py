@@ -29,6 +29,7 @@ ROOMS = (
     "losses",
     "decoding",
     "tuner",
+    "encoding_tuner",
     "model",
     "hub",
     "registration",

@@ -38,7 +38,8 @@ class CacheDispatch(Interceptor):
         mask = kwargs.get("attention_mask")
         if cache.tokens and input_ids.shape[1] > 1:
             unread = _columns(mask, kwargs.get("position_ids")) - cache.tokens
-            if 0 < unread < input_ids.shape[1]:
+            before, read = input_ids[0, :-unread].tolist() if unread > 0 else [], cache.streams[0].ids
+            if before and before[-len(read) :] == read:
                 # assisted decoding hands a second turn over with all that was read before (transformers 5.24)
                 input_ids = input_ids[:, -unread:]
                 if kwargs.get("position_ids") is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from .current_pass import current_pass
+from .current_pass import Pass, current_pass
 from .own_attention import MASKED, in_pass, is_switched, own_attention
 from .parts_attention import IN_PARTS
 
@@ -63,6 +63,13 @@ class AttentionConfig:
 
     def __init__(self, config: Any) -> None:
         object.__setattr__(self, "own", config)
+
+    @property
+    def running_pass(self) -> Pass | None:
+        """For attention functions, which are registered by name: after a second import they are others' than the
+        modules', and would look for passes of their own.
+        """
+        return current_pass.get()
 
     @property
     def _attn_implementation(self) -> str | None:
@@ -114,7 +121,7 @@ def recording_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The attention that the pass would use, and a note of its weights."""
-    running = current_pass.get()
+    running = cast(AttentionConfig, module.config).running_pass
     assert running is not None and running.record is not None
     running.record.add(query, key, attention_mask, **kwargs)
     return own_attention(module, running)(module, query, key, value, attention_mask, *args, **kwargs)

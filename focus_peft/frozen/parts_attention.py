@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from .current_pass import current_pass
 from .grouped_attention import attend_side_by_side, goes_side_by_side, grouped_sdpa
 from .own_attention import own_attention
 
@@ -27,7 +26,7 @@ def attention_in_parts(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention that the pass would use, part by part. `query` is (1, heads, all tokens, dim)."""
-    running = current_pass.get()
+    running = cast(Any, module.config).running_pass
     assert running is not None and running.parts is not None
     these = running.parts
     own = own_attention(module, running)
