@@ -29,7 +29,7 @@ from lib.command_line import command_of, parser_of
 from lib.result_files import write_json
 from readings.facts import FACTS, NUMBERS, TEXTS, Document, make_document
 
-from focus_peft.decoding.choice import best_chunks
+from focus_peft.frozen.attention_record import best_chunks
 from focus_peft.hub.results import environment
 from focus_peft.tasks import METHODS
 from focus_peft.tasks.methods.bm25 import bm25

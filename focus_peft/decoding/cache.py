@@ -6,12 +6,10 @@ local windows, and predicts what follows (method: one prediction, 1-4).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
 from ..kv.store import LayerStates
 from ..passes.chunking import cut
@@ -36,15 +34,9 @@ class _Snapshot:
 
 
 class FocusCache(Predictor):
-    """Owns what has been read, and takes in what the loops hand over.
+    """Owns what has been read, and takes in what the loops hand over."""
 
-    Args:
-        args, kwargs: As for `Predictor`.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._snapshots: list[_Snapshot] = []
+    _snapshots: list[_Snapshot]
 
     # What the generation loops ask of a cache
 
@@ -70,13 +62,9 @@ class FocusCache(Predictor):
 
     def crop(self, max_length: int) -> None:
         """Take back the last `-max_length` tokens (or, if positive, all after the first `max_length`)."""
-        remove = self._taken_back(max_length)
-        if remove <= 0:
+        length = self._take_back(max_length)
+        if length is None:
             return
-        if self.base_cache is not None:
-            self.base_cache.crop(-remove)
-        self.tokens -= remove
-        length = len(self.streams[0].ids) - remove
         while self._snapshots and len(self._snapshots[-1].stream.ids) >= length:
             before = self._snapshots.pop()
             self.streams, self.local = [before.stream], before.local
@@ -101,51 +89,30 @@ class FocusCache(Predictor):
 
     # Reading
 
-    def read(
-        self,
-        new: Sequence[Sequence[int]],
-        newest: int,
-        width: int | None = None,
-        base_call: Callable[[Cache], Any] | None = None,
-    ) -> torch.Tensor | Any:
-        """As `LoopCache.read`: the chunk pass, and the local pass behind its candidates."""
-        self._snapshots.clear()
+    def _begin(self, new: Sequence[Sequence[int]], newest: int) -> None:
         del self._renewals[:-1]
-        if not self.streams:
-            self._open(len(new))
         self._check_read(new, newest)
-        self.tokens += width or max(map(len, new))
-        if self.base_cache is not None:
-            if base_call is not None and all(self._stays_base(s, len(ids)) for s, ids in zip(self.streams, new)):
-                for stream, ids in zip(self.streams, new):
-                    stream.ids += ids
-                    stream.fresh = False
-                return base_call(self.base_cache)
-            self.base_cache = None
-        tails = [list(ids[len(ids) - newest :]) for ids in new]
-        for stream, ids in zip(self.streams, new):
-            stream.ids += ids[: len(ids) - newest]
+
+    def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:
+        """By the chunk pass, and the local pass behind its candidates."""
         logits: list[torch.Tensor] = []
-        done = 0
-        # what is kept may be written to outside of the caller's inference mode
-        with self.memory_lock(), torch.inference_mode(False), torch.no_grad():
-            while done < newest:
-                count = min(newest - done, self._newest_at_once())
-                for stream, tail in zip(self.streams, tails):
-                    stream.ids += tail[done : done + count]
-                self.split(count)
-                logits.append(self._predict(count))
-                done += count
-        return torch.cat(logits, dim=1)
+        done, newest = 0, len(tails[0])
+        while done < newest:
+            count = min(newest - done, self._newest_at_once())
+            for stream, tail in zip(self.streams, tails):
+                stream.ids += tail[done : done + count]
+            self.split(count)
+            logits.append(self._predict(count))
+            done += count
+        return logits
 
     def _check_read(self, new: Sequence[Sequence[int]], newest: int) -> None:
         """Raise a ValueError if new tokens would leave the positions of the model. Nothing has been read of them."""
-        sizes = self.settings.sizes
         for stream, ids in zip(self.streams, new):
             if stream.fresh:  # all but the newest come at once
-                beyond = max(0, len(ids) - newest + 1 - sizes.local)
-                chunks = len(stream.rows) + -(-beyond // sizes.chunk)
-                self.settings.check_room(chunks, newest - 1, min(sizes.local, len(ids) - newest + 1))
+                first = len(ids) - newest + 1
+                chunks = len(stream.rows) + self.settings.chunks_of(first)
+                self.settings.check_room(chunks, newest - 1, min(self.settings.sizes.local, first))
             else:
                 self.settings.check_room(len(stream.rows), len(ids), stream.window_length)
 

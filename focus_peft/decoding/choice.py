@@ -20,13 +20,6 @@ from .stream import Stream
 LOOKING = 8
 
 
-def best_chunks(scores: torch.Tensor, count: int) -> list[int]:
-    """The numbers of the `count` chunks with the highest scores (chunks,), ascending; the earlier of two that are
-    even.
-    """
-    return sorted(scores.sort(descending=True, stable=True).indices[:count].tolist())
-
-
 def score_chunks(
     reader: Reader, settings: Settings, chunks: SeenChunks, memory: Memory | None, streams: Sequence[Stream]
 ) -> list[torch.Tensor]:

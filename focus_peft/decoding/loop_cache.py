@@ -43,8 +43,8 @@ class LoopCache(Cache):
         self.base_cache: DynamicCache | None = DynamicCache(config=reader.model.config)
         self.tokens = 0
         self.may_crop = False
+        self._snapshots: list[Any] = []  # states before what may yet be taken back
 
-    @abstractmethod
     def read(
         self,
         new: Sequence[Sequence[int]],
@@ -65,6 +65,41 @@ class LoopCache(Cache):
         Returns:
             Logits of shape (rows, `newest`, vocabulary), or what `base_call` returned, if it was given and there are
             no chunks yet.
+        """
+        self._snapshots.clear()
+        if not self.streams:
+            self._open(len(new))
+        self._begin(new, newest)
+        self.tokens += width or max(map(len, new))
+        if self.base_cache is not None:
+            if base_call is not None and all(self._stays_base(s, len(ids)) for s, ids in zip(self.streams, new)):
+                for stream, ids in zip(self.streams, new):
+                    stream.ids += ids
+                    stream.fresh = False
+                return base_call(self.base_cache)
+            self.base_cache = None
+        for stream, ids in zip(self.streams, new):
+            stream.ids += ids[: len(ids) - newest]
+        tails = [list(ids[len(ids) - newest :]) for ids in new]
+        turns = [len(ids) > newest for ids in new]
+        # what is kept may be written to outside of the caller's inference mode
+        with self.memory_lock(), torch.inference_mode(False), torch.no_grad():
+            return torch.cat(self._read_newest(tails, turns), dim=1)
+
+    @abstractmethod
+    def _open(self, rows: int) -> None:
+        """Make the streams of so many rows."""
+
+    def _begin(self, new: Sequence[Sequence[int]], newest: int) -> None:
+        """Before anything of new tokens is taken in. Args as of `read`."""
+
+    @abstractmethod
+    def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:
+        """Logits (rows, tokens, vocabulary) of the newest tokens, some at a time.
+
+        Args:
+            tails (`Sequence[list[int]]`): The newest tokens of each row.
+            turns (`Sequence[bool]`): Whether a row was handed more than these.
         """
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -108,19 +143,24 @@ class LoopCache(Cache):
         """Several threads may ask one memory, in turn."""
         return contextlib.nullcontext() if self.memory is None else self.memory.lock
 
-    def _taken_back(self, max_length: int) -> int:
-        """How many tokens `crop(max_length)` takes back.
+    def _take_back(self, max_length: int) -> int | None:
+        """Begin `crop(max_length)`. Returns how many tokens the sequence will have, or None if it keeps all.
 
         Raises:
             ValueError: if it would take any from several sequences.
         """
         remove = -max_length if max_length <= 0 else self.tokens - max_length
-        if remove > 0 and len(self.streams) > 1:
+        if remove <= 0:
+            return None
+        if len(self.streams) > 1:
             raise ValueError(
                 f"`crop` can take tokens back from one sequence only, but {len(self.streams)} are being decoded; use "
                 "assisted decoding with a batch of one."
             )
-        return remove
+        if self.base_cache is not None:
+            self.base_cache.crop(-remove)
+        self.tokens -= remove
+        return len(self.streams[0].ids) - remove
 
     def _group(self, rows: int) -> int:
         """Rows of each document.

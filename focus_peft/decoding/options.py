@@ -103,6 +103,5 @@ def refuse_changes(memory: Memory | None, overridden: Sequence[str]) -> None:
 def check_room(settings: Settings, rows: list[list[int]], memory: Memory | None, new_tokens: int) -> None:
     """Raise a ValueError if what is read, and is still to be written, leaves the positions of the model."""
     held = 0 if memory is None else max(memory.chunks_of(document) for document in range(memory.num_documents))
-    longest, local = max(map(len, rows)), settings.sizes.local
-    beyond = max(0, longest - local)
-    settings.check_room(held + -(-beyond // settings.sizes.chunk), new_tokens, min(longest, local))
+    longest = max(map(len, rows))
+    settings.check_room(held + settings.chunks_of(longest), new_tokens, min(longest, settings.sizes.local))

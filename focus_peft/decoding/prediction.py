@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..frozen.attention_record import AttentionRecord
+from ..frozen.attention_record import AttentionRecord, best_chunks
 from ..kv.pass_caches import PassCache
 from ..kv.store import LayerStates
 from ..memory.memory import Memory
@@ -225,5 +225,4 @@ class Predictor(LoopCache):
             return
         for stream, mass in zip(self.streams, self.chunk_attention):
             if stream.chosen is None and stream.rows:
-                order = mass.sort(descending=True, stable=True).indices
-                stream.chosen = sorted(order[: self.settings.config.top_chunks].tolist())
+                stream.chosen = best_chunks(mass, self.settings.config.top_chunks)

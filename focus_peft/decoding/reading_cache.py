@@ -8,13 +8,14 @@ when a conversation goes on with a new turn.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
+from ..frozen.attention_record import best_chunks
 from ..frozen.compat import CACHE
 from ..memory.memory import Memory
 from ..memory.seen_chunks import SeenChunks
@@ -22,7 +23,7 @@ from ..passes.chunking import pad_left
 from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .cache import FocusCache
-from .choice import best_chunks, score_chunks
+from .choice import score_chunks
 from .loop_cache import LoopCache, record_past
 from .reading_stream import ReadingStream
 
@@ -69,7 +70,6 @@ class ReadingCache(LoopCache):
         self.mask = torch.zeros(0, 0, dtype=torch.long)  # (streams, columns of `text_cache`)
         if memory is not None:
             self.base_cache = None
-        self._snapshots: list[_Snapshot] = []
 
     @property
     def read_chunks(self) -> list[list[int]]:
@@ -93,13 +93,10 @@ class ReadingCache(LoopCache):
 
     def crop(self, max_length: int) -> None:
         """Take back the last `-max_length` tokens (or, if positive, all after the first `max_length`)."""
-        remove = self._taken_back(max_length)
-        if remove <= 0:
+        length = self._take_back(max_length)
+        if length is None:
             return
-        if self.base_cache is not None:
-            self.base_cache.crop(-remove)
-        self.tokens -= remove
-        length = len(self.streams[0].ids) - remove
+        remove = len(self.streams[0].ids) - length
         while self._snapshots and len(self._snapshots[-1].stream.ids) >= length:
             before = self._snapshots.pop()
             self.streams = [before.stream]
@@ -123,49 +120,27 @@ class ReadingCache(LoopCache):
 
     # Reading
 
-    def read(
-        self,
-        new: Sequence[Sequence[int]],
-        newest: int,
-        width: int | None = None,
-        base_call: Callable[[Cache], Any] | None = None,
-    ) -> torch.Tensor | Any:
-        """As `LoopCache.read`. A row that is handed more than its newest tokens has a new turn."""
-        self._snapshots.clear()
-        if not self.streams:
-            self._open(len(new))
-        self.tokens += width or max(map(len, new))
-        if self.base_cache is not None:
-            if base_call is not None and all(self._stays_base(s, len(ids)) for s, ids in zip(self.streams, new)):
-                for stream, ids in zip(self.streams, new):
-                    stream.ids += ids
-                    stream.fresh = False
-                return base_call(self.base_cache)
-            self.base_cache = None
-        turns = [len(ids) > newest for ids in new]
-        tails = [list(ids[len(ids) - newest :]) for ids in new]
-        for stream, ids in zip(self.streams, new):
-            stream.ids += ids[: len(ids) - newest]
+    def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:
+        """By the base model, from the texts that are chosen. A row that is handed more than these has a new turn."""
         logits: list[torch.Tensor] = []
-        done = 0
-        with torch.inference_mode(False), torch.no_grad():
-            while done < newest:
-                choosing = [s for s, turn in zip(self.streams, turns) if self._chooses(s, turn and not done)]
-                room = min(self._limit(stream) - 1 - stream.window_length for stream in self.streams)
-                count = 1 if choosing else min(newest - done, room)
-                if choosing and self.may_crop and done:
-                    self._remember()
-                for stream, tail in zip(self.streams, tails):
-                    stream.ids += tail[done : done + count]
-                if choosing:
-                    self._choose(choosing)
-                if choosing or any(turns) and not done:
-                    self.text_cache = None
-                for stream in self.streams:
-                    stream.fresh = False
-                logits.append(self._read_texts(count))
-                done += count
-        return torch.cat(logits, dim=1)
+        done, newest = 0, len(tails[0])
+        while done < newest:
+            choosing = [s for s, turn in zip(self.streams, turns) if self._chooses(s, turn and not done)]
+            room = min(self._limit(stream) - 1 - stream.window_length for stream in self.streams)
+            count = 1 if choosing else min(newest - done, room)
+            if choosing and self.may_crop and done:
+                self._remember()
+            for stream, tail in zip(self.streams, tails):
+                stream.ids += tail[done : done + count]
+            if choosing:
+                self._choose(choosing)
+            if choosing or any(turns) and not done:
+                self.text_cache = None
+            for stream in self.streams:
+                stream.fresh = False
+            logits.append(self._read_texts(count))
+            done += count
+        return logits
 
     def _open(self, rows: int) -> None:
         group = self._group(rows)

@@ -69,3 +69,10 @@ def exchanges_attention(model: PreTrainedModel) -> bool:
         hasattr(sys.modules[type(module).__module__], "ALL_ATTENTION_FUNCTIONS") and hasattr(module, "config")
         for module in attention
     )
+
+
+def best_chunks(scores: torch.Tensor, count: int) -> list[int]:
+    """The numbers of the `count` chunks with the highest scores (chunks,), ascending; the earlier of two that are
+    even.
+    """
+    return sorted(scores.sort(descending=True, stable=True).indices[:count].tolist())

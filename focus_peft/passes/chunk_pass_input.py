@@ -32,9 +32,11 @@ def chunk_pass_input(
     query_index = torch.zeros(len(layouts), width, dtype=torch.long)
     key_index = torch.zeros(len(layouts), read, dtype=torch.long)
     real = torch.zeros(len(layouts), width, dtype=torch.bool)
+    tokens = torch.zeros(len(layouts), width, dtype=torch.long)
     for number, ((_, length), placement) in enumerate(zip(layouts, used)):
         new, old = len(placement.ids), len(placement.old_depth)
         real[number, width - new :] = True
+        tokens[number, width - new :] = torch.tensor(placement.ids)
         columns[number, width - new :] = length + old + torch.arange(new)
         visible[number, : width - new, 0] = True  # padding sees something, so that no softmax is empty
         visible[number, width - new :, :length] = True
@@ -43,8 +45,5 @@ def chunk_pass_input(
         key_index[number, :length] = torch.arange(length)
         key_index[number, length : length + old + new] = length + placement.all_depths
     positions = (torch.tensor(starts)[:, None] + query_index[layout]).where(real[layout], 0)
-    tokens = torch.zeros(len(layouts), width, dtype=torch.long)
-    for number, placement in enumerate(used):
-        tokens[number, width - len(placement.ids) :] = torch.tensor(placement.ids)
     several = layout if len(layouts) > 1 else None
     return PassInput(tokens[layout], positions, columns[layout], visible, query_index, key_index, layout=several)

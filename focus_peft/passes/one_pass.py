@@ -57,12 +57,11 @@ def read_in_one_pass(
     candidates = (chunks.begin + row_index * width + width - count + number).flatten(1)
     cache = PartsCache(in_parts, local_cache, [batch.cache() for batch in batches], candidates)
     cache.send(reader.device)
-    masks = in_parts.placeholders(reader.device)
     every = [inputs, *(batch.inputs for batch in batches)]
     logits = reader.call(
         torch.cat([each.tokens.flatten() for each in every])[None],
         torch.cat([each.positions.flatten() for each in every])[None],
-        masks if len(masks) > 1 else next(iter(masks.values())),
+        in_parts.placeholders(reader.device),
         cache,
         Pass(count, reader.masked, reader.groups, parts=in_parts),
         torch.arange(chunks.begin, device=reader.device),

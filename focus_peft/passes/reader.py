@@ -129,15 +129,14 @@ class Reader:
         if isinstance(cache, PassCache):
             cache.place.send(device)
         there = self._sent_layouts(inputs, device)
-        masks = self._masks(there)
-        mask: Any = masks if len(masks) > 1 else next(iter(masks.values()))
+        mask: Any = self._masks(there)
         running = Pass(candidates, self.masked, self.groups, record=record, checkpoints=torch.is_grad_enabled())
         if self.groups:
             whole = self.alibi is None and self.layer_types == {"full_attention"}
             running.shape = shape_of(inputs.visible, whole)
         if self.alibi is not None:  # its attention modules take the mask; the model itself one to count keys with
             keys = there.key_index if there.layout is None else there.key_index[there.layout]
-            running.biases = self.alibi.given(keys, mask)
+            running.biases = self.alibi.given(keys, next(iter(mask.values())))
             mask = torch.ones(len(inputs.tokens), inputs.visible.shape[-1], device=device)
         output = self.call(inputs.tokens, inputs.positions, mask, cache, running, logits)
         if isinstance(cache, GraphCache):
@@ -157,11 +156,14 @@ class Reader:
 
         Args:
             tokens, positions (`torch.LongTensor` of shape (rows, tokens)): Ids and their positions.
-            mask (`torch.Tensor` or `dict[str, torch.Tensor]`): What the model is given as a mask.
+            mask (`torch.Tensor` or `dict[str, torch.Tensor]`): What the model is given as a mask: one, or one for each
+                type of layer.
             cache (`Cache`): Takes keys and values.
             running (`Pass`): What the model's parts ask for.
             logits (`int` or `torch.LongTensor`): As in `run`, or where the tokens stand that need logits.
         """
+        if isinstance(mask, dict) and len(mask) == 1:
+            (mask,) = mask.values()
         arguments: dict[str, Any] = {
             "input_ids": sent(tokens, self.device),
             "attention_mask": mask,

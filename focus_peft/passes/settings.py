@@ -114,6 +114,10 @@ class Settings:
         before = 0 if self.facts.learned_positions else chunks + self.frames.offset
         return before + int(self.bos is not None) + local
 
+    def chunks_of(self, tokens: int) -> int:
+        """The chunks that so many tokens make when they are handed over at once."""
+        return -(-max(0, tokens - self.sizes.local) // self.sizes.chunk)
+
     @property
     def prompt_room(self) -> int:
         """Tokens that a dynamic prompt, BOS included, may grow to before it would leave the positions of the model."""

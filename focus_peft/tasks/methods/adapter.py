@@ -14,12 +14,7 @@ class Adapter(Method):
     """The adapter itself, as `model.generate` reads."""
 
     def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
-        chunks = -(-max(0, tokens - self.settings.sizes.local) // self.settings.sizes.chunk)
-        try:
-            self.settings.check_room(chunks, new_tokens)
-        except ValueError as error:
-            return str(error)
-        return None
+        return self.refusal_for_room(tokens, new_tokens)
 
     def answer(self, ids: list[int], new_tokens: int) -> list[int]:
         return self._generate(self.model, ids, new_tokens, progress=False, **self.overrides)

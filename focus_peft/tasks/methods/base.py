@@ -61,6 +61,14 @@ class Method(ABC):
         """
         return None
 
+    def refusal_for_room(self, tokens: int, new_tokens: int) -> str | None:
+        """Why the adapter cannot read so many tokens within the positions of the model, if it can't."""
+        try:
+            self.settings.check_room(self.settings.chunks_of(tokens), new_tokens)
+        except ValueError as error:
+            return str(error)
+        return None
+
     def longest(self, tokens: int, new_tokens: int = 1) -> int:
         """The most of `tokens` tokens that can be read, the last `new_tokens` included; 0 if no prompt can be."""
         if self.refusal(tokens, new_tokens) is None:

@@ -23,12 +23,7 @@ class FusedRanking(BM25):
         return fused(super().scores(ids, start, pieces), looked.tolist())
 
     def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
-        chunks = -(-max(0, tokens - self.settings.sizes.local) // self.settings.sizes.chunk)
-        try:
-            self.settings.check_room(chunks, new_tokens)
-        except ValueError as error:
-            return str(error)
-        return super().refusal(tokens, new_tokens)
+        return self.refusal_for_room(tokens, new_tokens) or super().refusal(tokens, new_tokens)
 
 
 def fused(*rankings: Sequence[float]) -> list[float]:
