@@ -4,6 +4,7 @@ stays bounded.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import json
@@ -409,6 +410,8 @@ def peak() -> float:
 def measure_memory(folder: Path) -> None:
     """Print how large a long memory is, and how much this process grew with it on the disk and on the device."""
     torch.set_num_threads(1)
+    # what is freed goes back to the system at once: 3 is M_MMAP_THRESHOLD; otherwise the peak differs by 100 MiB from run to run
+    assert ctypes.CDLL(None).mallopt(-3, 2**20) == 1
     # small weights, and 32 KB of states for each token
     base = {"num_hidden_layers": 4, "head_dim": 512, "hidden_size": 16, "max_position_embeddings": 4096}
     sizes = {"chunk_size": 128, "local_size": 16, "prompt_size": 8, "chunk_batch_size": 8}
@@ -442,4 +445,4 @@ def test_on_the_disk_a_memory_takes_no_memory(tmp_path: Path) -> None:
     # encoded, asked, saved, loaded and handed over as a long input
     assert megabytes["size"] > 128
     assert megabytes["device"] > megabytes["size"]
-    assert megabytes["disk"] < megabytes["size"] / 2, megabytes
+    assert megabytes["disk"] < megabytes["size"] / 4, megabytes
