@@ -410,7 +410,7 @@ def peak() -> float:
 def measure_memory(folder: Path) -> None:
     """Print how large a long memory is, and how much this process grew with it on the disk and on the device."""
     torch.set_num_threads(1)
-    # what is freed goes back to the system at once: 3 is M_MMAP_THRESHOLD; otherwise the peak differs by 100 MiB from run to run
+    # freed memory goes back to the system at once (-3: M_MMAP_THRESHOLD), else the peak varies by 100 MiB
     assert ctypes.CDLL(None).mallopt(-3, 2**20) == 1
     # small weights, and 32 KB of states for each token
     base = {"num_hidden_layers": 4, "head_dim": 512, "hidden_size": 16, "max_position_embeddings": 4096}
