@@ -186,6 +186,13 @@ class FocusConfig(PeftConfig):
         "λ in (1 − λ)·cross-entropy + λ·KL(base model ‖ adapter), where the base model can read memory and window in "
         "full.",
     )
+    choice_weight: float = _loss(
+        0.0,
+        WEIGHT,
+        "Weight of the choice loss: where it is known which chunks hold a label, their share of the attention that "
+        "its token pays to all candidates is to be large. For `read_chunks`, which reads the chunks that are looked "
+        "at most.",
+    )
     label_size: int = _loss(32, SIZE, "Consecutive label tokens of a span, for each of the two losses.")
     train_local_size: int | None = _loss(
         None,

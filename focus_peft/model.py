@@ -84,6 +84,7 @@ class FocusModel(Refusals, EncodingTuner):
         sample_seeds: torch.Tensor | None = None,
         local_loss: bool = False,
         distractors: Distractors | None = None,
+        evidence: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The training loss, or logits.
@@ -115,6 +116,9 @@ class FocusModel(Refusals, EncodingTuner):
                 `generator`.
             local_loss (`bool`): Measure the loss of the local windows alone too (with `labels`).
             distractors (`Distractors`, *optional*): Chunks that may stand among those of the rows (with `labels`).
+            evidence (`torch.LongTensor` of shape (batch, pairs, 2), *optional*):
+                For the choice loss (`choice_weight`), pairs of places in a row: of a label, and of a token that tells
+                it. Counted from 0, padding left out; -100 fills up. What is repeated is known without.
             **kwargs: Go to the base model where no candidates are involved.
 
         Returns:
@@ -137,7 +141,9 @@ class FocusModel(Refusals, EncodingTuner):
         if labels is not None and input_ids is not None:
             _check_training(memory, overrides)
             check_chunked(input_ids, attention_mask, kwargs)
-            batch = LabeledBatch(input_ids, labels, attention_mask, generator, sample_seeds)
+            if settings.config.choice_weight:
+                self._check_attention_is_seen("choice_weight")
+            batch = LabeledBatch(input_ids, labels, attention_mask, generator, sample_seeds, evidence)
             documents = batch.documents(settings, self.training, len(distractors or ()))
             output = focus_loss(self.reader, settings, documents, local_loss, distractors)
             return reach_every_twin(output, documents, self.model, self.reader.sharded)

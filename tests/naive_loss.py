@@ -9,7 +9,7 @@ window is read behind them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,8 +71,24 @@ class NaiveFocus:
         ]
         return torch.stack(losses).mean()
 
+    def choice_loss(self, ids: Sequence[int], span: NaiveSpan, holders: dict[int, list[int]]) -> torch.Tensor:
+        """Mean cross-entropy of what labels look at among the chunks; `holders` has the right ones of some labels."""
+        losses = []
+        for number, step in enumerate(self._steps(ids, span)):
+            if number in holders:
+                looks = self.plain.looked_at(*step)
+                losses.append(-(looks / looks.sum()).log()[holders[number]].mean())
+        return torch.stack(losses).mean()
+
     def logits(self, ids: Sequence[int], span: NaiveSpan) -> torch.Tensor:
         """Logits (labels, vocabulary) of the labels of a span."""
+        return torch.stack([self.plain.run(*step)[0][-1] for step in self._steps(ids, span)])
+
+    def _steps(
+        self, ids: Sequence[int], span: NaiveSpan
+    ) -> Iterator[tuple[list[int], int, KeyValues, KeyValues | None]]:
+        """For each label what is run, the last token of which predicts it: tokens, their first position, candidates,
+        and what is in the cache behind these."""
         ids = list(ids)
         chunks = cut(ids[: span.memory], span.chunk)
         window = ids[span.start : span.start + span.local]
@@ -83,17 +99,15 @@ class NaiveFocus:
         first = len(chunks) if self.plain.relative else 0
         if self.decoding == "exact":
             candidates = self._candidates(chunks, prompt, 0)
-            logits, _ = self.plain.run(local + following, first, candidates)
-            return logits[-span.labels :]
+            for number in range(span.labels):
+                yield local + following[:number], first, candidates, None
+            return
         past = self.plain.run(local[:-1], first)[1] if len(local) > 1 else None
-        rows = []
         for number, token in enumerate([local[-1], *following]):
             candidates = self._candidates(chunks, prompt + following[:number], number)
             position = first + len(local) - 1 + number
-            logits, states = self.plain.run([token], position, candidates, past)
-            past = joined([past, states])
-            rows.append(logits[0])
-        return torch.stack(rows)
+            yield [token], position, candidates, past
+            past = joined([past, self.plain.run([token], position, candidates, past)[1]])
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         return ids if self.bos is None or ids[0] == self.bos else [self.bos, *ids]

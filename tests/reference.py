@@ -159,7 +159,6 @@ class PlainModel:
         ids = torch.tensor([list(tokens)])
         return self.model(input_ids=ids, **place, use_cache=True, **{CACHE: cache}, **options), cache
 
-    @torch.no_grad()
     def looked_at(
         self, tokens: Sequence[int], first_position: int, candidates: KeyValues, past: KeyValues | None
     ) -> torch.Tensor:
@@ -168,7 +167,8 @@ class PlainModel:
         """
         implementation = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
-        output, _ = self._call(tokens, first_position, candidates, past, output_attentions=True)
+        with torch.set_grad_enabled(self.graph and torch.is_grad_enabled()):
+            output, _ = self._call(tokens, first_position, candidates, past, output_attentions=True)
         self.model.set_attn_implementation(implementation)
         looks = [weights[0, :, -1, : length(candidates)].mean(0) for weights in output.attentions]
         return torch.stack(looks).mean(0)

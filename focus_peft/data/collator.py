@@ -24,11 +24,12 @@ class DocumentCollator:
     def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         """
         Args:
-            items (`Sequence`): Dictionaries with `input_ids`, `labels` and, all or none, `sample_seed`.
+            items (`Sequence`): Dictionaries with `input_ids`, `labels`, all or none `sample_seed`, and maybe
+                `evidence`.
 
         Returns:
-            `input_ids`, `attention_mask` and `labels` (-100 at padding) of shape (batch, tokens), and `sample_seeds`,
-            of shape (batch,); all int64.
+            `input_ids`, `attention_mask` and `labels` (-100 at padding) of shape (batch, tokens), `sample_seeds` of
+            shape (batch,), and `evidence` (-100 at padding) of shape (batch, pairs, 2); all int64.
         """
         longest = max(len(item["input_ids"]) for item in items)
         ids = torch.full((len(items), longest), self.pad_token_id)
@@ -42,4 +43,11 @@ class DocumentCollator:
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if "sample_seed" in items[0]:
             batch["sample_seeds"] = torch.tensor([item["sample_seed"] for item in items], dtype=torch.int64)
+        pairs = [item.get("evidence", ()) for item in items]
+        if any(pairs):
+            evidence = torch.full((len(items), max(map(len, pairs)), 2), IGNORE)
+            for row, given in enumerate(pairs):
+                if given:
+                    evidence[row, : len(given)] = torch.tensor(given)
+            batch["evidence"] = evidence
         return batch

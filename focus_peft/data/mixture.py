@@ -14,7 +14,8 @@ from ..config import IGNORE
 from .cache import TokenTable
 
 
-# What one item holds: `input_ids` and `labels` (lists of int of one length) and `sample_seed` (int)
+# What one item holds: `input_ids` and `labels` (lists of int of one length), `sample_seed` (int) and maybe `evidence`
+# (pairs of places: of a label, and of a token that tells it)
 Item = dict[str, Any]
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .cache import TokenTable, cache_key, default_cache_dir, load_table, write_table
 from .config import DataConfig, SourceConfig
-from .facts import FactsPart
+from .fact_samples import FactsPart
 from .files import BINARY, BROKEN, UNDECODABLE
 from .mixture import HeldOutDataset, MixedDataset, Part, TablePart
 from .selection import Selection, select

@@ -1,4 +1,5 @@
-"""How much attention the newest tokens pay to each candidate: what an answer looked at, and which chunks to renew.
+"""How much attention the newest tokens pay to each candidate: what an answer looked at, which chunks to renew or to
+read, and how a training loss sees the choice.
 
 Attention functions of transformers give no weights away but the eager one. For the time of a pass, a function that
 stands before the model's own computes the weights of the last token once more, which are few.
@@ -29,10 +30,23 @@ class AttentionRecord:
     @property
     def mean(self) -> torch.Tensor:
         """Over tokens, heads and layers, on the CPU: (rows, `prefix`), each row's sum below 1."""
-        assert self._sum is not None
-        return (self._sum / self.layers).cpu()
+        return self._mean.cpu()
 
-    def add(
+    @property
+    def _mean(self) -> torch.Tensor:
+        assert self._sum is not None
+        return self._sum / self.layers
+
+    def add(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any) -> None:
+        """Add a layer: `query` (rows, heads, tokens, head_dim), `key` (rows, kv_heads, keys, head_dim)."""
+        with torch.no_grad():
+            self._add(self._weights(query, key, mask, **kwargs).mean((1, 2, 3)))
+
+    def _add(self, weights: torch.Tensor) -> None:
+        self._sum = weights if self._sum is None else self._sum + weights.to(self._sum.device, non_blocking=True)
+        self.layers += 1
+
+    def _weights(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -41,25 +55,33 @@ class AttentionRecord:
         softcap: float | None = None,
         s_aux: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> None:
-        """Add a layer: `query` (rows, heads, tokens, head_dim), `key` (rows, kv_heads, keys, head_dim)."""
-        with torch.no_grad():
-            dtype = torch.promote_types(query.dtype, torch.float32)
-            last = query[:, :, -self.tokens :].unflatten(1, (key.shape[1], -1)).to(dtype)
-            # (rows, kv_heads, group, tokens, keys)
-            scores = (last @ key.mT.to(dtype)[:, :, None]) * (scaling or query.shape[-1] ** -0.5)
-            if softcap is not None:
-                scores = softcap * torch.tanh(scores / softcap)
-            if mask is not None:  # of all heads alike, or (ALiBi) of each
-                last_mask = mask[:, :, -self.tokens :, : scores.shape[-1]].to(dtype)
-                each = last_mask.shape[1] > 1
-                scores = scores + (last_mask.unflatten(1, scores.shape[1:3]) if each else last_mask[:, None])
-            if s_aux is not None:  # a sink of each head takes its share
-                sinks = s_aux.to(dtype).view(1, key.shape[1], -1, 1, 1).expand(*scores.shape[:4], 1)
-                scores = torch.cat([scores, sinks], dim=-1)
-            weights = scores.softmax(-1)[..., : self.prefix].mean((1, 2, 3))
-            self._sum = weights if self._sum is None else self._sum + weights.to(self._sum.device, non_blocking=True)
-        self.layers += 1
+    ) -> torch.Tensor:
+        """Those of a layer, for each head: (rows, kv_heads, group, tokens, `prefix`)."""
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        last = query[:, :, -self.tokens :].unflatten(1, (key.shape[1], -1)).to(dtype)
+        scores = (last @ key.mT.to(dtype)[:, :, None]) * (scaling or query.shape[-1] ** -0.5)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if mask is not None:  # of all heads alike, or (ALiBi) of each
+            last_mask = mask[:, :, -self.tokens :, : scores.shape[-1]].to(dtype)
+            each = last_mask.shape[1] > 1
+            scores = scores + (last_mask.unflatten(1, scores.shape[1:3]) if each else last_mask[:, None])
+        if s_aux is not None:  # a sink of each head takes its share
+            sinks = s_aux.to(dtype).view(1, key.shape[1], -1, 1, 1).expand(*scores.shape[:4], 1)
+            scores = torch.cat([scores, sinks], dim=-1)
+        return scores.softmax(-1)[..., : self.prefix]
+
+
+class LabelRecord(AttentionRecord):
+    """The same for each token apart, with a graph, for a training loss."""
+
+    @property
+    def shares(self) -> torch.Tensor:
+        """Over heads and layers: (rows, tokens, `prefix`)."""
+        return self._mean
+
+    def add(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any) -> None:
+        self._add(self._weights(query, key, mask, **kwargs).mean((1, 2)))
 
 
 def exchanges_attention(model: PreTrainedModel) -> bool:

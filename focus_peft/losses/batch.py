@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from ..config import IGNORE
 from ..frozen.weights import is_plain
 from ..layer import TwinLayer
 from ..passes.distributed import is_distributed
@@ -27,6 +28,8 @@ class LabeledBatch:
         attention_mask (`torch.Tensor` of shape (batch, tokens), *optional*): 1 at real tokens.
         generator (`torch.Generator`, *optional*): Draws the spans of all rows.
         sample_seeds (`torch.LongTensor` of shape (batch,), *optional*): Draws each row's, instead.
+        evidence (`torch.LongTensor` of shape (batch, pairs, 2), *optional*): Places of a label, and of a token that
+            tells it; -100 fills up.
     """
 
     input_ids: torch.Tensor
@@ -34,6 +37,7 @@ class LabeledBatch:
     attention_mask: torch.Tensor | None = None
     generator: torch.Generator | None = None
     sample_seeds: torch.Tensor | None = None
+    evidence: torch.Tensor | None = None
 
     def documents(self, settings: Settings, training: bool, distractors: int) -> list[Document]:
         """The rows, with the spans that are drawn from each.
@@ -49,7 +53,30 @@ class LabeledBatch:
         rows = unpad(self.input_ids, self.attention_mask)
         check_vocabulary(rows, settings.facts.vocab_size)
         generators = row_generators(len(rows), self.generator, self.sample_seeds, training)
-        return draw_documents(rows, self.labels, self.attention_mask, settings, generators, distractors)
+        documents = draw_documents(rows, self.labels, self.attention_mask, settings, generators, distractors)
+        for document, pairs in zip(documents, self._evidence(rows)):
+            document.evidence = pairs
+        return documents
+
+    def _evidence(self, rows: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, int]]]:
+        """The pairs of each row."""
+        if self.evidence is None:
+            return
+        shape = tuple(self.evidence.shape)
+        if len(shape) != 3 or shape[0] != len(rows) or shape[2] != 2 or self.evidence.is_floating_point():
+            raise ValueError(
+                f"`evidence` must hold integers in the shape ({len(rows)}, pairs, 2), got {self.evidence.dtype} and "
+                f"{shape}."
+            )
+        for number, (row, pairs) in enumerate(zip(rows, self.evidence.tolist())):
+            given = [(label, told) for label, told in pairs if (label, told) != (IGNORE, IGNORE)]
+            for pair in given:
+                if not all(0 <= place < len(row) for place in pair):
+                    raise ValueError(
+                        f"`evidence` has the pair {pair} in row {number}, which has {len(row)} tokens; both places "
+                        "are counted from 0, padding left out."
+                    )
+            yield given
 
 
 def reach_every_twin(

@@ -17,7 +17,8 @@ from ..passes.settings import Settings
 from .distractors import Distractors
 from .documents import Document
 from .output import FocusOutput
-from .readings import Reading, readings_of
+from .readings import LabeledWindow, Reading, readings_of
+from .sampling import Seats
 from .span_logits import Window, local_logits, span_logits, teacher_logits
 
 
@@ -49,11 +50,12 @@ def focus_loss(
     entropies: Parts = defaultdict(list)  # equation 5 for each label, given the candidates
     divergences: Parts = defaultdict(list)
     alone: Parts = defaultdict(list)
+    choices: list[torch.Tensor] = []
     idle = torch.zeros((), device=reader.device)
     readings = readings_of(documents, config, reader.sharded)
     for reading, found in zip(readings, span_logits(reader, settings, readings, distractors)):
         teachers = _teachers(reader, settings, reading) if config.distill_weight else {}
-        for labeled, logits in zip(reading.windows, found):
+        for labeled, (logits, shares) in zip(reading.windows, found):
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             baseline = local_logits(reader, settings, labeled.window).to(logits.dtype) if local_loss else None
             if labeled.loss is None:
@@ -65,6 +67,8 @@ def focus_loss(
             target = sent(target, logits.device)[keep]
             entropy = F.cross_entropy(logits[keep], target, reduction="none")
             entropies[labeled.loss].append(entropy)
+            if shares is not None:
+                choices.append(_choice_losses(reading, labeled, shares))
             if baseline is not None:
                 alone[labeled.loss].append(F.cross_entropy(baseline[keep], target, reduction="none"))
             teacher = teachers.get(labeled.window)
@@ -75,6 +79,11 @@ def focus_loss(
         output["loss_local_continuation"] = _mean(alone["continuation"], reader.device)
         output["loss_local_repetition"] = _mean(alone["repetition"], reader.device)
     output.loss = cast(torch.Tensor, output.loss) + idle
+    if config.choice_weight:
+        chosen = _mean(choices, reader.device)
+        output.loss = output.loss + config.choice_weight * chosen
+        output["loss_choice"] = chosen.detach()
+        output["num_choice"] = torch.tensor(sum(map(len, choices)), device=reader.device)
     return output
 
 
@@ -92,6 +101,19 @@ def _divergence(teacher: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """KL(teacher ‖ student) of each label."""
     wanted = teacher.to(logits.dtype).log_softmax(-1)
     return (wanted.exp() * (wanted - logits.log_softmax(-1))).sum(-1)
+
+
+def _choice_losses(reading: Reading, labeled: LabeledWindow, shares: torch.Tensor) -> torch.Tensor:
+    """Of each label of which it is known: the cross-entropy of its attention over all candidates, (labels, chunks),
+    against the chunks that hold it, all alike.
+    """
+    seats = reading.seats or Seats.alone(shares.shape[1])
+    logs = (shares / shares.sum(-1, keepdim=True)).clamp(min=torch.finfo(shares.dtype).tiny).log()
+    columns: dict[int, list[int]] = defaultdict(list)
+    for label, chunk in labeled.holders:
+        columns[label].append(seats.own[chunk] - seats.begin)
+    losses = [-logs[label, held].mean() for label, held in columns.items()]
+    return torch.stack(losses) if losses else shares.new_zeros(0)
 
 
 def _mean(pieces: list[torch.Tensor], device: torch.device) -> torch.Tensor:

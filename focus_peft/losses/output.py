@@ -14,9 +14,9 @@ class FocusOutput(ModelOutput):
 
     Attributes:
         loss (`torch.FloatTensor`):
-            (1 − λ)·(w_c·`loss_continuation` + w_r·`loss_repetition`) + λ·`loss_distillation`, where λ is
-            `distill_weight`. With `loss="draw"`, where weights are odds, the mean over all labels drawn stands in
-            place of the weighted sum.
+            (1 − λ)·(w_c·`loss_continuation` + w_r·`loss_repetition`) + λ·`loss_distillation` + w·`loss_choice`, where
+            λ is `distill_weight` and w is `choice_weight`. With `loss="draw"`, where weights are odds, the mean over
+            all labels drawn stands in place of the weighted sum.
         loss_continuation, loss_repetition (`torch.FloatTensor`):
             Mean cross-entropy over the labels of each loss; 0 where there are none.
         loss_distillation (`torch.FloatTensor`, *optional*):
@@ -26,6 +26,11 @@ class FocusOutput(ModelOutput):
         loss_local_continuation, loss_local_repetition (`torch.FloatTensor`, *optional*):
             Mean cross-entropy of the base model on the same labels, given the same local windows and no candidates.
             Only with `local_loss=True`.
+        loss_choice (`torch.FloatTensor`, *optional*):
+            Mean cross-entropy of the attention over chunks against those that hold the label. Only with
+            `choice_weight`.
+        num_choice (`torch.LongTensor`, *optional*): For how many labels it is known which chunks do.
+
     Example:
 
     ```python
@@ -51,3 +56,5 @@ class FocusOutput(ModelOutput):
     num_repetition: torch.Tensor | None = None
     loss_local_continuation: torch.Tensor | None = None
     loss_local_repetition: torch.Tensor | None = None
+    loss_choice: torch.Tensor | None = None
+    num_choice: torch.Tensor | None = None

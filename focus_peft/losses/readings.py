@@ -53,11 +53,14 @@ class LabeledWindow:
         loss (`str`, *optional*): "continuation" or "repetition". None: it is read to keep step, and counts nothing.
         window (`Window`): The local window.
         labels (`Sequence[int]`): What it predicts; -100 is ignored.
+        holders (`Sequence[tuple[int, int]]`): Pairs of the number of a label and that of a chunk that holds it, as far
+            as this is known.
     """
 
     loss: str | None
     window: Window
     labels: Sequence[int]
+    holders: Sequence[tuple[int, int]] = ()
 
 
 @dataclass
@@ -94,9 +97,28 @@ def readings_of(documents: Sequence[Document], config: FocusConfig, sharded: boo
             spans = (spans + [(None, spans[0][1])])[: 2 if both else 1]
         windows = [
             LabeledWindow(
-                name, Window(list(ids[span.start : span.end - 1]), span.labels), labels[span.first_label : span.end]
+                name,
+                Window(list(ids[span.start : span.end - 1]), span.labels),
+                labels[span.first_label : span.end],
+                _holders(document, sample, name, span) if config.choice_weight else (),
             )
             for name, span in spans
         ]
         readings.append(Reading(ids[: sample.memory], sample.chunk_size, sample.seats, windows))
     return readings
+
+
+def _holders(document: Document, sample: Sample, loss: str | None, span: Span) -> list[tuple[int, int]]:
+    """(label of a span, chunk of the memory that holds it): what is repeated holds itself."""
+    if loss is None:
+        return []
+    counts = [place for place in range(span.first_label, span.end) if document.labels[place] != IGNORE]
+    itself = [(place, place) for place in counts] if loss == "repetition" else []
+    told = [pair for pair in document.evidence if pair[0] in counts]
+    return sorted(
+        {
+            (label - span.first_label, place // sample.chunk_size)
+            for label, place in [*itself, *told]
+            if place < sample.memory
+        }
+    )

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from ..frozen.attention_record import LabelRecord
 from ..kv.pass_caches import GraphCache, PassCache
 from ..kv.store import KeyValueStore, LayerStates, sent
 from ..passes.chunk_pass import read_candidates_with_graph
@@ -25,6 +27,20 @@ from ..passes.settings import Settings
 from .distractors import Distractors
 from .readings import Reading, Window
 from .sampling import Seats
+
+
+class Found(NamedTuple):
+    """What a window gives.
+
+    Attributes:
+        logits (`torch.Tensor` of shape (labels, vocabulary)): They predict its labels.
+        shares (`torch.Tensor` of shape (labels, chunks), *optional*): The share of attention that the token which
+            predicts a label pays to each candidate, those of distractors included, as a mean over heads and layers.
+            Only with a choice loss.
+    """
+
+    logits: torch.Tensor
+    shares: torch.Tensor | None
 
 
 @dataclass
@@ -73,7 +89,7 @@ class _Layout:
 
 def span_logits(
     reader: Reader, settings: Settings, readings: Sequence[Reading], distractors: Distractors | None = None
-) -> Iterator[list[torch.Tensor]]:
+) -> Iterator[list[Found]]:
     """The logits that predict the labels of local windows, with a graph to the twins. Windows of one reading are given
     the same memory; the chunks of several readings are read together, as far as they fit one pass.
 
@@ -85,7 +101,7 @@ def span_logits(
         distractors (`Distractors`, *optional*): Chunks that take the places that `seats` of a reading leave.
 
     Yields:
-        For each reading, for each of its windows, logits of shape (labels, vocabulary).
+        For each reading, for each of its windows, what was found.
     """
     layouts = [_Layout.of(settings, reading, distractors) for reading in readings]
     for group in _read_together(layouts, apart=reader.sharded or distractors is not None):
@@ -117,8 +133,8 @@ def _read_together(layouts: Sequence[_Layout], apart: bool) -> Iterator[list[_La
         yield group
 
 
-def _window_logits(reader: Reader, settings: Settings, layout: _Layout, store: KeyValueStore) -> list[torch.Tensor]:
-    """Logits (labels, vocabulary) of the windows of one reading, whose chunks have been read."""
+def _window_logits(reader: Reader, settings: Settings, layout: _Layout, store: KeyValueStore) -> list[Found]:
+    """Logits of the windows of one reading, whose chunks have been read."""
     windows = [labeled.window for labeled in layout.reading.windows]
     rows, newest, seats = layout.rows, layout.newest, layout.seats
     batch_size = len(rows) if reader.sharded else settings.config.chunk_batch_size
@@ -151,8 +167,8 @@ def _local_logits(
     chunks: int,
     start: int,
     prefix: Sequence[LayerStates],
-) -> torch.Tensor:
-    """Logits (labels, vocabulary) of one window behind its candidates."""
+) -> Found:
+    """Logits of one window behind its candidates."""
     exact = settings.exact
     ids = with_bos(window.ids, settings.bos)
     # streaming: tokens before the first that predicts see no candidates, so no gradient reaches them
@@ -178,7 +194,14 @@ def _local_logits(
     nowhere = inputs.key_index.new_zeros(1, hidden.shape[-1])
     inputs.key_index = torch.cat([inputs.key_index[:, :at], nowhere, inputs.key_index[:, at:]], dim=1)
     inputs.prefix = width
-    return reader.run(inputs, GraphCache(past), logits=window.labels)[0]
+    record = LabelRecord(width, window.labels) if settings.config.choice_weight else None
+    logits = reader.run(inputs, GraphCache(past), logits=window.labels, record=record)[0]
+    if record is None:
+        return Found(logits, None)
+    blocks = record.shares[0].unflatten(-1, (newest, chunks))
+    # each label sees the candidates of its own token, in exact mode all see the same ones
+    block = torch.zeros(window.labels, dtype=torch.long) if exact else torch.arange(window.labels)
+    return Found(logits, blocks[torch.arange(window.labels), block])
 
 
 def local_logits(reader: Reader, settings: Settings, window: Window) -> torch.Tensor:

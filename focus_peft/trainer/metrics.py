@@ -20,6 +20,7 @@ MEANS = {
     "loss_repetition": "num_repetition",
     "loss_local_continuation": "num_continuation",
     "loss_local_repetition": "num_repetition",
+    "loss_choice": "num_choice",
 }
 # A vector of what was measured holds the sum and the count of each mean, then these
 DISTILLATION = 2 * len(MEANS)  # the distillation term, and how many micro-batches had it

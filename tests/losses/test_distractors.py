@@ -82,7 +82,7 @@ def test_the_teacher_reads_the_document_without_distractors() -> None:
 
     teacher = make_tiny_model()(torch.tensor([ids[:35]])).logits[0, -5:].log_softmax(-1)
     seated = Reading(ids[:24], CHUNK, seats, [LabeledWindow(None, window, [])])
-    ((logits,),) = span_logits(tuner.reader, settings, [seated], bank)
+    (((logits, _),),) = span_logits(tuner.reader, settings, [seated], bank)
     expected = torch.nn.functional.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
     torch.testing.assert_close(output.loss, expected, rtol=1e-9, atol=0)
 

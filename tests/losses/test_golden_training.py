@@ -61,9 +61,10 @@ class Case(NamedTuple):
         """Logits of the only label (1, vocabulary)."""
         tuner = model.base_model
         window = Window(self.ids[self.first : self.first + self.local], labels=1)
-        return next(
+        (found,) = next(
             span_logits(tuner.reader, tuner.settings(), [reading(self.ids[: self.memory], self.chunk, window)])
-        )[0]
+        )
+        return found.logits
 
     def sample(self) -> Sample:
         span = Span(self.first, self.local, 1)

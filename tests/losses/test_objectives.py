@@ -530,7 +530,7 @@ def test_the_teacher_may_read_up_to_the_end_of_a_table(family: str) -> None:
     output = loss_of(model, document(), Sample(29, 8, BOTH.continuation, None), distill_weight=1.0)
     window = Window(document()[29:40], 5)
     tuner = model.base_model
-    ((logits,),) = span_logits(tuner.reader, tuner.settings(), [reading(document()[:29], 8, window)])
+    (((logits, _),),) = span_logits(tuner.reader, tuner.settings(), [reading(document()[:29], 8, window)])
     base = make_tiny_model(family, max_position_embeddings=40)
     teacher = base(torch.tensor([document()[:40]])).logits[0, -5:].log_softmax(-1)
     expected = F.kl_div(logits.log_softmax(-1), teacher, log_target=True, reduction="batchmean")
