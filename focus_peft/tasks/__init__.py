@@ -11,6 +11,7 @@ from .longppl import KeyTokens, LongPerplexityTask
 from .methods.adapter import Adapter
 from .methods.base import Method
 from .methods.bm25 import BM25
+from .methods.dense import Dense
 from .methods.full_attention import FullAttention
 from .methods.fused_ranking import FusedRanking
 from .methods.local_window import LocalWindow
@@ -50,6 +51,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "streaming_llm": StreamingLLM,
     "parallel_windows": ParallelWindows,
     "bm25": BM25,
+    "dense": Dense,
     "fused_ranking": FusedRanking,
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "TASKS",
     "Adapter",
     "Benchmark",
+    "Dense",
     "FullAttention",
     "FusedRanking",
     "KeyTokens",

@@ -26,7 +26,7 @@ class BM25(LocalWindow):
 
     def read(self, ids: list[int], start: int) -> list[int]:
         pieces = cut(ids[:start], self.settings.sizes.chunk)
-        scores = self.scores(ids, start, pieces)
+        scores = self.scores(ids, start, pieces) if pieces else []
         best = sorted(sorted(range(len(pieces)), key=lambda number: -scores[number])[: self.chunks])
         read = [token for number in best for token in pieces[number]] + ids[start:]
         return with_bos(read, self.settings.bos if start else None)

@@ -17,8 +17,6 @@ class FusedRanking(BM25):
     """
 
     def scores(self, ids: list[int], start: int, pieces: list[list[int]]) -> list[float]:
-        if not pieces:
-            return []
         (looked,) = self.model.chunk_scores(self._tensor(ids))
         return fused(super().scores(ids, start, pieces), looked.tolist())
 
