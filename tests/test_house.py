@@ -41,6 +41,7 @@ ROOMS = (
     "training_args",
     "sft",
     "harness",
+    "serve",
     "cli",
     "__main__",
 )

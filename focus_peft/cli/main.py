@@ -9,6 +9,7 @@ from .. import __version__
 from .console import INTERRUPTED, UNEXPECTED, CommandError, first_line, say
 from .generate import add_generate
 from .publish import add_publish
+from .serve import add_serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,5 +37,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     add_generate(commands)
+    add_serve(commands)
     add_publish(commands)
     return parser

@@ -1,0 +1,7 @@
+"""An OpenAI-compatible server: a document is read once, and many people ask about it (docs/serving.md)."""
+
+from .app import Server
+from .settings import ServerSettings
+
+
+__all__ = ["Server", "ServerSettings"]

@@ -1,0 +1,34 @@
+"""Errors in the form that OpenAI's clients know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """Ends a request.
+
+    Args:
+        status (`int`): Of HTTP.
+        message (`str`): A sentence with a remedy.
+        param (`str`, *optional*): The field of the request that it is about.
+        code (`str`, *optional*): A word for programs.
+        retry_after (`int`, *optional*): Seconds after which it may work.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
