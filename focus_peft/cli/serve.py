@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ DESCRIPTION = """\
 Serves a model with its adapter to OpenAI's clients. Documents are uploaded once and stay read; whoever asks about one
 names it as `document`, or in `file_ids`.
 """
+# Seconds that answers have to end when the server is told to
+GRACE = 30
 
 
 def add_serve(commands: Any) -> None:
@@ -75,9 +81,30 @@ def run_serve(args: argparse.Namespace) -> None:
         )
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
-    model, tokenizer = load(args)
-    with failing_as(LOADING, f"documents cannot be kept in {args.documents}", OSError):
-        server = Server(model, tokenizer, settings)
-    say(f"serving {settings.name} at http://{settings.host}:{settings.port}.")
-    # who is being answered when the server is told to end has half a minute
-    uvicorn.run(server.app, host=settings.host, port=settings.port, timeout_graceful_shutdown=30, access_log=False)
+    with listening(settings.host, settings.port) as place:  # a port that is taken is found before the model is loaded
+        model, tokenizer = load(args)
+        with failing_as(LOADING, f"documents cannot be kept in {args.documents}", OSError):
+            server = Server(model, tokenizer, settings)
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("focus_peft.serve").setLevel(logging.INFO)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        say(f"serving {settings.name} at http://{host}:{place.getsockname()[1]}/v1; Ctrl-C ends it.")
+        # who is being answered then has some time
+        config = uvicorn.Config(server.app, timeout_graceful_shutdown=GRACE, access_log=False, log_level="warning")
+        uvicorn.Server(config).run(sockets=[place])
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket at an address, which nobody can take meanwhile."""
+    with failing_as(USAGE, f"nothing can listen at {host}, port {port}; choose another --port or --host", OSError):
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        place = socket.socket(family, kind, protocol)
+        try:
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind(address)
+        except OSError:
+            place.close()
+            raise
+    with place:
+        yield place

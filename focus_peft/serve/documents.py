@@ -170,9 +170,8 @@ class DocumentStore:
             self._documents.pop(id, None)
         document.problem = "it was deleted"
         document.ready.set()
-        with document.lock:
-            if not document.users:
-                document.memory = None
+        with document.lock:  # nothing of it is being written
+            document.memory = None
         shutil.rmtree(self.folder / document.id, ignore_errors=True)
         self._count()
 
@@ -226,10 +225,10 @@ class DocumentStore:
             ids = self.tokenizer(self.text(document.id), return_tensors="pt", verbose=False).input_ids
             document.tokens = ids.shape[1]
             memory = self._encode(document, ids)
-            place = self.folder / document.id
-            memory.save(place / READ, tokenizer=self.tokenizer)
-            self._tell(document)
             with document.lock:
+                document.check()
+                memory.save(self.folder / document.id / READ, tokenizer=self.tokenizer)
+                self._tell(document)
                 document.memory, document.used = memory, time.monotonic()
             document.status, document.progress = "processed", 1.0
             self._make_room()
@@ -266,10 +265,13 @@ class DocumentStore:
             for document in sorted(held, key=lambda document: document.used):
                 if total <= self.limit:
                     break
-                with document.lock:
-                    if document.users == 0 and document.memory is not None:
-                        total -= document.memory.nbytes
-                        document.memory = None
+                if document.lock.acquire(blocking=False):  # one that comes back just now stays
+                    try:
+                        if document.users == 0 and document.memory is not None:
+                            total -= document.memory.nbytes
+                            document.memory = None
+                    finally:
+                        document.lock.release()
             self.metrics.memory_bytes.set(total)
 
     def _tell(self, document: Document) -> None:

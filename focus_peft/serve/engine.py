@@ -84,23 +84,25 @@ class Engine:
                 self._workers.submit(self._serve, key)
 
     def _serve(self, key: Key) -> None:
-        """Generate one batch after the other, until nobody waits for this document."""
+        """Generate one batch; if others wait for this document by then, they are next when other documents had their
+        turn.
+        """
         if key[0] is not None and self.settings.batch_wait:
             time.sleep(self.settings.batch_wait)
-        while True:
-            with self._lock:
-                waiting = self._waiting.pop(key, [])
-                rows, rest = waiting[: self.settings.batch_size], waiting[self.settings.batch_size :]
-                if rest:
-                    self._waiting[key] = rest
-                rows = [row for row in rows if not row.cancelled.is_set()]
-                self.metrics.waiting.set(sum(map(len, self._waiting.values())))
-                if not rows and not rest:
-                    del self._running[key]
-                    return
-                self._running[key] = rows
-            if rows:
-                self._answer(rows, key)
+        with self._lock:
+            waiting = self._waiting.pop(key, [])
+            rows, rest = waiting[: self.settings.batch_size], waiting[self.settings.batch_size :]
+            if rest:
+                self._waiting[key] = rest
+            self.metrics.waiting.set(sum(map(len, self._waiting.values())))
+            self._running[key] = rows = [row for row in rows if not row.cancelled.is_set()]
+        if rows:
+            self._answer(rows, key)
+        with self._lock:
+            if key in self._waiting:
+                self._workers.submit(self._serve, key)
+            else:
+                del self._running[key]
 
     def _answer(self, rows: Sequence[Row], key: Key) -> None:
         document, read_chunks, _ = key
@@ -128,6 +130,11 @@ class Engine:
                 for rows in (*self._waiting.values(), *self._running.values()):
                     for row in rows:
                         row.cancelled.set()
+        while True:
+            with self._lock:
+                if not self._running:
+                    break
+            time.sleep(0.01)
         self._workers.shutdown(wait=True)
         self._kept.close()
 

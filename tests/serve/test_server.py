@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -471,3 +472,24 @@ def test_what_happened_is_counted(running: tuple[Server, openai.OpenAI]) -> None
     text = httpx.get(str(client.base_url).replace("/v1/", "/metrics")).text
     assert 'focus_requests_total{method="POST",path="/v1/chat/completions",status="200"}' in text
     assert "focus_first_token_seconds_count" in text and "focus_new_tokens_total" in text
+
+
+def test_the_client_of_the_page_works(
+    parts: tuple[PeftModel, Any],
+    client: openai.OpenAI,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    changes = {"http://127.0.0.1:8000/v1": str(client.base_url), "smollm2-135m-instruct-focus": "tiny"}
+    for old, new in changes.items():
+        assert old in code
+        code = code.replace(old, new)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text(DOCUMENT)
+    exec(compile(code, "serving.md", "exec"), {})
+    printed = capsys.readouterr().out.removesuffix("\n")
+    ids = chat_ids(parts, "What is a candidate?")
+    assert printed == generated(parts, ids, DOCUMENT, 64, read_chunks=2)

@@ -1,0 +1,95 @@
+"""`focus-peft serve`: a document whose upload was answered outlives the process, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import make_tiny_model
+from lib.byte_tokenizer import byte_tokenizer
+
+from focus_peft.cli import main
+
+
+DOCUMENT = "The ferry leaves from pier four. " * 40
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = byte_tokenizer()
+    make_tiny_model(vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def command(base: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command at work, and its address."""
+    words = [sys.executable, "-m", "focus_peft", "serve", "--model", str(base), "--port", "0", "--local-size", "32"]
+    process = subprocess.Popen(
+        [*words, "--name", "tiny", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.search(r"serving tiny at (http://\S+)/v1;", line):
+                break
+        else:
+            raise AssertionError(f"it ended with {process.wait()}")
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{found[1]}/health").status_code == 200:
+                    break
+            time.sleep(0.02)
+        yield process, found[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_was_uploaded_outlives_a_kill_and_a_request_ends_gracefully(base: Path, tmp_path: Path) -> None:
+    documents = ["--documents", str(tmp_path / "kept")]
+    with command(base, *documents) as (process, url):
+        told = httpx.post(f"{url}/v1/files", files={"file": ("ferry.txt", DOCUMENT)}).json()
+        process.kill()  # at once, whether it was read or not
+        process.wait()
+    with command(base, *documents) as (process, url):
+        question = {"model": "tiny", "prompt": "Where?", "document": told["id"], "max_tokens": 200, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=question, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert "choices" in json.loads(next(lines).removeprefix("data: "))
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+def test_what_cannot_be_is_found_before_the_model_is_loaded(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failed(*options: str) -> str:
+        assert main(["serve", "--model", str(tmp_path / "no model"), *options]) == 2
+        return capsys.readouterr().err
+
+    assert "API key" in failed("--host", "0.0.0.0")
+    assert "no-such-file" in failed("--api-key-file", str(tmp_path / "no-such-file"))
+    (tmp_path / "key").write_text("\n")
+    assert "`api_key` is empty" in failed("--api-key-file", str(tmp_path / "key"))
+    assert "`memory_gb`" in failed("--memory-gb", "0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert "--port" in failed("--port", str(taken.getsockname()[1]))
