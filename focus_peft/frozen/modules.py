@@ -10,15 +10,20 @@ from operator import attrgetter
 from torch import nn
 
 
-def every_module(model: nn.Module) -> list[nn.Module]:
-    """`list(model.modules())`, in a tenth of the time: without a generator within a generator for each level."""
+def every_module(model: nn.Module, frozen: bool = False) -> list[nn.Module]:
+    """`list(model.modules())`, in a tenth of the time: without a generator within a generator for each level. With
+    `frozen`, twins are left out.
+    """
     found: dict[nn.Module, None] = {}
     waiting = [model]
     while waiting:
         module = waiting.pop()
         if module not in found:
             found[module] = None
-            waiting += [child for child in reversed(module._modules.values()) if child is not None]
+            children = reversed(module._modules.items())
+            waiting += [
+                child for name, child in children if child is not None and not (frozen and name.startswith("focus_"))
+            ]
     return list(found)
 
 
@@ -28,10 +33,12 @@ class Modules:
 
     Attributes:
         every (`list[nn.Module]`): As `every_module` finds them.
+        frozen (`list[nn.Module]`): Those that are no twins.
         four_bit (`list[nn.Module]`): Those with a weight of bitsandbytes in 4 bits.
     """
 
     every: list[nn.Module]
+    frozen: list[nn.Module]
     four_bit: list[nn.Module]
     children: tuple[list[nn.Module | None], list[int]]
 
@@ -40,7 +47,7 @@ class Modules:
         every = every_module(model)
         weights = ((module, module._parameters.get("weight")) for module in every)
         four_bit = [module for module, weight in weights if type(weight).__name__ == "Params4bit"]
-        return cls(every, four_bit, _children(every))
+        return cls(every, every_module(model, frozen=True), four_bit, _children(every))
 
     def are_those_of(self, model: nn.Module) -> bool:
         """Whether no module has got, lost or exchanged a child since: a look at each, without a walk."""

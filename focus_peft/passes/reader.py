@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from ..frozen.current_pass import Pass
 from ..frozen.grouped_attention import is_grouped, shape_of
 from ..frozen.interception import release
 from ..frozen.modules import Modules, every_module
+from ..frozen.state import computing_kind, frozen_state
 from ..frozen.uncompiled import uncompiled
 from ..frozen.weights import differentiable_weights, execution_device
 from ..kv.kept_chunks import KeptChunks
@@ -76,6 +77,11 @@ class Reader:
             self.install()
         assert self._modules is not None
         return self._modules
+
+    @property
+    def frozen_state(self) -> Hashable:
+        """Changes when the frozen weights do."""
+        return frozen_state(self.modules.frozen)
 
     def install(self) -> None:
         """Let the model's parts ask for the pass that is running."""
@@ -203,7 +209,8 @@ class Reader:
         if self.pool is None:
             read(0, len(chunks))
         else:
-            self.pool.fill(store, first_row, chunks, starts, read)
+            computing = computing_kind(self.model, self.device), self.frozen_state
+            self.pool.fill(computing, store, first_row, (chunks, starts), read)
 
     def _read_chunks(
         self,
