@@ -48,6 +48,7 @@ class Reader:
     Attributes:
         pool (`KeptChunks`, *optional*): Has the chunks that are not read again. None: all are read.
         reads_in_parts (`bool`): Whether chunk rows and local windows can be read in one pass.
+        formats (`list`): Heads and numbers of a head, of keys and of values, in each layer; found by the first passes.
     """
 
     def __init__(self, model: PreTrainedModel, sliding_window: int | None, layer_types: set[str]) -> None:
@@ -63,6 +64,7 @@ class Reader:
         self.reads_in_parts = (
             exchanges_attention(model) and self.alibi is None and self.takes_positions and self.keeps_logits
         )
+        self.formats: list[tuple[list[int], list[int]]] = []
         self._modules: Modules | None = None
 
     @property
