@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator
 from typing import Any, cast
 
 import torch
+from accelerate.utils import has_offloaded_params
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -104,9 +105,9 @@ class EncodingTuner(TwinTuner):
         return self._reader
 
     def _check_weights(self) -> None:
-        twins = [
-            p for name, p in self.named_parameters() if ".focus_" in name and f".{self.active_adapters[0]}." in name
-        ]
+        paths = [(path, module) for path, module in self.named_modules() if ".focus_" in path]
+        active = [module for path, module in paths if path.endswith(f".{self.active_adapters[0]}")]
+        twins = [weight for module in active if not has_offloaded_params(module) for weight in module.parameters()]
         check_weights(self._reader, twins, self.active_adapters[0])
 
     @property
