@@ -142,7 +142,7 @@ def offload_the_base(model: PeftModel, folder: Path) -> None:
 def dispatch(model: PeftModel, folder: Path) -> None:
     inner = "base_model.model.model."
     names = [inner + name for name in ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")]
-    device_map = {name: "cpu" for name in [*names, "base_model.model.lm_head"]} | {inner + "layers.1": "disk"}
+    device_map = dict.fromkeys([*names, "base_model.model.lm_head"], "cpu") | {inner + "layers.1": "disk"}
     dispatch_model(model, device_map, main_device="cpu", offload_dir=folder)
 
 
