@@ -4,7 +4,7 @@ once hold as long as it is the same.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,9 +47,20 @@ def other_adapters(modules: Iterable[nn.Module]) -> Iterator[Hashable]:
             )
 
 
+def adapters_on(adapted: Sequence[Any]) -> Hashable:
+    """Whether the twins are off, and whose they are; and the other adapters in the base.
+
+    Args:
+        adapted (`Sequence`): As of `Modules`.
+    """
+    twin, *others = adapted
+    return (bool(twin.disable_adapters), tuple(twin.active_adapters)), tuple(other_adapters(others))
+
+
 def is_ours(module: nn.Module) -> bool:
-    """Whether a layer with adapters is a `TwinLayer`."""
-    return any(name.startswith("focus_") for name in getattr(module, "adapter_layer_names", ()))
+    """Whether a module is a `TwinLayer`."""
+    names = module.adapter_layer_names if isinstance(module, BaseTunerLayer) else ()
+    return any(name.startswith("focus_") for name in names)
 
 
 def _mark(weight: torch.Tensor) -> Hashable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import weakref
@@ -227,6 +228,23 @@ class Memory:
         first = self.rows.index(self._held[0]) if self._held else 0  # what one process holds are neighbors
         described = saved.states, saved.digests
         read_states(directory / STATES_FILE, self.store, lengths, described, device, first)
+
+    # A copy has its own states, and nobody has asked it yet
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("lock", "_tenant")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=threading.RLock(), _tenant=None)
+
+    def __copy__(self) -> Memory:
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
+        copied = type(self).__new__(type(self))
+        with self.lock, torch.inference_mode(False), torch.no_grad():  # it may be written to outside of the caller's
+            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def __repr__(self) -> str:
         return (

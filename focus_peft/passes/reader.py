@@ -21,7 +21,7 @@ from ..frozen.current_pass import Pass
 from ..frozen.grouped_attention import is_grouped, shape_of
 from ..frozen.interception import release
 from ..frozen.modules import Modules, every_module
-from ..frozen.state import computing_kind, frozen_state
+from ..frozen.state import adapters_on, computing_kind, frozen_state
 from ..frozen.uncompiled import uncompiled
 from ..frozen.weights import differentiable_weights, execution_device
 from ..kv.kept_chunks import KeptChunks
@@ -84,6 +84,12 @@ class Reader:
     def frozen_state(self) -> Hashable:
         """Changes when the frozen weights do."""
         return frozen_state(self.modules.frozen)
+
+    @property
+    def adapters(self) -> Hashable:
+        """Which adapters are on: ours, and others in the base."""
+        modules = self.modules if self._modules is None else self._modules  # asked for every token
+        return adapters_on(modules.adapted)
 
     def install(self) -> None:
         """Let the model's parts ask for the pass that is running."""
