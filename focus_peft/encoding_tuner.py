@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, cast
 
 import torch
+from accelerate.utils import has_offloaded_params
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,9 +18,11 @@ from .config import INFERENCE_FIELDS
 from .decoding.dispatch import CacheDispatch
 from .decoding.options import check_room
 from .decoding.scoring import read_attention
+from .frozen.attention import check_attention
 from .frozen.attention_record import exchanges_attention
 from .frozen.fingerprint import Fingerprint
 from .frozen.interception import intercept, release
+from .frozen.state import computing_kind
 from .kv.kept_chunks import KeptChunks
 from .memory.encoding import Encoder
 from .memory.memory import Memory
@@ -44,8 +47,9 @@ class EncodingTuner(TwinTuner):
         self._reader = Reader(cast(PreTrainedModel, model), facts.sliding_window, set(facts.layer_types))
         self._reader.install()
         intercept(model, CacheDispatch)
-        self._was_checked = False
+        self._checked: set[Hashable] = set()  # the ways of computing in which the model is known to read right
         self._fingerprint: Fingerprint | None = None
+        self._fingerprinted: Hashable = None  # the weights that it is of
 
     def unload(self) -> nn.Module:
         """The base model, with its own projections and forward calls and without anything of ours."""
@@ -86,29 +90,33 @@ class EncodingTuner(TwinTuner):
 
     @property
     def reader(self) -> Reader:
-        """Runs the passes. At its first use, it is checked on a few tokens that the model can be read in chunks.
+        """Runs the passes. It is checked on a few tokens that the model can be read in chunks: at its first use, and
+        again when the model was cast, computes under autocast, or with another attention implementation.
 
         Raises:
             ValueError: if it cannot.
         """
-        if not self._was_checked:
+        kind = computing_kind(cast(PreTrainedModel, self.model), self._reader.device)
+        if kind not in self._checked:
             self._check_weights()
+            check_attention(cast(PreTrainedModel, self.model))
             check_reading(self._reader, self.settings().frames)
-            self._was_checked = True
+            self._checked.add(kind)
         return self._reader
 
     def _check_weights(self) -> None:
-        twins = [
-            p for name, p in self.named_parameters() if ".focus_" in name and f".{self.active_adapters[0]}." in name
-        ]
+        paths = [(path, module) for path, module in self.named_modules() if ".focus_" in path]
+        active = [module for path, module in paths if path.endswith(f".{self.active_adapters[0]}")]
+        twins = [weight for module in active if not has_offloaded_params(module) for weight in module.parameters()]
         check_weights(self._reader, twins, self.active_adapters[0])
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Of the base model; computed once."""
-        if self._fingerprint is None:
+        """Of the base model; taken anew when its weights have changed."""
+        if self._fingerprint is None or self._reader.frozen_state != self._fingerprinted:
             self._check_weights()
             self._fingerprint = Fingerprint.of(self.model)
+            self._fingerprinted = self._reader.frozen_state
         return self._fingerprint
 
     def _encoder(self, settings: Settings) -> Encoder:

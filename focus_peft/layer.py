@@ -76,7 +76,7 @@ class TwinLayer(nn.Module, BaseTunerLayer):
         candidates = x[..., -count:, :].contiguous()  # `Conv1D` views its input
         if adapter in self.focus_twin:
             twin: Any = self.focus_twin[adapter]
-            out = twin(candidates.to(twin.weight.device, twin.weight.dtype)).to(x.dtype)
+            out = twin(_given_to(twin, candidates)).to(x.dtype)
             if count < x.shape[-2]:
                 out = torch.cat([self.base_layer(x[..., :-count, :].contiguous(), *args, **kwargs), out], dim=-2)
             return out
@@ -85,7 +85,7 @@ class TwinLayer(nn.Module, BaseTunerLayer):
             return frozen
         down: Any = self.focus_A[adapter]
         up = self.focus_B[adapter]
-        delta = up(down(candidates.to(down.weight.device, down.weight.dtype))) * self.scaling[adapter]
+        delta = up(down(_given_to(down, candidates))) * self.scaling[adapter]
         if not torch.is_grad_enabled():  # what the frozen projection made is nobody else's
             frozen[..., -count:, :] += delta.to(frozen.dtype)
             return frozen
@@ -101,7 +101,7 @@ class TwinLayer(nn.Module, BaseTunerLayer):
         place, candidates = parts.chunks.last(count, out), parts.chunks.last(count, x)
         if adapter in self.focus_twin:
             twin: Any = self.focus_twin[adapter]
-            place.copy_(twin(candidates.to(twin.weight.device, twin.weight.dtype).contiguous()))
+            place.copy_(twin(_given_to(twin, candidates).contiguous()))
         elif adapter in self.focus_A:
             down: Any = self.focus_A[adapter]
             up: Any = self.focus_B[adapter]
@@ -109,7 +109,7 @@ class TwinLayer(nn.Module, BaseTunerLayer):
                 inside = nn.functional.linear(candidates, down.weight)
                 place.addmm_(inside, up.weight.t(), alpha=self.scaling[adapter])
             else:
-                delta = up(down(candidates.to(down.weight.device, down.weight.dtype)))
+                delta = up(down(_given_to(down, candidates)))
                 place.add_(delta.to(out.device), alpha=self.scaling[adapter])
         return out
 
@@ -127,6 +127,12 @@ MERGE_REFUSAL = (
     "A focus adapter cannot be merged into its base model: a twin projection takes over at candidate positions only, "
     "and every other token needs the frozen projection. Use `unload()` to get the base model back."
 )
+
+
+def _given_to(twin: Any, x: torch.Tensor) -> torch.Tensor:
+    """`x` where a twin computes, which may be offloaded, and in its type."""
+    weight = twin.weight
+    return x.to(weight.device if weight.device.type != "meta" else execution_device(twin), weight.dtype)
 
 
 def _features(layer: nn.Module) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from .losses.distractors import Distractors
 from .losses.objectives import focus_loss
 from .memory.memory import Memory
 from .passes.distributed import shows_progress
-from .passes.ids import check_vocabulary, unpad
+from .passes.ids import check_batch, check_vocabulary, has_hole
 
 
 class FocusModel(Refusals, EncodingTuner):
@@ -154,8 +154,11 @@ class FocusModel(Refusals, EncodingTuner):
         plain = isinstance(input_ids, torch.Tensor) and kwargs.get(CACHE) is None
         wants_cache = kwargs.get("use_cache") is True and plain
         prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4
-        if plain and (short or wants_cache) and not prepared:  # `read_all` checks what it reads
-            check_vocabulary(unpad(cast(torch.Tensor, input_ids), attention_mask), self.facts.vocab_size)
+        if plain and short and not prepared:  # what reads chunks checks the rest
+            ids = cast(torch.Tensor, input_ids)
+            mask = check_batch(ids, attention_mask)
+            wants_cache = wants_cache and not has_hole(mask)  # of what it reads, a loop could not go on
+            check_vocabulary(ids.tolist(), self.facts.vocab_size)
         if short and not wants_cache:
             return self.model(**given)
         if input_ids is None:

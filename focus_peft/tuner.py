@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 from peft.config import PeftConfig
@@ -33,11 +34,19 @@ class TwinTuner(BaseTuner):
         facts = ModelFacts.of(model)
         Settings.of(peft_config[adapter_name], facts)  # sizes that do not fit fail before anything is wrapped
         # nn.Module's constructor comes with BaseTuner's, which injects; so these are set past its attribute checks
-        self.__dict__["facts"] = facts
+        self.__dict__["_facts"] = facts
         super().__init__(model, peft_config, adapter_name, **kwargs)
         self.adapters_enabled = True
         # The loss is a mean of its own, so the Trainer must not divide it again
         cast(Any, model).accepts_loss_kwargs = False
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What the method needs to know of the base model, whose embedding may have been resized."""
+        vocab_size = self.model.get_input_embeddings().num_embeddings
+        if vocab_size != self._facts.vocab_size:
+            self.__dict__["_facts"] = replace(self._facts, vocab_size=vocab_size)
+        return self._facts
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         Settings.of(cast(FocusConfig, peft_config), self.facts)

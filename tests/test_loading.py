@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload, dispatch_model
 from conftest import make_tiny_model, perturb_twins, random_ids, small_config
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from refusal import refusal
@@ -127,6 +129,43 @@ def test_an_adapter_is_saved_from_and_loaded_into_a_model_on_the_disk(
     again = get_peft_model(load("some"), FocusConfig.from_pretrained(tmp_path / "adapter")).eval()
     set_peft_model_state_dict(again, load_peft_weights(str(tmp_path / "adapter")))
     torch.testing.assert_close(logits_of(again), logits_of(model), rtol=1e-5, atol=1e-5)
+
+
+def offload_the_whole(model: PeftModel, folder: Path) -> None:
+    cpu_offload(model)
+
+
+def offload_the_base(model: PeftModel, folder: Path) -> None:
+    cpu_offload(model.get_base_model())
+
+
+def dispatch(model: PeftModel, folder: Path) -> None:
+    inner = "base_model.model.model."
+    names = [inner + name for name in ("embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb")]
+    device_map = dict.fromkeys([*names, "base_model.model.lm_head"], "cpu") | {inner + "layers.1": "disk"}
+    dispatch_model(model, device_map, main_device="cpu", offload_dir=folder)
+
+
+@each_rank
+@pytest.mark.parametrize("offload", [offload_the_whole, offload_the_base, dispatch])
+@pytest.mark.parametrize("was_used", [True, False])
+def test_a_model_that_is_offloaded_after_it_was_wrapped_reads_as_before(
+    offload: Callable[[PeftModel, Path], None], was_used: bool, r: int | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = wrap(make_tiny_model(dtype=torch.float32), r=r)
+    plain = copy.deepcopy(model)
+    expected, tokens, memory = logits_of(plain), greedy(plain), plain.encode(IDS)
+    answer = plain(IDS[:, :5], memory=memory).logits
+    if was_used:
+        model.encode(IDS)
+    offload(model, tmp_path)
+    twin = next(p for name, p in model.named_parameters() if "layers.1" in name and "focus_" in name)
+    assert twin.device.type == "meta"
+    torch.testing.assert_close(logits_of(model), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(greedy(model), tokens)
+    assert torch.equal(model(IDS[:, :5], memory=memory).logits, answer), "a memory of the model before"
+    assert torch.equal(model(IDS[:, :5], memory=model.encode(IDS)).logits, answer)
 
 
 # Tied embeddings

@@ -159,6 +159,7 @@ class FocusCache(Predictor):
                     pieces[key] = len(self.chunks) + len(pieces)
                 stream.rows.append(pieces[key])
             stream.start += spilled
+            stream.split_at = len(stream.ids) - newest
             stream.prompt_start = max(stream.start, len(stream.ids) - newest + 1 - sizes.prompt)
             prompt = len(self._prompt(stream)) - newest + 1
             stream.local_start = self.chunks.frames.local_start(len(stream.rows), prompt)

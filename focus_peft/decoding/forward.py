@@ -84,6 +84,7 @@ def read_with_cache(reader: Reader, settings: Settings, memory: Memory | None, a
     """
     rows = unpad(arguments["input_ids"], arguments.get("attention_mask"))
     if arguments.get(CACHE) is None:
+        check_vocabulary(rows, settings.facts.vocab_size)
         check_room(settings, rows, memory, 0)
         documents = len(rows) if memory is None else memory.num_documents
         arguments[CACHE] = make_cache(reader, settings, documents, memory)

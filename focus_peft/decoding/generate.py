@@ -6,21 +6,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
 
 from ..frozen.compat import CACHE, rename
 from ..memory.memory import Memory
 from ..passes.chunking import pad_left
-from ..passes.ids import check_ids, check_vocabulary, unpad
+from ..passes.ids import check_batch, check_vocabulary, has_hole, unpad
 from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .forward import counts_tokens
 from .loop_cache import LoopCache
-from .options import check_room, count_new_tokens, mask_of_padding, options_of, refusal_of, refuse_changes, unset_own
+from .options import (
+    check_room,
+    count_new_tokens,
+    fix_new_tokens,
+    mask_of_padding,
+    options_of,
+    refusal_of,
+    refuse_changes,
+    unset_own,
+)
 from .reading_cache import ReadingCache, make_cache
 from .reminder import unreminded
 
@@ -31,15 +42,17 @@ class _Request:
 
     Attributes:
         ids (`torch.LongTensor` of shape (rows, tokens)): The input.
+        given (`dict[str, Any]`): Mask and positions as they were given, for the base model.
         mask (`torch.Tensor` of shape (rows, tokens), *optional*): 1 at real tokens. None: all are.
-        rows (`list[list[int]]`): The real tokens.
         config (`Any`): The options that transformers will see.
+        new_tokens (`int`): How many tokens may be generated.
     """
 
     ids: torch.Tensor
+    given: dict[str, Any]
     mask: torch.Tensor | None
-    rows: list[list[int]]
     config: Any
+    new_tokens: int
 
     @classmethod
     def of(cls, settings: Settings, model: PreTrainedModel, inputs: Any, kwargs: dict[str, Any]) -> _Request:
@@ -49,24 +62,33 @@ class _Request:
             raise ValueError("`input_ids` is missing; `inputs_embeds` alone cannot be split into chunks.")
         if isinstance(ids, (list, tuple, np.ndarray)):
             ids = torch.as_tensor(ids)
-        check_ids(ids, "input_ids")
-        mask = kwargs.pop("attention_mask", None)
+        mask, positions = kwargs.pop("attention_mask", None), kwargs.get("position_ids")
+        given = {"attention_mask": mask, "position_ids": positions}
+        check_batch(ids, mask)
         config = options_of(model, kwargs)
         if mask is None and not config.is_assistant:  # what an assistant goes on from may end with any token
             mask = mask_of_padding(ids, config)
-        if counts_tokens(kwargs.get("position_ids"), ids, mask):  # as the loops count them, too
+        if counts_tokens(positions, ids, mask):  # as the loops count them, too
             del kwargs["position_ids"]
-        rows = unpad(ids, mask)
-        check_vocabulary(rows, settings.facts.vocab_size)
-        return cls(ids, mask, rows, config)
+        new_tokens = count_new_tokens(kwargs, config, ids.shape[1], settings.sizes.local)
+        return cls(ids, {name: v for name, v in given.items() if v is not None}, mask, config, new_tokens)
+
+    @cached_property
+    def rows(self) -> list[list[int]]:
+        """The real tokens. A mask with a hole is refused."""
+        return unpad(self.ids, self.mask)
 
     @property
-    def new_tokens(self) -> int:
-        return count_new_tokens(self.config, self.ids.shape[1])
+    def has_hole(self) -> bool:
+        """Whether the base model would hide tokens between others."""
+        if "attention_mask" in self.given:
+            return has_hole(self.mask)
+        pad = self.config.pad_token_id
+        return self.mask is not None and has_hole(self.ids != pad)  # those inside are hidden like those at the ends
 
     def fits(self, settings: Settings) -> bool:
         """Whether the local window holds everything, to the end."""
-        longest = max(map(len, self.rows))
+        longest = self.ids.shape[1] if self.has_hole else max(map(len, self.rows))
         return longest <= settings.sizes.local and longest + self.new_tokens < settings.window_limit(0)
 
     def on_the_left(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,11 +120,15 @@ def generate(
     config, cache, refused = request.config, kwargs.get(CACHE), refusal_of(request.config, kwargs)
     # whoever gets the cache may go on from it, past the end of the window
     goes_on = bool(config.return_dict_in_generate) and not refused
-    if cache is None and memory is None and request.fits(settings) and not goes_on:
-        given = {} if request.mask is None else {"attention_mask": request.mask}
-        return model_generate(request.ids, **given, **kwargs)
+    is_base = memory is None and not isinstance(cache, LoopCache) and request.fits(settings)
+    if is_base and (cache is not None or not goes_on or request.has_hole):
+        check_vocabulary(request.ids.tolist(), settings.facts.vocab_size)
+        return model_generate(request.ids, **{**kwargs, **request.given})
     if refused:
         raise ValueError(refused)
+    check_vocabulary(request.rows, settings.facts.vocab_size)
+    if type(cache) is DynamicCache and cache.get_seq_length() < request.ids.shape[1]:
+        cache = None  # `input_ids` has all that it holds, and chunks are read from the start
     drafts = kwargs.get("assistant_model") is not None or bool(getattr(config, "prompt_lookup_num_tokens", None))
     if cache is None:
         cache = _new_cache(request, reader, settings, memory, progress)
@@ -112,6 +138,7 @@ def generate(
         _check_goes_on(cache, request, memory, overridden)
     cache.may_crop |= drafts  # which older transformers take back without announcing it
     unset_own(kwargs, config)
+    fix_new_tokens(kwargs, config, request.new_tokens)
     kwargs[CACHE] = cache
     kwargs["use_cache"] = True  # which some models (MPT) have off
     ids, mask = request.on_the_left()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,6 +45,7 @@ class LoopCache(Cache):
         self.tokens = 0
         self.may_crop = False
         self._snapshots: list[Any] = []  # states before what may yet be taken back
+        self._adapters = reader.adapters
 
     def read(
         self,
@@ -66,6 +68,7 @@ class LoopCache(Cache):
             Logits of shape (rows, `newest`, vocabulary), or what `base_call` returned, if it was given and there are
             no chunks yet.
         """
+        self._check_adapters()
         self._snapshots.clear()
         if not self.streams:
             self._open(len(new))
@@ -85,6 +88,49 @@ class LoopCache(Cache):
         # what is kept may be written to outside of the caller's inference mode
         with self.memory_lock(), torch.inference_mode(False), torch.no_grad():
             return torch.cat(self._read_newest(tails, turns), dim=1)
+
+    def _check_adapters(self) -> None:
+        """Raise a ValueError unless the adapters that it was begun with are on."""
+        if self.reader.adapters != self._adapters:
+            raise ValueError(
+                f"`{CACHE}` was begun with the adapters {_named(self._adapters)}, and now there are "
+                f"{_named(self.reader.adapters)}; switch them back, or read the input again without `{CACHE}`."
+            )
+
+    # Of a cache there may be several: the model and what was read before are not copied with it
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoopCache:
+        copied = type(self).__new__(type(self))
+        shared = {id(one): one for one in (self.reader, self.settings, self.memory)}
+        with torch.inference_mode(False), torch.no_grad():  # a copy may be written to outside of the caller's
+            copied.__dict__.update(copy.deepcopy(vars(self), shared))
+        return copied
+
+    def __copy__(self) -> LoopCache:
+        return copy.deepcopy(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            f"A `{CACHE}` of focus_peft belongs to its model and cannot be pickled or saved; keep the token ids and "
+            "read them again, or save a long document as a memory: `model.encode(ids).save(directory)`."
+        )
+
+    # What transformers' caches can do, and this one would leave undone without a word
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            f"`{CACHE}` holds what a model with a focus adapter read, and another model cannot go on from it; give "
+            f"the model that made it, or leave `{CACHE}` out."
+        )
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        raise ValueError(_undone("batch_repeat_interleave"))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        raise ValueError(_undone("batch_select_indices"))
+
+    def reset(self) -> None:
+        raise ValueError(_undone("reset"))
 
     @abstractmethod
     def _open(self, rows: int) -> None:
@@ -147,7 +193,7 @@ class LoopCache(Cache):
         """Begin `crop(max_length)`. Returns how many tokens the sequence will have, or None if it keeps all.
 
         Raises:
-            ValueError: if it would take any from several sequences.
+            ValueError: if it would take any from several sequences, or tokens that others have become a chunk behind.
         """
         remove = -max_length if max_length <= 0 else self.tokens - max_length
         if remove <= 0:
@@ -157,10 +203,28 @@ class LoopCache(Cache):
                 f"`crop` can take tokens back from one sequence only, but {len(self.streams)} are being decoded; use "
                 "assisted decoding with a batch of one."
             )
+        length = len(self.streams[0].ids) - remove
+        self._check_stays(length)
         if self.base_cache is not None:
             self.base_cache.crop(-remove)
         self.tokens -= remove
-        return len(self.streams[0].ids) - remove
+        return length
+
+    def _check_stays(self, length: int) -> None:
+        """Raise a ValueError if the first `length` tokens were cut into window and chunks in another way than they are
+        now, and nobody remembers how.
+        """
+        stream = self.streams[0]
+        for before in reversed(self._snapshots):
+            if len(before.stream.ids) < length:
+                break
+            stream = before.stream
+        if stream.rows and length <= stream.split_at:
+            raise ValueError(
+                f"`crop` would take {len(self.streams[0].ids) - length} tokens back, to before the last "
+                f"{stream.split_at} were cut into a chunk and a window, which cannot be undone; read the shorter "
+                f"input again, without `{CACHE}`."
+            )
 
     def _group(self, rows: int) -> int:
         """Rows of each document.
@@ -187,6 +251,18 @@ class LoopCache(Cache):
         """Raise a ValueError if so many more tokens of each row would leave the positions of the model."""
         for stream, tokens in zip(self.streams, new):
             self.settings.check_room(len(stream.rows), tokens, stream.window_length)
+
+
+def _named(adapters: Any) -> str:
+    (disabled, ours), others = adapters
+    return f"{list(ours)}{' (disabled)' if disabled else ''}{f' beside {list(others)}' if others else ''}"
+
+
+def _undone(name: str) -> str:
+    return (
+        f"`{name}` is not possible with a `{CACHE}` of focus_peft, whose rows share chunks; read the input again with "
+        f"the rows that you want, without `{CACHE}`."
+    )
 
 
 def record_past(cache: Any) -> None:

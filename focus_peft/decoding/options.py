@@ -52,13 +52,25 @@ def mask_of_padding(input_ids: torch.Tensor, config: Any) -> torch.Tensor | None
     return (text.cumsum(1).bool() & text.flip(1).cumsum(1).bool().flip(1)).long()
 
 
-def count_new_tokens(config: Any, length: int) -> int:
-    """How many tokens may be generated."""
+def count_new_tokens(kwargs: dict[str, Any], config: Any, length: int, local: int) -> int:
+    """How many tokens may be generated behind an input.
+
+    A `max_length` of the model's own generation config (Llama 2's: 4096) is the base model's window. Of a longer input
+    it counts what the local window of `local` tokens holds.
+    """
     if config.max_new_tokens is not None:
         return int(config.max_new_tokens)
     if config.max_length is not None:
-        return max(0, int(config.max_length) - length)
+        own = not _gives(kwargs, config, "max_length")
+        return max(0, int(config.max_length) - (min(length, local) if own else length))
     return 20  # transformers' default
+
+
+def fix_new_tokens(kwargs: dict[str, Any], config: Any, count: int) -> None:
+    """Say how many tokens are generated, where the call does not: transformers would look at the length of the whole
+    input, and at the positions of the model."""
+    if config.max_new_tokens is None and not _gives(kwargs, config, "max_length") and count:
+        kwargs["max_new_tokens"], kwargs["max_length"] = count, None
 
 
 def refusal_of(config: Any, kwargs: dict[str, Any]) -> str | None:
@@ -75,15 +87,17 @@ def refusal_of(config: Any, kwargs: dict[str, Any]) -> str | None:
         if getattr(config, name):
             return f"`{name}=True` is not possible: chunk pass and local pass have different shapes; leave it out."
     for name in OF_CACHES:
-        if kwargs.get(name) is not None or _names(kwargs, config, name):
+        if _gives(kwargs, config, name):
             return f"`{name}` is {getattr(config, name)!r}, but focus_peft brings a cache of its own; leave it out."
     return None
 
 
-def _names(kwargs: dict[str, Any], config: Any, name: str) -> bool:
-    """Whether the given generation config has the option, and not the model's own, of which it is a copy."""
+def _gives(kwargs: dict[str, Any], config: Any, name: str) -> bool:
+    """Whether a call has an option: by itself, or in a generation config that has another than the model's own, of
+    which it may be a copy.
+    """
     given = getattr(kwargs.get("generation_config"), name, None)
-    return given is not None and given != getattr(config.own, name, None)
+    return kwargs.get(name) is not None or given is not None and given != getattr(config.own, name, None)
 
 
 def unset_own(kwargs: dict[str, Any], config: Any) -> None:

@@ -16,7 +16,6 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from ..frozen.attention_record import best_chunks
-from ..frozen.compat import CACHE
 from ..memory.memory import Memory
 from ..memory.seen_chunks import SeenChunks
 from ..passes.chunking import pad_left
@@ -96,18 +95,12 @@ class ReadingCache(LoopCache):
         length = self._take_back(max_length)
         if length is None:
             return
-        remove = len(self.streams[0].ids) - length
         while self._snapshots and len(self._snapshots[-1].stream.ids) >= length:
             before = self._snapshots.pop()
             self.streams = [before.stream]
             self.text_cache, self.mask = before.text_cache, before.mask
             self.chunks[0].truncate(before.chunks)
         (stream,) = self.streams
-        if length <= stream.start:
-            raise ValueError(
-                f"`crop` would take {remove} tokens back, of which some stand in a chunk by now; read the shorter "
-                f"input again, without `{CACHE}`."
-            )
         if self.text_cache is not None:
             surplus = len(stream.ids) - length
             self.text_cache.crop(-surplus)
@@ -178,10 +171,12 @@ class ReadingCache(LoopCache):
             scores = score_chunks(self.reader, self.settings, chunks, self.memory, asking)
             for same, score in zip(alike.values(), scores):
                 first = same[0]
+                first.split_at = len(first.ids) - 1
                 first.lengths = [chunks.rows[row].length for row in first.rows]
                 first.read = best_chunks(score, cast(int, self.settings.config.read_chunks))
                 for stream in same[1:]:
                     stream.rows, stream.start, stream.fresh = list(first.rows), first.start, False
+                    stream.split_at = first.split_at
                     stream.lengths, stream.read = first.lengths, first.read
         if not self.keeps_chunks:
             self.chunks = []

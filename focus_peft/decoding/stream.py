@@ -19,6 +19,7 @@ class Stream:
         prompt_start (`int`): Where in `ids` the dynamic prompt starts.
         fed (`int`): Prompt tokens, BOS included, that the chunk rows hold as ordinary ones.
         cached (`int`): Tokens of the local window, BOS included, whose keys and values are kept.
+        split_at (`int`): Tokens before the first newest one when the window was last split.
         since (`int`): Newest tokens since the window was last split.
         anchors (`list[tuple[int, int]]`): Of each time that its prompt was shortened since the window was last split:
             the tokens up to the first newest one then, and where in `ids` the prompt had started before.
@@ -37,6 +38,7 @@ class Stream:
     prompt_start: int = 0
     fed: int = 0
     cached: int = 0
+    split_at: int = 0
     since: int = 0
     anchors: list[tuple[int, int]] = field(default_factory=list)
     local_start: int = 0

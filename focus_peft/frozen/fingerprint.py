@@ -11,6 +11,8 @@ import torch
 from peft.utils.integrations import gather_params_ctx
 from transformers import PreTrainedModel
 
+from .modules import every_module
+from .state import other_adapters
 from .weights import differentiable_weights, execution_device, real_weights, stored_tensors
 
 
@@ -30,7 +32,7 @@ class Fingerprint:
         model_type (`str`): For example "llama".
         shape (`str`): Layers, hidden size, key/value heads, vocabulary.
         dtype (`str`): The dtype of the weights.
-        weights (`str`): A digest of values sampled from every frozen weight.
+        weights (`str`): A digest of values sampled from every frozen weight, and of which other adapters are on.
     """
 
     model_type: str
@@ -53,6 +55,8 @@ class Fingerprint:
             step = max(1, flat.numel() // SAMPLES)
             values = flat[::step][:SAMPLES]
             samples.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for adapters in other_adapters(every_module(model)):
+            samples.update(repr(adapters).encode())
         return cls(config.model_type, shape, str(model.dtype), samples.hexdigest()[:16])
 
     def to_dict(self) -> dict[str, str]:

@@ -7,18 +7,26 @@ from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from .state import is_ours
 
-def every_module(model: nn.Module) -> list[nn.Module]:
-    """`list(model.modules())`, in a tenth of the time: without a generator within a generator for each level."""
+
+def every_module(model: nn.Module, frozen: bool = False) -> list[nn.Module]:
+    """`list(model.modules())`, in a tenth of the time: without a generator within a generator for each level. With
+    `frozen`, twins are left out.
+    """
     found: dict[nn.Module, None] = {}
     waiting = [model]
     while waiting:
         module = waiting.pop()
         if module not in found:
             found[module] = None
-            waiting += [child for child in reversed(module._modules.values()) if child is not None]
+            children = reversed(module._modules.items())
+            waiting += [
+                child for name, child in children if child is not None and not (frozen and name.startswith("focus_"))
+            ]
     return list(found)
 
 
@@ -28,10 +36,14 @@ class Modules:
 
     Attributes:
         every (`list[nn.Module]`): As `every_module` finds them.
+        frozen (`list[nn.Module]`): Those that are no twins.
+        adapted (`list[nn.Module]`): A layer with twins, and all with adapters of another method.
         four_bit (`list[nn.Module]`): Those with a weight of bitsandbytes in 4 bits.
     """
 
     every: list[nn.Module]
+    frozen: list[nn.Module]
+    adapted: list[nn.Module]
     four_bit: list[nn.Module]
     children: tuple[list[nn.Module | None], list[int]]
 
@@ -40,7 +52,10 @@ class Modules:
         every = every_module(model)
         weights = ((module, module._parameters.get("weight")) for module in every)
         four_bit = [module for module, weight in weights if type(weight).__name__ == "Params4bit"]
-        return cls(every, four_bit, _children(every))
+        frozen = every_module(model, frozen=True)
+        layers: list[nn.Module] = [module for module in frozen if isinstance(module, BaseTunerLayer)]
+        adapted = [*filter(is_ours, layers)][:1] + [layer for layer in layers if not is_ours(layer)]
+        return cls(every, frozen, adapted, four_bit, _children(every))
 
     def are_those_of(self, model: nn.Module) -> bool:
         """Whether no module has got, lost or exchanged a child since: a look at each, without a walk."""

@@ -13,6 +13,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -102,16 +103,34 @@ class DiskStore(HostStore):
         self._used.clear()
 
     def _grown(self, index: int, rows: int, columns: int, front: int) -> LayerStates:
-        grown = self._allocate(self.layers[index], rows, columns)
+        grown = self._copied_to(self, index, rows, columns, front)
+        del self._maps[self.layers[index][0].data_ptr()]
+        return grown
+
+    def _copied_to(self, other: DiskStore, index: int, rows: int, columns: int, front: int = 0) -> LayerStates:
+        """A layer in a new file of `other`, of so many rows and columns."""
+        grown = other._allocate(self.layers[index], rows, columns)
         step = max(1, COPIED // max(1, self.layers[index][0][:1].nbytes))
         for begin in range(0, self.rows, step):
             piece = slice(begin, min(begin + step, self.rows))
             for new, old in zip(grown, self.layers[index]):
                 new[piece, :, front : front + self.columns] = old[piece]
-            self._advise("MADV_DONTNEED", grown, piece)
+            other._advise("MADV_DONTNEED", grown, piece)
             self._advise("MADV_DONTNEED", self.layers[index], piece)
-        del self._maps[self.layers[index][0].data_ptr()]
         return grown
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DiskStore:
+        """A store with files of its own."""
+        copied = DiskStore(self.rows, self.columns, self.directory)
+        copied._targets = list(self._targets)
+        copied.layers = [self._copied_to(copied, index, self.rows, self.columns) for index in range(len(self.layers))]
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            'What `storage="disk"` keeps is in files that belong to this process, and cannot be pickled; save it with '
+            "`memory.save(directory)`, and load it where it is needed with `model.load_memory(directory)`."
+        )
 
     def _look_ahead(self, index: int, rows: slice) -> None:
         following = self._next(index, rows)

@@ -4,6 +4,7 @@ once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,23 @@ TYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", tor
 PIECE = 2**26
 
 
+class Digests:
+    """A digest of each row, over its length and the states of all its layers, in whatever order these come."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._parts = [{"": length.to_bytes(8, "little")} for length in lengths]
+
+    def add(self, name: str, first: int, states: torch.Tensor) -> None:
+        """Take in the tensor `name`, (rows, ...) on the CPU, of the rows from `first` on."""
+        for number, row in enumerate(states.contiguous().view(torch.uint8).numpy(), first):
+            self._parts[number][name] = hashlib.sha256(row.data).digest()
+
+    def rows(self) -> list[str]:
+        """The digest of each row."""
+        joined = (b"".join(parts[name] for name in sorted(parts)) for parts in self._parts)
+        return [hashlib.sha256(parts).hexdigest()[:32] for parts in joined]
+
+
 def describe_states(store: KeyValueStore, columns: int) -> dict[str, list]:
     """Type and shape of every tensor that `write_states` writes, in the order in which it does, as JSON gives them
     back.
@@ -33,8 +51,11 @@ def describe_states(store: KeyValueStore, columns: int) -> dict[str, list]:
     return dict(sorted(described.items()))
 
 
-def write_states(path: str | os.PathLike, store: KeyValueStore, lengths: Sequence[int]) -> None:
+def write_states(path: str | os.PathLike, store: KeyValueStore, lengths: Sequence[int]) -> list[str]:
     """Write the first columns of all rows, in the model's type, 0 behind a row's length.
+
+    Returns:
+        A digest of each row.
 
     Raises:
         OSError: if the file cannot be written.
@@ -50,6 +71,7 @@ def write_states(path: str | os.PathLike, store: KeyValueStore, lengths: Sequenc
         header[name] = {"dtype": TYPES[kind], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    digests = Digests(lengths)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, (_, shape) in described.items():
@@ -58,43 +80,52 @@ def write_states(path: str | os.PathLike, store: KeyValueStore, lengths: Sequenc
                 states = store.read(int(layer), rows, columns)[side == "value"]
                 states = states.where(kept[rows].to(states.device), states.new_zeros(())).cpu().contiguous()
                 store.close()
+                digests.add(name, rows.start, states)
                 file.write(states.view(torch.uint8).numpy().data)
+    return digests.rows()
 
 
 def read_states(
     path: str | os.PathLike,
     store: KeyValueStore,
     lengths: Sequence[int],
-    described: dict[str, list],
+    described: tuple[dict[str, list], Sequence[str]],
     device: torch.device | str,
     first: int = 0,
 ) -> None:
     """Fill an empty store with what `write_states` wrote, on a device: as many rows as it has, from row `first` of the
     file on.
 
+    Args:
+        path, store, lengths: As for `write_states`; the lengths of all rows in the file.
+        described (`tuple`): What `describe_states` and `write_states` returned.
+        device: Where the states go.
+        first (`int`): The first row.
+
     Raises:
-        ValueError: if the file does not hold what is described, or that does not fit the rows.
+        ValueError: if the file does not hold what is described.
         SafetensorError: if the file is damaged.
     """
+    shapes, written = described
     kinds = {name: str(kind) for kind, name in TYPES.items()}
     with safe_open(path, "pt") as file:
         slices = {name: file.get_slice(name) for name in sorted(file.keys())}
         found = {name: [kinds.get(s.get_dtype()), list(s.get_shape())] for name, s in slices.items()}
-    if found != described:
+    if found != shapes:
         raise ValueError(f"{os.path.basename(path)} does not hold what its description says")
-    columns = max(lengths, default=0)
-    for name, (_, shape) in described.items():
-        if [shape[0], shape[2]] != [len(lengths), columns]:
-            raise ValueError(
-                f"{name} holds {shape[0]} chunks of {shape[2]} tokens where {len(lengths)} of {columns} belong"
-            )
-    for layer in range(len(described) // 2):
-        for rows in _pieces([store.rows, *described[f"key.{layer}"][1][1:]]):
+    digests = Digests(lengths[first : first + store.rows])
+    for layer in range(len(shapes) // 2):
+        for rows in _pieces([store.rows, *shapes[f"key.{layer}"][1][1:]]):
             there = slice(first + rows.start, first + rows.stop)
             with safe_open(path, "pt") as file:  # mapped anew for each piece, which else would stay in memory
                 keys, values = (file.get_slice(f"{side}.{layer}")[there] for side in ("key", "value"))
+                digests.add(f"key.{layer}", rows.start, keys)
+                digests.add(f"value.{layer}", rows.start, values)
                 store.store_chunks(layer, rows, (keys.to(device), values.to(device)), lengths[there])
             store.close()
+    for number, (found_digest, digest) in enumerate(zip(digests.rows(), written[first:]), first):
+        if found_digest != digest:
+            raise ValueError(f"the states of chunk {number} in {os.path.basename(path)} are not those that were saved")
 
 
 def copy_states(

@@ -90,6 +90,10 @@ class HostStore(KeyValueStore):
     def close(self) -> None:
         self._write(0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy: what is on its way for a pass stays behind."""
+        return {**vars(self), "_ahead": {}, "_streams": {}, "_coming": deque()}
+
     def to(self, device: torch.device | str) -> None:
         """Nothing moves: states are copied to the model's device as they are read."""
 

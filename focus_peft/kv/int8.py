@@ -21,6 +21,7 @@ class Int8Store(KeyValueStore):
     """
 
     storage = "int8"
+    rounds = True
 
     def __init__(self, rows: int = 0, columns: int = 0) -> None:
         super().__init__(rows, columns)

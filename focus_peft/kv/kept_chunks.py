@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from .files import copy_states
 from .store import KeyValueStore, runs
@@ -37,25 +37,29 @@ class KeptChunks:
             raise ValueError(f"`gigabytes` must be a number above 0, got {gigabytes!r}.")
         self.hits = self.misses = 0
         self._room, self._held = int(gigabytes * GIB), 0
-        self._chunks: dict[tuple[int, bytes], KeyValueStore] = {}  # of one row each
+        self._chunks: dict[Hashable, KeyValueStore] = {}  # of one row each
         self._random = random.Random(0)
 
     def fill(
         self,
+        computing: Hashable,
         store: KeyValueStore,
         first_row: int,
-        chunks: Sequence[Sequence[int]],
-        starts: Sequence[int],
+        placed: tuple[Sequence[Sequence[int]], Sequence[int]],
         read: Callable[[int, int], None],
     ) -> None:
         """Fill rows of a store: copy the chunks that are here, read the others, and keep them.
 
         Args:
-            store (`KeyValueStore`), first_row (`int`), chunks (`Sequence[Sequence[int]]`), starts (`Sequence[int]`):
-                As for `Reader.read_chunks`.
+            computing (`Hashable`): The frozen model and what it computes in. What was read otherwise is not taken.
+            store (`KeyValueStore`), first_row (`int`): As for `Reader.read_chunks`.
+            placed (`tuple`): Chunks and their starts, as for `Reader.read_chunks`.
             read (`Callable`): `read(begin, end)` reads the chunks from number `begin` to `end` - 1 into their rows.
         """
-        keys = [(start, array("q", chunk).tobytes()) for start, chunk in zip(starts, chunks)]
+        chunks, starts = placed
+        # what a store has rounded is not what another would hold
+        place = computing, store.rounds
+        keys = [(place, start, array("q", chunk).tobytes()) for start, chunk in zip(starts, chunks)]
         missing = []
         for number, key in enumerate(keys):
             chunk = self._chunks.get(key)
@@ -71,7 +75,7 @@ class KeptChunks:
             self.hits += len(chunks) - len(missing)
             self.misses += len(missing)
 
-    def _keep(self, key: tuple[int, bytes], store: KeyValueStore, row: int, length: int) -> None:
+    def _keep(self, key: Hashable, store: KeyValueStore, row: int, length: int) -> None:
         chunk = KeyValueStore(1, length)
         copy_states(store, chunk, [(0, row)], [length])
         size = chunk.nbytes

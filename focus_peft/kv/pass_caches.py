@@ -73,7 +73,9 @@ class PassCache(Cache):
                 value_states[:, :, last].to(values.dtype, copy=True),
             )
         begin, length = self.read.start, self.read.stop - self.read.start
-        return keys.narrow(2, begin, length), values.narrow(2, begin, length)
+        seen = keys.narrow(2, begin, length), values.narrow(2, begin, length)
+        # what was stored under autocast, or without it, may be of another type
+        return seen[0].to(key_states.dtype), seen[1].to(value_states.dtype)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

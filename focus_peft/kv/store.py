@@ -67,6 +67,7 @@ class KeyValueStore:
     """
 
     storage = "device"
+    rounds = False  # whether what is stored is not quite what was read
 
     def __init__(self, rows: int = 0, columns: int = 0) -> None:
         self.rows = rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from ..frozen.fingerprint import Fingerprint
 from ..frozen.weights import execution_device
 from ..kv.store import columns_for
 from ..layer import TwinLayer
-from ..passes.ids import check_vocabulary
 from ..passes.reader import Reader
 from ..passes.settings import Settings
+from .files import read_description, sentences
 from .memory import Memory
 from .ranks import Ranks
 
@@ -92,17 +93,20 @@ class Encoder:
         Raises:
             FileNotFoundError, ValueError: as `FocusModel.load_memory`.
         """
-        config = self.settings.config
-        room = columns_for(0, self.settings.frames.nominal)
+        config, source = self.settings.config, Path(directory)
         ranks = Ranks.of(config.spread_chunks, self.reader)
-        device = self.reader.device
-        memory = Memory.load(
-            directory, self.fingerprint, device, room, tokenizer, config.storage, config.storage_dir, ranks
-        )
-        try:
-            check_vocabulary(memory.documents, self.settings.facts.vocab_size, "documents")
-        except ValueError as error:
-            raise ValueError(f"The memory in {str(directory)!r} cannot be used: {error}") from error
+        room = columns_for(0, self.settings.frames.nominal)
+        storage, storage_dir = config.storage, config.storage_dir
+        with sentences(source):
+            saved = read_description(source, self.fingerprint, tokenizer)
+        self._check_chunk_size(saved.chunk_size)
+        with sentences(source):
+            saved.check(self.settings, self.reader.formats)
+            self.settings.check_room(max(-(-len(ids) // saved.chunk_size) for ids in saved.documents), 0)
+            memory = Memory(
+                saved.documents, saved.chunk_size, saved.frames, self.fingerprint, room, storage, storage_dir, ranks
+            )
+            memory.load_states(source, saved, self.reader.device)
         self.check(memory)
         return memory
 
@@ -116,16 +120,19 @@ class Encoder:
             except ValueError as error:
                 raise ValueError(f"`memory` cannot be used: {error}.") from error
         memory.ranks.check()
-        if memory.chunk_size != self.settings.sizes.chunk:
-            raise ValueError(
-                f"`memory` was made with chunks of {memory.chunk_size} tokens, but the active adapter reads chunks of "
-                f"{self.settings.sizes.chunk}; encode the documents again with this adapter."
-            )
+        self._check_chunk_size(memory.chunk_size)
         moves = memory.storage in ("cpu", "disk")  # states come to the model as they are read
         if memory.device is not None and memory.device != self._states_device and not moves:
             raise ValueError(
                 f"`memory` is on {memory.device}, but the model is on {self._states_device}; move it with "
                 f"`memory.to({str(self._states_device)!r})`."
+            )
+
+    def _check_chunk_size(self, size: int) -> None:
+        if size != self.settings.sizes.chunk:
+            raise ValueError(
+                f"`memory` was made with chunks of {size} tokens, but the active adapter reads chunks of "
+                f"{self.settings.sizes.chunk}; encode the documents again with this adapter."
             )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import weakref
@@ -15,10 +16,9 @@ from ..kv.storage import make_store
 from ..kv.store import runs
 from ..passes.chunking import cut
 from ..passes.frames import Frames
-from ..passes.ids import document_rows
 from ..passes.inputs import ChunkRow
 from ..passes.reader import Reader
-from .files import STATES_FILE, read_description, sentences, tokenizer_fingerprint, write_memory
+from .files import STATES_FILE, SavedMemory, tokenizer_fingerprint, write_memory
 from .ranks import Ranks
 
 
@@ -217,35 +217,34 @@ class Memory:
         with self.lock:
             write_memory(directory, description, lambda file: write_states(file, self.store, self._lengths))
 
-    @classmethod
-    def load(
-        cls,
-        directory: str | os.PathLike,
-        fingerprint: Fingerprint,
-        device: torch.device | str = "cpu",
-        room: int = 0,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        storage: str = "device",
-        storage_dir: str | None = None,
-        ranks: Ranks | None = None,
-    ) -> Memory:
-        """Load what `save` wrote. `model.load_memory` calls this with the model's own fingerprint and device.
+    def load_states(self, directory: Path, saved: SavedMemory, device: torch.device | str) -> None:
+        """Fill an empty memory with what `save` wrote of it.
 
         Raises:
-            FileNotFoundError: if `directory` holds no memory.
-            ValueError: if it was made with another model or tokenizer, or its files are damaged.
+            ValueError, SafetensorError: if the states are not those that are described.
         """
-        source = Path(directory)
-        with sentences(source):
-            description = read_description(source, fingerprint, tokenizer)
-            frames = Frames(description["nominal"], description["learned"], description["offset"])
-            documents = document_rows(description["documents"], None)
-            memory = cls(documents, description["chunk_size"], frames, fingerprint, room, storage, storage_dir, ranks)
-            memory.ranks.check_alike("the documents are", documents)
-            lengths = [row.length for row in memory.rows]
-            first = memory.rows.index(memory._held[0]) if memory._held else 0  # what one process holds are neighbors
-            read_states(source / STATES_FILE, memory.store, lengths, description["states"], device, first)
-        return memory
+        self.ranks.check_alike("the documents are", self.documents)
+        lengths = [row.length for row in self.rows]
+        first = self.rows.index(self._held[0]) if self._held else 0  # what one process holds are neighbors
+        described = saved.states, saved.digests
+        read_states(directory / STATES_FILE, self.store, lengths, described, device, first)
+
+    # A copy has its own states, and nobody has asked it yet
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("lock", "_tenant")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, lock=threading.RLock(), _tenant=None)
+
+    def __copy__(self) -> Memory:
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
+        copied = type(self).__new__(type(self))
+        with self.lock, torch.inference_mode(False), torch.no_grad():  # it may be written to outside of the caller's
+            copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def __repr__(self) -> str:
         return (

@@ -23,13 +23,29 @@ def unpad(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, name: st
     Raises:
         ValueError: if the ids are no integers, a row is empty, or its mask has a hole in the middle.
     """
+    mask = check_batch(input_ids, attention_mask, name)
+    if mask is None:
+        return input_ids.tolist()
+    for row, holed in enumerate(_holes(mask)):
+        if holed:
+            raise ValueError(
+                f"Row {row} of `attention_mask` has a hole in the middle; a row must be one unbroken run of tokens "
+                f"with padding on the left or on the right. Remove the masked tokens from `{name}`."
+            )
+    return [ids[keep].tolist() for ids, keep in zip(input_ids.cpu(), mask)]
+
+
+def check_batch(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, name: str = "input_ids"
+) -> torch.Tensor | None:
+    """Check a batch, whose mask may have holes. Returns the mask as booleans on the CPU, if there is one."""
     check_ids(input_ids, name)
     if input_ids.dim() != 2:
         raise ValueError(f"`{name}` must have the shape (rows, tokens), got {tuple(input_ids.shape)}.")
     if input_ids.numel() == 0:
         raise ValueError(f"`{name}` is empty (shape {tuple(input_ids.shape)}); give at least one token.")
     if attention_mask is None:
-        return input_ids.tolist()
+        return None
     if not isinstance(attention_mask, torch.Tensor):
         raise ValueError(
             f"`attention_mask` must be a tensor of the shape of `{name}`, got {type(attention_mask).__name__}."
@@ -37,23 +53,26 @@ def unpad(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, name: st
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"`attention_mask` has the shape {tuple(attention_mask.shape)}, but `{name}` has "
-            f"{tuple(input_ids.shape)}; "
-            "they must be the same."
+            f"{tuple(input_ids.shape)}; they must be the same."
         )
-    input_ids, mask = input_ids.cpu(), attention_mask.cpu().bool()  # each at once, not row by row
-    # a row without holes turns from padding to tokens, or back, once at each end
-    starts = (mask[:, 1:] & ~mask[:, :-1]).sum(1) + mask[:, 0]
-    for row in range(len(mask)):
-        if starts[row] == 0:
+    mask = attention_mask.cpu().bool()  # at once, not row by row
+    for row, real in enumerate(mask.any(1).tolist()):
+        if not real:
             raise ValueError(
                 f"Row {row} of `attention_mask` masks every token; drop the row, or give it at least one token."
             )
-        if starts[row] > 1:
-            raise ValueError(
-                f"Row {row} of `attention_mask` has a hole in the middle; a row must be one unbroken run of tokens "
-                f"with padding on the left or on the right. Remove the masked tokens from `{name}`."
-            )
-    return [ids[keep].tolist() for ids, keep in zip(input_ids, mask)]
+    return mask
+
+
+def has_hole(mask: torch.Tensor | None) -> bool:
+    """Whether a mask, if there is one, hides tokens between others."""
+    return mask is not None and any(_holes(mask.cpu().bool()))
+
+
+def _holes(mask: torch.Tensor) -> list[bool]:
+    # a row without holes turns from padding to tokens, or back, once at each end
+    starts = (mask[:, 1:] & ~mask[:, :-1]).sum(1) + mask[:, 0]
+    return (starts > 1).tolist()
 
 
 def document_rows(document_ids: Ids, attention_mask: torch.Tensor | None) -> list[list[int]]:

@@ -106,6 +106,7 @@ def _read_in_pieces(reader: Reader, frames: Frames, ids: torch.Tensor) -> torch.
     start = Frames(2, frames.learned, frames.offset).chunk_start(0, HELD)  # without an offset, on both sides of 0
     store = KeyValueStore(1, HELD + HIDDEN + NEW)
     reader.read_chunks(store, 0, [ids[0, :HELD].tolist()], [start])
+    reader.formats = [([k.shape[1], k.shape[3]], [v.shape[1], v.shape[3]]) for k, v in store.layers]
     for keys, values in store.layers:
         keys[:, :, HELD:] = values[:, :, HELD:] = 1.0  # garbage that must not be seen
     # keys in an order of their own: only mask and positions may count

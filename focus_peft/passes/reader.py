@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from ..frozen.current_pass import Pass
 from ..frozen.grouped_attention import is_grouped, shape_of
 from ..frozen.interception import release
 from ..frozen.modules import Modules, every_module
+from ..frozen.state import adapters_on, computing_kind, frozen_state
 from ..frozen.uncompiled import uncompiled
 from ..frozen.weights import differentiable_weights, execution_device
 from ..kv.kept_chunks import KeptChunks
@@ -47,6 +48,7 @@ class Reader:
     Attributes:
         pool (`KeptChunks`, *optional*): Has the chunks that are not read again. None: all are read.
         reads_in_parts (`bool`): Whether chunk rows and local windows can be read in one pass.
+        formats (`list`): Heads and numbers of a head, of keys and of values, in each layer; found by the first passes.
     """
 
     def __init__(self, model: PreTrainedModel, sliding_window: int | None, layer_types: set[str]) -> None:
@@ -62,6 +64,7 @@ class Reader:
         self.reads_in_parts = (
             exchanges_attention(model) and self.alibi is None and self.takes_positions and self.keeps_logits
         )
+        self.formats: list[tuple[list[int], list[int]]] = []
         self._modules: Modules | None = None
 
     @property
@@ -76,6 +79,17 @@ class Reader:
             self.install()
         assert self._modules is not None
         return self._modules
+
+    @property
+    def frozen_state(self) -> Hashable:
+        """Changes when the frozen weights do."""
+        return frozen_state(self.modules.frozen)
+
+    @property
+    def adapters(self) -> Hashable:
+        """Which adapters are on: ours, and others in the base."""
+        modules = self.modules if self._modules is None else self._modules  # asked for every token
+        return adapters_on(modules.adapted)
 
     def install(self) -> None:
         """Let the model's parts ask for the pass that is running."""
@@ -203,7 +217,8 @@ class Reader:
         if self.pool is None:
             read(0, len(chunks))
         else:
-            self.pool.fill(store, first_row, chunks, starts, read)
+            computing = computing_kind(self.model, self.device), self.frozen_state
+            self.pool.fill(computing, store, first_row, (chunks, starts), read)
 
     def _read_chunks(
         self,

@@ -65,6 +65,12 @@ class WindowSizes:
         return cls(chunk, local, prompt, max_positions)
 
 
+def frames_of(facts: ModelFacts, chunk: int, nominal: int) -> Frames:
+    """Where rows start, for chunks of so many tokens and prompts of so many, BOS included."""
+    offset = nominal + chunk if facts.rotary_table else 0  # then the longest row starts above 0
+    return Frames(nominal, facts.learned_positions, offset)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What one call reads with: the adapter's configuration on one model.
@@ -93,9 +99,7 @@ class Settings:
         # where positions must be above 0, all of them move up by a chunk and its prompt
         sizes = WindowSizes.for_model(config, facts.max_positions, shares=8 if facts.rotary_table else 4)
         bos = facts.bos if config.add_bos else None
-        nominal = sizes.prompt + (bos is not None)
-        offset = nominal + sizes.chunk if facts.rotary_table else 0  # then the longest row starts above 0
-        return cls(config, facts, sizes, Frames(nominal, facts.learned_positions, offset), bos)
+        return cls(config, facts, sizes, frames_of(facts, sizes.chunk, sizes.prompt + (bos is not None)), bos)
 
     @property
     def exact(self) -> bool:

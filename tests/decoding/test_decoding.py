@@ -20,6 +20,7 @@ from reference import Reference, greedy_steps, make_oracle
 from refusal import refusal
 from transformers import (
     DynamicCache,
+    EncoderDecoderCache,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
@@ -743,7 +744,7 @@ def test_an_exact_conversation_without_a_spill_equals_a_sequence_read_token_by_t
     [
         ({"output_attentions": True}, "output_attentions"),
         ({"output_hidden_states": True}, "output_hidden_states"),
-        ({CACHE: DynamicCache()}, CACHE),
+        ({CACHE: EncoderDecoderCache(DynamicCache(), DynamicCache())}, CACHE),
         ({"use_cache": False}, "use_cache"),
         ({"cache_implementation": "static"}, "cache_implementation"),
         ({"cache_implementation": "paged"}, "cache_implementation"),

@@ -107,6 +107,14 @@ def test_what_has_no_room_is_read_again(model: PeftModel) -> None:
         assert pool.hits + pool.misses == 20 and (pool.hits > 0) == (chunks > 1)
 
 
+@pytest.mark.parametrize("first", STORAGES)
+def test_chunks_that_a_storage_rounds_do_not_come_back_in_another(model: PeftModel, first: str) -> None:
+    wanted = {storage: logits(model, asked(2), storage=storage) for storage in STORAGES}
+    with model.keeping_chunks():
+        for storage in (first, *STORAGES):
+            assert torch.equal(logits(model, asked(2), storage=storage), wanted[storage])
+
+
 def test_outside_of_the_context_nothing_is_kept(model: PeftModel) -> None:
     with pytest.raises(RuntimeError, match="stop"), model.keeping_chunks():
         logits(model, asked(2))
