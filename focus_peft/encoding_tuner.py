@@ -20,10 +20,12 @@ from .decoding.scoring import read_attention
 from .frozen.attention_record import exchanges_attention
 from .frozen.fingerprint import Fingerprint
 from .frozen.interception import intercept, release
+from .frozen.modules import Modules
 from .kv.kept_chunks import KeptChunks
 from .memory.encoding import Encoder
 from .memory.memory import Memory
 from .memory.ranks import Ranks
+from .other_tuners import check_above
 from .passes.distributed import shows_progress
 from .passes.ids import Ids, check_vocabulary, document_rows, unpad
 from .passes.probe import check_reading, check_weights
@@ -45,6 +47,8 @@ class EncodingTuner(TwinTuner):
         self._reader.install()
         intercept(model, CacheDispatch)
         self._was_checked = False
+        self._seen_modules: Modules | None = None
+        self._with_weights: set[str] = set()
         self._fingerprint: Fingerprint | None = None
 
     def unload(self) -> nn.Module:
@@ -58,6 +62,10 @@ class EncodingTuner(TwinTuner):
         super().train(False)
         self.training = mode
         return self
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self._with_weights.discard(adapter_name)
 
     def settings(self, **overrides: Any) -> Settings:
         """The settings that the active adapter reads with; `overrides` replace fields that matter at inference.
@@ -89,10 +97,15 @@ class EncodingTuner(TwinTuner):
         """Runs the passes. At its first use, it is checked on a few tokens that the model can be read in chunks.
 
         Raises:
-            ValueError: if it cannot.
+            ValueError: if it cannot, or if other adapters were put around the twins.
         """
-        if not self._was_checked:
+        if self._seen_modules is not self._reader.modules:
+            check_above(self.model, self.twins)
+            self._seen_modules = self._reader.modules
+        if self.active_adapters[0] not in self._with_weights:
             self._check_weights()
+            self._with_weights.add(self.active_adapters[0])
+        if not self._was_checked:
             check_reading(self._reader, self.settings().frames)
             self._was_checked = True
         return self._reader
@@ -253,6 +266,11 @@ class EncodingTuner(TwinTuner):
         memory: Memory | None,
         overrides: dict[str, Any],
     ) -> list[torch.Tensor]:
+        if not self.adapters_enabled:
+            raise ValueError(
+                "The adapter is disabled, and the base model has no candidates to look at; call `chunk_attention` and "
+                "`chunk_scores` outside of `disable_adapter()`."
+            )
         settings = self.settings(**overrides)
         rows = unpad(input_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size)

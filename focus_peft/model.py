@@ -20,6 +20,7 @@ from .losses.batch import LabeledBatch, reach_every_twin
 from .losses.distractors import Distractors
 from .losses.objectives import focus_loss
 from .memory.memory import Memory
+from .other_tuners import check_no_virtual_tokens
 from .passes.distributed import shows_progress
 from .passes.ids import check_vocabulary, unpad
 
@@ -134,7 +135,13 @@ class FocusModel(Refusals, EncodingTuner):
             _refuse_memory(memory)
             return self.model(**given, **({} if labels is None else {"labels": labels}))
         settings = self.settings(**overrides)
-        if labels is not None and input_ids is not None:
+        if labels is not None:
+            if input_ids is None:
+                raise ValueError("`labels` came without `input_ids`, which both losses cut chunks from; give both.")
+            if kwargs.get(CACHE) is not None:
+                raise ValueError(
+                    f"`{CACHE}` and `labels` exclude each other: the losses cut their own memory from the rows."
+                )
             _check_training(memory, overrides)
             check_chunked(input_ids, attention_mask, kwargs)
             batch = LabeledBatch(input_ids, labels, attention_mask, generator, sample_seeds)
@@ -193,6 +200,7 @@ class FocusModel(Refusals, EncodingTuner):
         if not self.adapters_enabled:
             _refuse_memory(memory)
             return self.model.generate(inputs, **kwargs)
+        check_no_virtual_tokens(self)
         settings = self.settings(**overrides)
         self._check_chunks(memory, settings)
         overridden = [name for name, value in overrides.items() if value is not None]

@@ -28,6 +28,7 @@ ROOMS = (
     "memory",
     "losses",
     "decoding",
+    "other_tuners",
     "tuner",
     "encoding_tuner",
     "model",
