@@ -16,17 +16,19 @@ from .adapter_file import check_adapter_file, leave_out_other_adapters
 from .fields import (
     FLAG,
     FOLDER,
+    LAYERS,
     SCALE,
     SHARE,
     SIZE,
     SIZE_OR_NONE,
     WEIGHT,
-    check_target_modules,
+    check_module_names,
     declared,
     declared_fields,
     describe,
     one_of,
 )
+from .foreign_options import FOREIGN, refuse_foreign, why_not
 from .peft_type import FOCUS
 from .saving import saving_whole
 
@@ -83,6 +85,15 @@ class FocusConfig(PeftConfig):
         "The projections that get a twin: names (matched at the end of the module's path) or, as a string, a regular "
         "expression for the whole path. Defaults to q, k, v and o of every attention module, fused ones included, "
         "found by structure.",
+    )
+    exclude_modules: list[str] | str | None = _adapter(
+        None, None, "Projections that get no twin, named like `target_modules`. Defaults to none."
+    )
+    layers_to_transform: list[int] | int | None = _adapter(
+        None,
+        LAYERS,
+        "The layers whose projections get a twin, by their number. Not where `target_modules` is a regular "
+        "expression. Defaults to all.",
     )
     r: int | None = _adapter(
         None,
@@ -200,6 +211,15 @@ class FocusConfig(PeftConfig):
         "The smallest chunk size that training draws; the largest is `chunk_size`. Defaults to 64 (the paper's).",
     )
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> FocusConfig:
+        refuse_foreign(kwargs)
+        return super().__new__(cls)
+
+    def __getattr__(self, name: str) -> Any:
+        # TRL's trainers read and set options of LoRA where they add tokens
+        sentence = f"{why_not(name)}." if name in FOREIGN else f"{type(self).__name__!r} has no attribute {name!r}"
+        raise AttributeError(sentence)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = FOCUS
@@ -210,10 +230,12 @@ class FocusConfig(PeftConfig):
             raise ValueError(
                 f"`task_type` must be CAUSAL_LM, because FocusLLM decodes the next token; got {self.task_type!r}."
             )
-        if isinstance(self.target_modules, (set, frozenset, tuple)):
-            self.target_modules = sorted(self.target_modules)
-        if self.target_modules is not None:
-            check_target_modules(self.target_modules)
+        for name in ("target_modules", "exclude_modules", "layers_to_transform"):
+            value = getattr(self, name)
+            if isinstance(value, (set, frozenset, tuple)):
+                setattr(self, name, sorted(value))
+            if value is not None and name != "layers_to_transform":
+                check_module_names(name, getattr(self, name))
         for option in declared_fields(self):
             must, value = option.metadata["must"], getattr(self, option.name)
             if must is not None and not must.holds(value):
@@ -233,6 +255,11 @@ class FocusConfig(PeftConfig):
             raise ValueError(
                 f"`train_min_chunk_size` ({self.train_min_chunk_size}) is larger than `chunk_size` "
                 f"({self.chunk_size}), the largest that training draws; choose a smaller one."
+            )
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError(
+                f"`layers_to_transform` is {self.layers_to_transform!r}, but `target_modules` is a regular expression, "
+                f"{self.target_modules!r}, which says itself what layers it matches; give names, or leave it out."
             )
         if self.alpha is not None and self.r is None:
             raise ValueError(

@@ -13,6 +13,7 @@ from torch import nn
 
 from .adapter_file import check_adapter_weights
 from .config import FocusConfig
+from .foreign_options import refuse_foreign
 from .frozen.facts import ModelFacts
 from .frozen.projections import find_projections, is_projection
 from .layer import MERGE_REFUSAL, TwinLayer
@@ -54,7 +55,9 @@ class TwinTuner(BaseTuner):
         cast(Any, model).accepts_loss_kwargs = False
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        refuse_foreign(vars(peft_config))
         Settings.of(cast(FocusConfig, peft_config), self.facts)
+        self._check_layers(cast(FocusConfig, peft_config))
         layers = [path for path, module in self.model.named_modules() if isinstance(module, BaseTunerLayer)]
         inside = tuple(f"{path}." for path in layers)
         for path, module in self.model.named_modules():
@@ -71,6 +74,14 @@ class TwinTuner(BaseTuner):
                     "projection only. Name the attention's q, k, v and o projections."
                 )
         return peft_config
+
+    def _check_layers(self, config: FocusConfig) -> None:
+        given, count = config.layers_to_transform, self.model.config.num_hidden_layers
+        if given is not None and max(given if isinstance(given, list) else [given]) >= count:
+            raise ValueError(
+                f"`layers_to_transform` is {given!r}, but the model has {count} layers, and the first is 0; leave out "
+                "those that are not there."
+            )
 
     def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> Any:  # type: ignore[override]
         config: Any = peft_config
@@ -117,6 +128,17 @@ class TwinTuner(BaseTuner):
             NotImplementedError: always.
         """
         raise NotImplementedError(MERGE_REFUSAL)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Not possible: a candidate goes through one twin.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "Focus adapters cannot be combined into a weighted one: a candidate goes through one twin. Use "
+            "`set_adapter` to choose one, and train one on all data where one should do all."
+        )
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make one adapter the active one.

@@ -20,6 +20,7 @@ ROOMS = (
     "saving",
     "adapter_file",
     "fields",
+    "foreign_options",
     "config",
     "frozen",
     "kv",

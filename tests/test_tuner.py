@@ -162,6 +162,35 @@ def test_target_modules_by_regular_expression_match_the_whole_path(regex: str, p
     assert twin_paths(untrained(target_modules=regex)) == paths
 
 
+@pytest.mark.parametrize(
+    "fields, count, inside",
+    [
+        ({"layers_to_transform": 1}, 4, "layers.1."),
+        ({"layers_to_transform": [0], "target_modules": ["q_proj", "up_proj"]}, 2, "layers.0."),
+        ({"exclude_modules": ["o_proj", "layers.0.self_attn.k_proj"]}, 5, ""),
+        ({"exclude_modules": r".*layers\.0\..*"}, 4, "layers.1."),
+        ({"exclude_modules": ["q_proj"], "target_modules": r".*[qk]_proj", "r": 2}, 2, "k_proj"),
+        ({"target_modules": "all-linear"}, 14, ""),
+    ],
+    ids=str,
+)
+def test_layers_and_exceptions_are_chosen_as_for_lora(
+    fields: dict[str, Any], count: int, inside: str, tmp_path: Path
+) -> None:
+    model = untrained(**fields)
+    assert len(twin_paths(model)) == count and all(inside in path for path in twin_paths(model))
+    perturb_twins(model)
+    model(IDS, labels=IDS).loss.backward()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path)
+    torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=0, atol=1e-9)
+
+
+def test_layers_that_are_not_there_are_refused() -> None:
+    with refusal("7"):
+        untrained(layers_to_transform=[0, 7])
+
+
 @pytest.mark.parametrize("family", ["phi3", "gpt2", "gpt_neox"])
 def test_a_fused_projection_can_be_named(family: str) -> None:
     fused = {"phi3": "qkv_proj", "gpt2": "c_attn", "gpt_neox": "query_key_value"}[family]
@@ -435,6 +464,11 @@ def test_merging_is_refused_with_the_reason(call: str) -> None:
     with refusal("cannot be merged", "candidate positions only", "`unload()`", error=NotImplementedError):
         getattr(model, call)()
     assert torch.equal(logits_of(model), before)
+
+
+def test_adapters_cannot_be_combined() -> None:
+    with refusal("combined", "`set_adapter`", error=NotImplementedError):
+        model_with_three().add_weighted_adapter(["default", "low"], [0.5, 0.5], "both")
 
 
 # On disk
