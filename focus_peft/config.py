@@ -258,7 +258,7 @@ class FocusConfig(PeftConfig):
             )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
-                f"`layers_to_transform` is {self.layers_to_transform!r}, but `target_modules` is a regular expression, "
+                f"`layers_to_transform` is {self.layers_to_transform!r}, but `target_modules` is an expression, "
                 f"{self.target_modules!r}, which says itself what layers it matches; give names, or leave it out."
             )
         if self.alpha is not None and self.r is None:

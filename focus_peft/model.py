@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from .config import INFERENCE_FIELDS
-from .decoding.forward import check_chunked, is_for_the_base_model, read_all, read_with_cache
+from .decoding.forward import check_chunked, is_for_the_base_model, read_all, read_with_cache, refuse_backward
 from .decoding.generate import generate
 from .decoding.loop_cache import LoopCache
 from .decoding.options import refuse_changes
@@ -23,6 +23,7 @@ from .memory.memory import Memory
 from .other_tuners import check_no_virtual_tokens
 from .passes.distributed import shows_progress
 from .passes.ids import check_vocabulary, unpad
+from .passes.settings import Settings
 
 
 class FocusModel(Refusals, EncodingTuner):
@@ -148,12 +149,25 @@ class FocusModel(Refusals, EncodingTuner):
             documents = batch.documents(settings, self.training, len(distractors or ()))
             output = focus_loss(self.reader, settings, documents, local_loss, distractors)
             return reach_every_twin(output, documents, self.model, self.reader.sharded)
-        goes_on = isinstance(kwargs.get(CACHE), LoopCache)
+        output = self._logits(settings, memory, given, logits_to_keep, list(overrides))
+        return refuse_backward(output, self.twins) if self.training else output
+
+    def _logits(
+        self,
+        settings: Settings,
+        memory: Memory | None,
+        overridden: list[str],
+        logits_to_keep: int,
+        given: dict[str, Any],
+    ) -> Any:
+        """What `forward` returns without labels; `given` goes to the base model where it is its business."""
+        input_ids, attention_mask, cache = given["input_ids"], given["attention_mask"], given.get(CACHE)
+        goes_on = isinstance(cache, LoopCache)
         if goes_on:
-            refuse_changes(memory, list(overrides))
-        short = memory is None and not goes_on and is_for_the_base_model(settings, input_ids, kwargs)
-        plain = isinstance(input_ids, torch.Tensor) and kwargs.get(CACHE) is None
-        wants_cache = kwargs.get("use_cache") is True and plain
+            refuse_changes(memory, overridden)
+        short = memory is None and not goes_on and is_for_the_base_model(settings, input_ids, given)
+        plain = isinstance(input_ids, torch.Tensor) and cache is None
+        wants_cache = given.get("use_cache") is True and plain
         prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4
         if plain and (short or wants_cache) and not prepared:  # `read_all` checks what it reads
             check_vocabulary(unpad(cast(torch.Tensor, input_ids), attention_mask), self.facts.vocab_size)
@@ -162,7 +176,7 @@ class FocusModel(Refusals, EncodingTuner):
         if input_ids is None:
             raise ValueError("`inputs_embeds` cannot be split into chunks; give `input_ids`.")
         if not short:
-            check_chunked(input_ids, attention_mask, kwargs)
+            check_chunked(input_ids, attention_mask, given)
         self._check_chunks(memory, settings)
         if goes_on or wants_cache:
             return read_with_cache(self.reader, settings, memory, given)
