@@ -156,9 +156,9 @@ class FocusModel(Refusals, EncodingTuner):
         self,
         settings: Settings,
         memory: Memory | None,
-        overridden: list[str],
-        logits_to_keep: int,
         given: dict[str, Any],
+        logits_to_keep: int,
+        overridden: list[str],
     ) -> Any:
         """What `forward` returns without labels; `given` goes to the base model where it is its business."""
         input_ids, attention_mask, cache = given["input_ids"], given["attention_mask"], given.get(CACHE)

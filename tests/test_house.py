@@ -42,7 +42,7 @@ ROOMS = (
     "trainer",
     "training_args",
     "sft",
-    "harness",
+    "run",
     "cli",
     "__main__",
 )
