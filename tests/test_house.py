@@ -20,6 +20,7 @@ ROOMS = (
     "saving",
     "adapter_file",
     "fields",
+    "options",
     "foreign_options",
     "config",
     "frozen",
