@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 def _is_the_command() -> bool:
     """Whether this process is `focus-peft` or `python -m focus_peft`, which imports PEFT behind its own options."""
     program, words = getattr(sys, "argv", [""])[0], sys.orig_argv
-    return Path(program).stem == "focus-peft" or (program == "-m" and ("-m", __name__) in zip(words, words[1:]))
+    return Path(program).name in ("focus-peft", "focus-peft.exe") or (
+        program == "-m" and ("-m", __name__) in zip(words, words[1:])
+    )
 
 
 __version__ = "0.1.0"

@@ -133,7 +133,7 @@ class FocusModel(Refusals, EncodingTuner):
         if logits_to_keep:
             given["logits_to_keep"] = logits_to_keep
         if not self.adapters_enabled:
-            _refuse_memory(memory)
+            _refuse_memory(memory, kwargs.get(CACHE))
             return self.model(**given, **({} if labels is None else {"labels": labels}))
         settings = self.settings(**overrides)
         if labels is not None:
@@ -212,7 +212,8 @@ class FocusModel(Refusals, EncodingTuner):
         overrides = {name: kwargs.pop(name, None) for name in INFERENCE_FIELDS}
         progress = shows_progress(kwargs.pop("progress", None))
         if not self.adapters_enabled:
-            _refuse_memory(memory)
+            rename(kwargs)
+            _refuse_memory(memory, kwargs.get(CACHE))
             return self.model.generate(inputs, **kwargs)
         check_no_virtual_tokens(self)
         settings = self.settings(**overrides)
@@ -221,9 +222,14 @@ class FocusModel(Refusals, EncodingTuner):
         return generate(self.reader, settings, inputs, memory, progress, overridden, kwargs)
 
 
-def _refuse_memory(memory: Memory | None) -> None:
-    if memory is not None:
-        raise ValueError("`memory` was given, but the adapter is disabled, and the base model cannot read it.")
+def _refuse_memory(memory: Memory | None, cache: object) -> None:
+    """Refuse what only an enabled adapter can read."""
+    for name, given in (("memory", memory), (CACHE, cache if isinstance(cache, LoopCache) else None)):
+        if given is not None:
+            raise ValueError(
+                f"`{name}` was given, but the adapter is disabled, and the base model cannot read "
+                "chunks and candidates; leave it out."
+            )
 
 
 def _check_training(memory: Memory | None, overrides: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from focus_peft import FocusConfig
-from focus_peft.frozen.compat import CACHE
+from focus_peft.frozen.compat import CACHE, OLDER
 from focus_peft.layer import TwinLayer
 
 
@@ -413,6 +413,45 @@ def test_a_disabled_adapter_refuses_a_memory() -> None:
             model.generate(IDS, memory=memory)
         with refusal("`memory`", "disabled", model=model):
             model(IDS, memory=memory)
+
+
+@pytest.mark.parametrize("look", ["chunk_attention", "chunk_scores"])
+def test_a_disabled_adapter_has_no_candidates_to_look_at(look: str) -> None:
+    model = make_focus_model()
+    before = getattr(model, look)(IDS)[0]
+    with model.disable_adapter(), refusal("disabled", "`chunk_attention`", "`chunk_scores`", model=model):
+        getattr(model, look)(IDS)
+    assert torch.equal(getattr(model, look)(IDS)[0], before)
+
+
+@pytest.mark.parametrize("name", [CACHE, OLDER])
+def test_a_cache_is_refused_while_the_adapter_is_disabled(name: str) -> None:
+    model = make_focus_model()
+    output = model.generate(IDS, max_new_tokens=2, return_dict_in_generate=True)
+    longer = torch.cat([output.sequences, IDS[:, :2]], dim=1)
+    given = {name: output[CACHE]}
+    with model.disable_adapter():
+        with refusal(f"`{CACHE}`", "disabled", model=model):
+            model.generate(longer, max_new_tokens=2, **given)
+        with refusal(f"`{CACHE}`", "disabled", model=model):
+            model(longer[:, -1:], **given)
+
+
+def test_twins_without_weights_are_refused_whenever_they_are_added() -> None:
+    model = make_focus_model()
+    before = greedy(model)
+    for _ in range(2):
+        model.add_adapter("empty", small_config(), low_cpu_mem_usage=True)
+        model.set_adapter("empty")
+        for call in (greedy, logits_of, lambda model: model.encode(IDS), lambda model: model.chunk_attention(IDS)):
+            with refusal("'empty'", "meta device"):
+                call(model)
+        model.set_adapter("default")
+        assert torch.equal(greedy(model), before)
+        model.delete_adapter("empty")
+    model.add_adapter("empty", small_config(r=2))
+    model.set_adapter("empty")
+    assert torch.isfinite(logits_of(model)).all()
 
 
 def test_an_adapter_is_enabled_again_after_an_error() -> None:
