@@ -22,11 +22,13 @@ from .frozen.attention import check_attention
 from .frozen.attention_record import exchanges_attention
 from .frozen.fingerprint import Fingerprint
 from .frozen.interception import intercept, release
+from .frozen.modules import Modules
 from .frozen.state import computing_kind
 from .kv.kept_chunks import KeptChunks
 from .memory.encoding import Encoder
 from .memory.memory import Memory
 from .memory.ranks import Ranks
+from .other_tuners import check_above
 from .passes.distributed import shows_progress
 from .passes.ids import Ids, check_vocabulary, document_rows, unpad
 from .passes.probe import check_reading, check_weights
@@ -48,6 +50,8 @@ class EncodingTuner(TwinTuner):
         self._reader.install()
         intercept(model, CacheDispatch)
         self._checked: set[Hashable] = set()  # the ways of computing in which the model is known to read right
+        self._seen_modules: Modules | None = None
+        self._with_weights: set[str] = set()
         self._fingerprint: Fingerprint | None = None
         self._fingerprinted: Hashable = None  # the weights that it is of
 
@@ -62,6 +66,10 @@ class EncodingTuner(TwinTuner):
         super().train(False)
         self.training = mode
         return self
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self._with_weights.discard(adapter_name)
 
     def settings(self, **overrides: Any) -> Settings:
         """The settings that the active adapter reads with; `overrides` replace fields that matter at inference.
@@ -94,11 +102,16 @@ class EncodingTuner(TwinTuner):
         again when the model was cast, computes under autocast, or with another attention implementation.
 
         Raises:
-            ValueError: if it cannot.
+            ValueError: if it cannot, or if other adapters were put around the twins.
         """
+        if self._seen_modules is not self._reader.modules:
+            check_above(self.model, self.twins)
+            self._seen_modules = self._reader.modules
+        if self.active_adapters[0] not in self._with_weights:
+            self._check_weights()
+            self._with_weights.add(self.active_adapters[0])
         kind = computing_kind(cast(PreTrainedModel, self.model), self._reader.device)
         if kind not in self._checked:
-            self._check_weights()
             check_attention(cast(PreTrainedModel, self.model))
             check_reading(self._reader, self.settings().frames)
             self._checked.add(kind)
@@ -261,6 +274,11 @@ class EncodingTuner(TwinTuner):
         memory: Memory | None,
         overrides: dict[str, Any],
     ) -> list[torch.Tensor]:
+        if not self.adapters_enabled:
+            raise ValueError(
+                "The adapter is disabled, and the base model has no candidates to look at; call `chunk_attention` and "
+                "`chunk_scores` outside of `disable_adapter()`."
+            )
         settings = self.settings(**overrides)
         rows = unpad(input_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size)

@@ -57,20 +57,27 @@ FOLDER = Rule(
 )
 
 
-def check_target_modules(value: Any) -> None:
-    """Raise a ValueError unless these can name projections."""
+def _is_layers(value: Any) -> bool:
+    numbers = value if isinstance(value, list) else [value]
+    return bool(numbers) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
+
+
+LAYERS = Rule(lambda value: value is None or _is_layers(value), "the number of a layer, a list of them, or None", int)
+
+
+def check_module_names(option: str, value: Any) -> None:
+    """Raise a ValueError unless these can name modules."""
     if not isinstance(value, (str, list)) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"`target_modules` must be a list of names or a regular expression, got {value!r}.")
+        raise ValueError(f"`{option}` must be a list of names or a regular expression, got {value!r}.")
     if not value or "" in list(value):
         raise ValueError(
-            f"`target_modules` is empty or has an empty name ({value!r}); name at least one projection, or leave it "
-            "out for q, k, v and o."
+            f"`{option}` is empty or has an empty name ({value!r}); name at least one projection, or leave it out."
         )
     if isinstance(value, str):
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"`target_modules` is {value!r}, which is no regular expression: {error}.") from error
+            raise ValueError(f"`{option}` is {value!r}, which is no regular expression: {error}.") from error
 
 
 def declared(

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from .config import FocusConfig
 from .frozen.current_pass import current_pass
 from .frozen.parts import Parts
-from .frozen.weights import computing_type, execution_device, plain_weight, real_weights
+from .frozen.weights import computing_type, execution_device, plain_weight_and_bias, real_weights
 
 
 class TwinLayer(nn.Module, BaseTunerLayer):
@@ -46,7 +46,7 @@ class TwinLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: FocusConfig) -> None:
         """Add the twin of another adapter. It starts equal to the frozen projection."""
         if config.r is None:
-            self.focus_twin[adapter_name] = _full_copy(self.get_base_layer(), self.in_features, self.out_features)
+            self.focus_twin[adapter_name] = _full_copy(self.base_layer, self.in_features, self.out_features)
         else:
             down = nn.Linear(self.in_features, config.r, bias=False)
             up = nn.Linear(config.r, self.out_features, bias=False)
@@ -60,6 +60,11 @@ class TwinLayer(nn.Module, BaseTunerLayer):
                 down.to(device, dtype)
                 up.to(device, dtype)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def twins_of(self, adapter_name: str | None = None) -> list[nn.Module]:
+        """What the twin of an adapter consists of; without a name, those of all adapters."""
+        parts = (part for name in self.adapter_layer_names for part in getattr(self, name).items())
+        return [part for adapter, part in parts if adapter_name in (None, adapter)]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Project `x` of shape (rows, tokens, in_features): the twin's result at candidate positions, else the
@@ -142,12 +147,14 @@ def _features(layer: nn.Module) -> tuple[int, int]:
     return cast(int, layer.in_features), cast(int, layer.out_features)
 
 
-def _full_copy(base: nn.Module, in_features: int, out_features: int) -> nn.Module:
-    """A trainable copy of a projection; a quantized one is copied from its dequantized weight."""
+def _full_copy(layer: nn.Module, in_features: int, out_features: int) -> nn.Module:
+    """A trainable copy of a projection; a quantized one is copied from its dequantized weight, one that carries
+    another adapter from what both compute together.
+    """
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
     # Under DeepSpeed ZeRO-3, weights have shape (0,) outside of this context
-    with gather_params_ctx(base.parameters(), modifier_rank=None), real_weights(base):
-        weight = plain_weight(base, in_features, out_features)
-        bias = getattr(base, "bias", None)
+    with gather_params_ctx(layer.parameters(), modifier_rank=None), real_weights(base):
+        weight, bias = plain_weight_and_bias(layer, in_features, out_features)
         # not a deep copy: what hangs on the frozen layer (quantization, accelerate's hooks) is no part of its twin
         with torch.device("meta"):
             twin: nn.Module

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from .config import INFERENCE_FIELDS
-from .decoding.forward import check_chunked, is_for_the_base_model, read_all, read_with_cache
+from .decoding.forward import check_chunked, is_for_the_base_model, read_all, read_with_cache, refuse_backward
 from .decoding.generate import generate
 from .decoding.loop_cache import LoopCache
 from .decoding.options import refuse_changes
@@ -20,8 +20,10 @@ from .losses.batch import LabeledBatch, reach_every_twin
 from .losses.distractors import Distractors
 from .losses.objectives import focus_loss
 from .memory.memory import Memory
+from .other_tuners import check_no_virtual_tokens
 from .passes.distributed import shows_progress
 from .passes.ids import check_batch, check_vocabulary, has_hole
+from .passes.settings import Settings
 
 
 class FocusModel(Refusals, EncodingTuner):
@@ -135,10 +137,16 @@ class FocusModel(Refusals, EncodingTuner):
         if logits_to_keep:
             given["logits_to_keep"] = logits_to_keep
         if not self.adapters_enabled:
-            _refuse_memory(memory)
+            _refuse_memory(memory, kwargs.get(CACHE))
             return self.model(**given, **({} if labels is None else {"labels": labels}))
         settings = self.settings(**overrides)
-        if labels is not None and input_ids is not None:
+        if labels is not None:
+            if input_ids is None:
+                raise ValueError("`labels` came without `input_ids`, which both losses cut chunks from; give both.")
+            if kwargs.get(CACHE) is not None:
+                raise ValueError(
+                    f"`{CACHE}` and `labels` exclude each other: the losses cut their own memory from the rows."
+                )
             _check_training(memory, overrides)
             check_chunked(input_ids, attention_mask, kwargs)
             if settings.config.choice_weight:
@@ -147,12 +155,25 @@ class FocusModel(Refusals, EncodingTuner):
             documents = batch.documents(settings, self.training, len(distractors or ()))
             output = focus_loss(self.reader, settings, documents, local_loss, distractors)
             return reach_every_twin(output, documents, self.model, self.reader.sharded)
-        goes_on = isinstance(kwargs.get(CACHE), LoopCache)
+        output = self._logits(settings, memory, given, logits_to_keep, list(overrides))
+        return refuse_backward(output, self.twins) if self.training else output
+
+    def _logits(
+        self,
+        settings: Settings,
+        memory: Memory | None,
+        given: dict[str, Any],
+        logits_to_keep: int,
+        overridden: list[str],
+    ) -> Any:
+        """What `forward` returns without labels; `given` goes to the base model where it is its business."""
+        input_ids, attention_mask, cache = given["input_ids"], given["attention_mask"], given.get(CACHE)
+        goes_on = isinstance(cache, LoopCache)
         if goes_on:
-            refuse_changes(memory, list(overrides))
-        short = memory is None and not goes_on and is_for_the_base_model(settings, input_ids, kwargs)
-        plain = isinstance(input_ids, torch.Tensor) and kwargs.get(CACHE) is None
-        wants_cache = kwargs.get("use_cache") is True and plain
+            refuse_changes(memory, overridden)
+        short = memory is None and not goes_on and is_for_the_base_model(settings, input_ids, given)
+        plain = isinstance(input_ids, torch.Tensor) and cache is None
+        wants_cache = given.get("use_cache") is True and plain
         prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4
         if plain and short and not prepared:  # what reads chunks checks the rest
             ids = cast(torch.Tensor, input_ids)
@@ -164,7 +185,7 @@ class FocusModel(Refusals, EncodingTuner):
         if input_ids is None:
             raise ValueError("`inputs_embeds` cannot be split into chunks; give `input_ids`.")
         if not short:
-            check_chunked(input_ids, attention_mask, kwargs)
+            check_chunked(input_ids, attention_mask, given)
         self._check_chunks(memory, settings)
         if goes_on or wants_cache:
             return read_with_cache(self.reader, settings, memory, given)
@@ -200,17 +221,24 @@ class FocusModel(Refusals, EncodingTuner):
         overrides = {name: kwargs.pop(name, None) for name in INFERENCE_FIELDS}
         progress = shows_progress(kwargs.pop("progress", None))
         if not self.adapters_enabled:
-            _refuse_memory(memory)
+            rename(kwargs)
+            _refuse_memory(memory, kwargs.get(CACHE))
             return self.model.generate(inputs, **kwargs)
+        check_no_virtual_tokens(self)
         settings = self.settings(**overrides)
         self._check_chunks(memory, settings)
         overridden = [name for name, value in overrides.items() if value is not None]
         return generate(self.reader, settings, inputs, memory, progress, overridden, kwargs)
 
 
-def _refuse_memory(memory: Memory | None) -> None:
-    if memory is not None:
-        raise ValueError("`memory` was given, but the adapter is disabled, and the base model cannot read it.")
+def _refuse_memory(memory: Memory | None, cache: object) -> None:
+    """Refuse what only an enabled adapter can read."""
+    for name, given in (("memory", memory), (CACHE, cache if isinstance(cache, LoopCache) else None)):
+        if given is not None:
+            raise ValueError(
+                f"`{name}` was given, but the adapter is disabled, and the base model cannot read "
+                "chunks and candidates; leave it out."
+            )
 
 
 def _check_training(memory: Memory | None, overrides: dict[str, Any]) -> None:

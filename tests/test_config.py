@@ -22,6 +22,7 @@ from torch import nn
 
 from focus_peft import FocusConfig
 from focus_peft.config import INFERENCE_FIELDS
+from focus_peft.foreign_options import FOREIGN
 from focus_peft.frozen.facts import ModelFacts
 from focus_peft.passes.settings import WindowSizes
 
@@ -31,6 +32,8 @@ NAN, INFINITY = float("nan"), float("inf")
 # one value for each field that differs from its default
 OTHER_VALUES: dict[str, Any] = {
     "target_modules": ["q_proj", "v_proj"],
+    "exclude_modules": ["o_proj"],
+    "layers_to_transform": [1],
     "r": 4,
     "alpha": 2.5,
     "chunk_size": 24,
@@ -55,6 +58,8 @@ OTHER_VALUES: dict[str, Any] = {
 }
 IMPOSSIBLE: dict[str, list[Any]] = {
     "target_modules": [[], "", (), 5, True, [1], ["q_proj", ""], "(", {"q_proj": 1}],
+    "exclude_modules": [[], "", (), 5, True, [1], ["q_proj", ""], "(", {"q_proj": 1}],
+    "layers_to_transform": [[], -1, "1", True, [0, -1], ["0"], 1.5],
     "r": [0, -1, 1.5, True, "4", NAN],
     "alpha": [0, -1, NAN, INFINITY, "x"],
     "chunk_size": [0, -1, 2.5, "8", True],
@@ -107,7 +112,7 @@ def test_the_tests_below_know_every_field() -> None:
 
 @pytest.mark.parametrize("field, value", [(field, value) for field, values in IMPOSSIBLE.items() for value in values])
 def test_an_impossible_value_is_refused_by_field_and_value(field: str, value: Any) -> None:
-    shown = "empty" if field == "target_modules" and value in ([], "", ()) else str(value)
+    shown = "empty" if field.endswith("_modules") and value in ([], "", ()) else str(value)
     with refusal(f"`{field}`", shown):
         FocusConfig(**{field: value}, **NEEDED.get(field, {}))
 
@@ -135,6 +140,26 @@ def test_two_weights_of_zero_are_refused() -> None:
 @pytest.mark.parametrize("names", [("v_proj", "q_proj"), {"v_proj", "q_proj"}], ids=["tuple", "set"])
 def test_target_modules_of_any_collection_become_a_list(names: Any) -> None:
     assert FocusConfig(target_modules=names).target_modules == ["q_proj", "v_proj"]
+
+
+def test_layers_of_a_regular_expression_are_refused() -> None:
+    with refusal("`layers_to_transform`", "[0]", "`target_modules`", ".*q_proj"):
+        FocusConfig(layers_to_transform=[0], target_modules=".*q_proj")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_an_option_of_another_method_is_refused_with_what_to_do(name: str) -> None:
+    with refusal(f"`{name}`", "`FocusConfig`", "['x']", error=TypeError):
+        FocusConfig(**{name: ["x"]})
+    config = FocusConfig()
+    assert getattr(config, name, None) is None
+    with refusal(f"`{name}`", "`FocusConfig`", error=AttributeError):
+        getattr(config, name)
+    setattr(config, name, ["x"])  # as code does that was written for LoRA
+    with refusal(f"`{name}`", "`FocusConfig`", error=TypeError):
+        get_peft_model(make_tiny_model(), config)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        FocusConfig(no_option=1)  # type: ignore[call-arg]
 
 
 def test_the_scale_of_a_delta_is_alpha_by_r_and_two_by_default() -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from focus_peft import FocusConfig
-from focus_peft.frozen.compat import CACHE
+from focus_peft.frozen.compat import CACHE, OLDER
 from focus_peft.layer import TwinLayer
 
 
@@ -160,6 +160,35 @@ def test_target_modules_by_regular_expression_match_the_whole_path(regex: str, p
         paths = {name for name, _ in make_tiny_model().named_modules() if name.startswith("model.layers.1.")}
         paths = {path for path in paths if path.endswith("_proj")}
     assert twin_paths(untrained(target_modules=regex)) == paths
+
+
+@pytest.mark.parametrize(
+    "fields, count, inside",
+    [
+        ({"layers_to_transform": 1}, 4, "layers.1."),
+        ({"layers_to_transform": [0], "target_modules": ["q_proj", "up_proj"]}, 2, "layers.0."),
+        ({"exclude_modules": ["o_proj", "layers.0.self_attn.k_proj"]}, 5, ""),
+        ({"exclude_modules": r".*layers\.0\..*"}, 4, "layers.1."),
+        ({"exclude_modules": ["q_proj"], "target_modules": r".*[qk]_proj", "r": 2}, 2, "k_proj"),
+        ({"target_modules": "all-linear"}, 14, ""),
+    ],
+    ids=str,
+)
+def test_layers_and_exceptions_are_chosen_as_for_lora(
+    fields: dict[str, Any], count: int, inside: str, tmp_path: Path
+) -> None:
+    model = untrained(**fields)
+    assert len(twin_paths(model)) == count and all(inside in path for path in twin_paths(model))
+    perturb_twins(model)
+    model(IDS, labels=IDS).loss.backward()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path)
+    torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=0, atol=1e-9)
+
+
+def test_layers_that_are_not_there_are_refused() -> None:
+    with refusal("7"):
+        untrained(layers_to_transform=[0, 7])
 
 
 @pytest.mark.parametrize("family", ["phi3", "gpt2", "gpt_neox"])
@@ -386,6 +415,45 @@ def test_a_disabled_adapter_refuses_a_memory() -> None:
             model(IDS, memory=memory)
 
 
+@pytest.mark.parametrize("look", ["chunk_attention", "chunk_scores"])
+def test_a_disabled_adapter_has_no_candidates_to_look_at(look: str) -> None:
+    model = make_focus_model()
+    before = getattr(model, look)(IDS)[0]
+    with model.disable_adapter(), refusal("disabled", "`chunk_attention`", "`chunk_scores`", model=model):
+        getattr(model, look)(IDS)
+    assert torch.equal(getattr(model, look)(IDS)[0], before)
+
+
+@pytest.mark.parametrize("name", [CACHE, OLDER])
+def test_a_cache_is_refused_while_the_adapter_is_disabled(name: str) -> None:
+    model = make_focus_model()
+    output = model.generate(IDS, max_new_tokens=2, return_dict_in_generate=True)
+    longer = torch.cat([output.sequences, IDS[:, :2]], dim=1)
+    given = {name: output[CACHE]}
+    with model.disable_adapter():
+        with refusal(f"`{CACHE}`", "disabled", model=model):
+            model.generate(longer, max_new_tokens=2, **given)
+        with refusal(f"`{CACHE}`", "disabled", model=model):
+            model(longer[:, -1:], **given)
+
+
+def test_twins_without_weights_are_refused_whenever_they_are_added() -> None:
+    model = make_focus_model()
+    before = greedy(model)
+    for _ in range(2):
+        model.add_adapter("empty", small_config(), low_cpu_mem_usage=True)
+        model.set_adapter("empty")
+        for call in (greedy, logits_of, lambda model: model.encode(IDS), lambda model: model.chunk_attention(IDS)):
+            with refusal("'empty'", "meta device"):
+                call(model)
+        model.set_adapter("default")
+        assert torch.equal(greedy(model), before)
+        model.delete_adapter("empty")
+    model.add_adapter("empty", small_config(r=2))
+    model.set_adapter("empty")
+    assert torch.isfinite(logits_of(model)).all()
+
+
 def test_an_adapter_is_enabled_again_after_an_error() -> None:
     model = make_focus_model()
     before, names = logits_of(model), trainable(model)
@@ -435,6 +503,11 @@ def test_merging_is_refused_with_the_reason(call: str) -> None:
     with refusal("cannot be merged", "candidate positions only", "`unload()`", error=NotImplementedError):
         getattr(model, call)()
     assert torch.equal(logits_of(model), before)
+
+
+def test_adapters_cannot_be_combined() -> None:
+    with refusal("combined", "`set_adapter`", error=NotImplementedError):
+        model_with_three().add_weighted_adapter(["default", "low"], [0.5, 0.5], "both")
 
 
 # On disk

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
-# What the exit codes mean; 2 is also what argparse ends with
-UNEXPECTED, USAGE, DOCUMENT, LOADING, SAVING, INTERRUPTED = 1, 2, 3, 4, 5, 130
+# What the exit codes mean; 2 is also what argparse ends with, and 141 what a program has that SIGPIPE killed
+UNEXPECTED, USAGE, DOCUMENT, LOADING, SAVING, INTERRUPTED, NO_READER = 1, 2, 3, 4, 5, 130, 141
 
 
 class CommandError(Exception):
@@ -36,9 +39,38 @@ def first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def naming_options(message: str, options: Collection[str]) -> str:
+    """A message of the library, which names its arguments in backticks, with the options of a command instead."""
+
+    def option(found: re.Match) -> str:
+        name = {"repo_id": "repo"}.get(found[1], found[1])
+        return f"--{name.replace('_', '-')}" if name in options else found[0]
+
+    return re.sub(r"`([a-z_]+)(?:=True)?`", option, message)
+
+
+def prepare_streams() -> None:
+    """Make stderr and stdout such that nothing that is written to them fails for what it is."""
+    if sys.stderr is None:  # it was closed before the process began
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  it stays open
+    if sys.stdout is None:
+        raise CommandError("stdout is closed, so there is nowhere to write to; redirect it to a file.", USAGE)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # in a locale that has fewer characters than an answer
+            stream.reconfigure(errors="backslashreplace")
+
+
+def forget_streams() -> None:
+    """Write nothing more to a reader that went away, when the process ends either."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def say(message: str) -> None:
     """Print a message to stderr; stdout is for results."""
-    print(f"focus-peft: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"focus-peft: {message}", file=sys.stderr, flush=True)
 
 
 def add_command(commands: Any, name: str, help: str, **texts: str) -> argparse.ArgumentParser:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from .console import INTERRUPTED, UNEXPECTED, CommandError, first_line, say
+from .console import (
+    INTERRUPTED,
+    NO_READER,
+    UNEXPECTED,
+    CommandError,
+    first_line,
+    forget_streams,
+    naming_options,
+    prepare_streams,
+    say,
+)
 from .generate import add_generate
 from .publish import add_publish
 from .serve import add_serve
@@ -18,17 +29,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv (`Sequence[str]`, *optional*): The arguments. Defaults to those of the process.
     """
-    args = build_parser().parse_args(argv)
     try:
-        args.run(args)
-        return 0
+        return _run(argv)
     except KeyboardInterrupt:
         say("interrupted.")
         return INTERRUPTED
+    except BrokenPipeError:  # such as `| head`
+        forget_streams()
+        return NO_READER
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        prepare_streams()
+        args = build_parser().parse_args(argv)
+    except CommandError as error:
+        say(f"error: {error}")
+        return error.code
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()  # of what argparse printed, while a reader that went away is still noticed
+    try:
+        args.run(args)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if args.debug:
             raise
-        say(f"error: {first_line(error)}")
+        say(f"error: {naming_options(first_line(error), vars(args))}")
         return error.code if isinstance(error, CommandError) else UNEXPECTED
 
 

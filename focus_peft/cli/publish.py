@@ -7,17 +7,18 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..hub.card import CARD_FILE
-from ..hub.errors import HubError
-from ..hub.release import Release, check_output, publishable_files
-from ..hub.repository import Comparison, Upload, check_repo_id
-from ..hub.weights import DTYPES
 from .console import UNEXPECTED, USAGE, CommandError, add_command, first_line, say
 
 
+if TYPE_CHECKING:  # what loads torch and PEFT is imported when the options have been read
+    from ..hub.repository import Comparison, Upload
+
+
 EXISTS, HUB = 5, 6
+# The keys of `hub.weights.DTYPES`
+DTYPES = ("float32", "bfloat16", "float16")
 EXIT_CODES = """\
 exit codes:
   0    published (or written, or shown)
@@ -66,11 +67,14 @@ def add_publish(commands: Any) -> None:
     add("--results", metavar="FILE", nargs="+", help="results as JSON (docs/publishing.md describes them)")
     add("--figure", metavar="FILE", help="a picture of the results, .svg or .png")
     add("--notes", metavar="FILE", help="Markdown to put into the card, on data, purpose and limits")
-    add("--dtype", choices=tuple(DTYPES), help="round the weights: bfloat16 halves float32 (default: as they are)")
+    add("--dtype", choices=DTYPES, help="round the weights: bfloat16 halves float32 (default: as they are)")
 
 
 def run_publish(args: argparse.Namespace) -> None:
     """`focus-peft publish`: prepare the folder, then show, keep or upload it."""
+    from ..hub.card import CARD_FILE
+    from ..hub.repository import Upload
+
     with _exit_codes(), tempfile.TemporaryDirectory() as scratch:
         check_usage(args)
         keeps = args.output is not None and not args.dry_run
@@ -93,6 +97,8 @@ def run_publish(args: argparse.Namespace) -> None:
 
 def check_usage(args: argparse.Namespace) -> None:
     """What argparse cannot see."""
+    from ..hub.repository import check_repo_id
+
     given = [f"--{name.replace('_', '-')}" for name in CARD_OPTIONS if getattr(args, name) is not None]
     if args.folder is not None and given:
         raise ValueError(f"--folder is uploaded as it is; {', '.join(given)} can only be given with --adapter.")
@@ -108,6 +114,8 @@ def check_usage(args: argparse.Namespace) -> None:
 
 def files_of(args: argparse.Namespace, output: Path) -> dict[str, Path]:
     """The files of --folder; or those of --adapter and the options for its card, written to a folder."""
+    from ..hub.release import Release, publishable_files
+
     if args.folder is not None:
         return publishable_files(args.folder)
     options = {name: value for name in CARD_OPTIONS if (value := getattr(args, name)) is not None}
@@ -120,6 +128,10 @@ def files_of(args: argparse.Namespace, output: Path) -> dict[str, Path]:
 
 def show(files: Mapping[str, Path], args: argparse.Namespace, upload: Upload | None) -> None:
     """Print what would go, and what would stand in its way."""
+    from ..hub.card import CARD_FILE
+    from ..hub.errors import HubError
+    from ..hub.release import check_output
+
     there = None
     if upload is not None:
         try:
@@ -153,8 +165,12 @@ def _status(name: str, there: Comparison | None) -> str:
 @contextlib.contextmanager
 def _exit_codes() -> Iterator[None]:
     """Give every error its exit code."""
+    from ..hub.errors import HubError
+
     try:
         yield
+    except BrokenPipeError:  # of whoever reads what is printed
+        raise
     except Exception as error:
         kinds = ((HubError, HUB), (OSError, EXISTS), (ValueError, USAGE))
         code = next((code for kind, code in kinds if isinstance(error, kind)), UNEXPECTED)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field
 from typing import Any
 
-from ..config import OPTIONS, READING_FIELDS
+from ..options import OPTIONS, READING_FIELDS
 
 
 def add_reading_options(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:

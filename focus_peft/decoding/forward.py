@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from ..frozen.compat import CACHE, OLDER
+from ..layer import TwinLayer
+from ..losses.output import OTHER_TRAINERS
 from ..memory.memory import Memory
 from ..passes.ids import check_vocabulary, unpad
 from ..passes.reader import Reader
@@ -19,6 +21,31 @@ from .scoring import read_logits
 
 # Arguments of a base model's forward that change nothing of what is computed here
 HARMLESS = ("use_cache", "return_dict", "num_items_in_batch", "token_type_ids", CACHE, OLDER)
+# These are read in pieces
+OURS = ("input_ids", "attention_mask", "logits_to_keep")
+
+
+class _NoGraph(torch.autograd.Function):
+    """Logits of a model that is trained: where their graph would be, there is a sentence."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        raise ValueError(OTHER_TRAINERS)
+
+
+def refuse_backward(output: Any, twins: Mapping[str, TwinLayer]) -> Any:
+    """Let a loss that is computed from an output's logits fail with a sentence in its backward pass."""
+    logits = getattr(output, "logits", None)
+    if torch.is_grad_enabled() and logits is not None and not logits.requires_grad:
+        weights = (weight for layer in twins.values() for twin in layer.twins_of() for weight in twin.parameters())
+        trained = next((weight for weight in weights if weight.requires_grad), None)
+        if trained is not None:
+            output.logits = _NoGraph.apply(logits, trained)
+    return output
 
 
 def is_for_the_base_model(settings: Settings, input_ids: torch.Tensor | None, kwargs: Mapping[str, Any]) -> bool:
@@ -52,10 +79,12 @@ def is_for_the_base_model(settings: Settings, input_ids: torch.Tensor | None, kw
 def check_chunked(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: Mapping[str, Any]) -> None:
     """Raise a ValueError for an argument that is not possible with chunks."""
     for name, value in kwargs.items():
-        if value is None or value is False or name in HARMLESS:
+        if value is None or value is False or name in HARMLESS + OURS:
             continue
         if name == "position_ids" and counts_tokens(value, input_ids, attention_mask):
             continue
+        if name == "fused_lm_head":  # of TRL's trainers, from 1.16 on
+            raise ValueError(OTHER_TRAINERS)
         raise ValueError(f"`{name}` is not possible with chunks, which are read in several passes; leave it out.")
 
 

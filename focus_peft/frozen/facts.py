@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -79,7 +80,7 @@ class ModelFacts:
         if not model.can_generate() or model.get_output_embeddings() is None:
             raise ValueError(f"{name} has no language-model head; load it with `AutoModelForCausalLM`.")
         learned = any(
-            isinstance(module, nn.Embedding) and path.rpartition(".")[2] in LEARNED_TABLES
+            isinstance(module, nn.Embedding) and path.removesuffix(".base_layer").rpartition(".")[2] in LEARNED_TABLES
             for path, module in model.named_modules()
         )
         table = any(torch.is_tensor(getattr(module, "embed_positions", None)) for module in model.modules())
@@ -98,10 +99,18 @@ class ModelFacts:
             rotary_table=table,
             bounded=learned or table or _rope(config).get("rope_type") in CHANGING,
             bos=bos[0] if isinstance(bos, (list, tuple)) else bos,
-            vocab_size=cast(int, model.get_input_embeddings().num_embeddings),
+            vocab_size=embedding_count(model),
             sliding_window=window,
             layer_types=types,
         )
+
+
+def embedding_count(model: PreTrainedModel) -> int:
+    """Rows of a model's embedding, whichever adapter it carries."""
+    embedding: Any = model.get_input_embeddings()
+    if isinstance(embedding, BaseTunerLayer):
+        embedding = embedding.get_base_layer()
+    return int(embedding.num_embeddings)
 
 
 def _max_positions(config: object) -> int:

@@ -10,8 +10,10 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device, has_offloaded_params
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .modules import every_module
 
@@ -30,13 +32,23 @@ def _is_plain(weight: object) -> bool:
     return type(weight) in (torch.Tensor, nn.Parameter) and cast(torch.Tensor, weight).dtype in PLAIN_TYPES
 
 
-def plain_weight(layer: nn.Module, in_features: int, out_features: int) -> torch.Tensor:
+def plain_weight_and_bias(
+    layer: nn.Module, in_features: int, out_features: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The weight of a projection, dequantized if it is quantized: (out_features, in_features), or as `Conv1D` keeps
-    it.
+    it; and its bias (out_features,), if it has one. Where it carries another adapter, such as LoRA's, those of both
+    together.
 
     Raises:
-        ValueError: if the layer keeps it in a form that cannot be turned into numbers.
+        ValueError: if the layer keeps its weight in a form that cannot be turned into numbers, or has none.
     """
+    if isinstance(layer, BaseTunerLayer):
+        return _weight_and_bias_of_both(layer, in_features)
+    return plain_weight(layer, in_features, out_features), getattr(layer, "bias", None)
+
+
+def plain_weight(layer: nn.Module, in_features: int, out_features: int) -> torch.Tensor:
+    """The weight of a projection without other adapters, as `plain_weight_and_bias` gives it."""
     _unpack(layer)
     if is_plain(layer):
         return cast(torch.Tensor, layer.weight)
@@ -47,13 +59,13 @@ def plain_weight(layer: nn.Module, in_features: int, out_features: int) -> torch
             if not _is_plain(weight) and hasattr(weight, "dequantize"):  # optimum-quanto
                 weight = weight.dequantize()
         if not _is_plain(weight) or weight.shape != (out_features, in_features):
-            weight = _probed_weight(layer, in_features)
+            weight = _probed_weight(layer, in_features, execution_device(layer), computing_type(layer))
     return weight
 
 
-def _probed_weight(layer: nn.Module, in_features: int) -> torch.Tensor:
+def _probed_weight(layer: nn.Module, in_features: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """The weight of a linear layer by what it does to the unit vectors, whoever quantized it (GPTQ, AWQ, ...)."""
-    unit = torch.eye(in_features, device=execution_device(layer), dtype=computing_type(layer))
+    unit = torch.eye(in_features, device=device, dtype=dtype)
     try:
         return (layer(unit) - layer(torch.zeros_like(unit[:1]))).T.contiguous()
     except (RuntimeError, TypeError, ValueError, ImportError, NotImplementedError) as error:
@@ -61,6 +73,34 @@ def _probed_weight(layer: nn.Module, in_features: int) -> torch.Tensor:
             f"The weight of a {type(layer).__name__} cannot be dequantized ({type(error).__name__}: {error}), so no "
             "full twin can be made of it; choose a low-rank twin, such as `r=16`."
         ) from error
+
+
+def _weight_and_bias_of_both(layer: BaseTunerLayer, in_features: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weight and the bias of a projection with another adapter's part, by what they do together: every tuner has a
+    formula of its own.
+    """
+    module, base = cast(nn.Module, layer), layer.get_base_layer()
+    device, dtype = execution_device(base), computing_type(base)
+    some = torch.arange(in_features, device=device).cos().to(dtype)[None]
+    modes = [(inner, inner.training) for inner in module.modules()]
+    module.eval()  # its dropout is off
+    try:
+        with torch.no_grad(), differentiable_weights(module):
+            weight = _probed_weight(module, in_features, device, dtype)
+            bias = module(torch.zeros_like(some))
+            expected = module(some).float()
+            error = (nn.functional.linear(some.float(), weight.float()) + bias.float() - expected).abs().max()
+    finally:
+        for inner, mode in modes:
+            inner.training = mode
+    if weight.device.type != "meta" and not error <= 0.05 * expected.abs().max():
+        raise ValueError(
+            f"A projection with a {type(layer).__name__} of {type(layer).__module__} is no linear one, so no full "
+            "twin can start as both together; merge the other adapter first, or choose a low-rank twin, such as "
+            "`r=16`."
+        )
+    has_bias = getattr(base, "bias", None) is not None or (bias.device.type != "meta" and bool(bias.any()))
+    return weight.T.contiguous() if isinstance(base, Conv1D) else weight, bias[0] if has_bias else None
 
 
 def computing_type(layer: nn.Module) -> torch.dtype:

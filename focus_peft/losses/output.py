@@ -8,6 +8,13 @@ import torch
 from transformers.utils import ModelOutput
 
 
+OTHER_TRAINERS = (
+    "The loss is to be computed from logits, as TRL's `SFTTrainer`, `DPOTrainer`, `GRPOTrainer` and others do, but "
+    "logits of chunked inputs carry no graph: give `labels`, whose losses are the adapter's own, or train with "
+    "`FocusTrainer`, or, with TRL, `FocusSFTTrainer`."
+)
+
+
 @dataclass
 class FocusOutput(ModelOutput):
     """What `model(input_ids, labels=...)` returns. All are scalars.
@@ -58,3 +65,12 @@ class FocusOutput(ModelOutput):
     loss_local_repetition: torch.Tensor | None = None
     loss_choice: torch.Tensor | None = None
     num_choice: torch.Tensor | None = None
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Not there.
+
+        Raises:
+            AttributeError: always, with what to do instead.
+        """
+        raise AttributeError(OTHER_TRAINERS)

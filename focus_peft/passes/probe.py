@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..frozen.facts import embedding_count
 from ..frozen.weights import is_plain
 from ..kv.pass_caches import PassCache
 from ..kv.store import KeyValueStore
@@ -74,7 +74,7 @@ def check_reading(reader: Reader, frames: Frames) -> None:
 def _problem(reader: Reader, frames: Frames) -> str | None:
     """What is wrong, if anything."""
     model = reader.model
-    vocabulary = cast(int, model.get_input_embeddings().num_embeddings)
+    vocabulary = embedding_count(model)
     ids = torch.arange(HELD + NEW)[None] * 7 % vocabulary
     with torch.no_grad():
         expected = reader.plain_logits(ids.to(reader.device), NEW)[0].float()
@@ -120,7 +120,7 @@ def _read_in_pieces(reader: Reader, frames: Frames, ids: torch.Tensor) -> torch.
 
 def _agrees_in_parts(reader: Reader, frames: Frames) -> bool:
     """Whether two chunks and a local window give in one pass what they give in two."""
-    vocabulary = cast(int, reader.model.get_input_embeddings().num_embeddings)
+    vocabulary = embedding_count(reader.model)
     ids = (torch.arange(2 * HELD + NEW) * 7 % vocabulary).tolist()
     frames = Frames(NEW, frames.learned, frames.offset)
     rows = [ChunkRow(0, index, HELD) for index in range(2)]

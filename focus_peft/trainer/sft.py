@@ -6,6 +6,7 @@ from typing import Any
 
 from trl import SFTTrainer
 
+from .other_losses import refuse_other_losses
 from .trainer import FocusTrainer
 
 
@@ -54,4 +55,5 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
                     f"`{name}` is {getattr(args, name)!r}, but spans must not cross from one document into the next; "
                     f"set `{name}=False`."
                 )
+        refuse_other_losses(args, kwargs.get("compute_loss_func"))  # before documents are tokenized
         super().__init__(model, args, **kwargs)

@@ -17,6 +17,7 @@ from .callback import INTERVAL, FocusCallback
 from .checkpoints import WholeCheckpoints
 from .documents import check_documents
 from .metrics import LOSS, STEPS, TOKENS, Clock, is_focus_output, label_count, measured, peak_memory, summary, zeros
+from .other_losses import refuse_other_losses
 from .stopping import Interrupt, LossLimit, TrainingDiverged
 
 
@@ -55,7 +56,7 @@ class FocusTrainer(WholeCheckpoints):
         *args, **kwargs: As for `Trainer`. With [`FocusTrainingArguments`] as `args`, more can be set.
 
     Raises:
-        ValueError: if `model` has no focus adapter.
+        ValueError: if `model` has no focus adapter, or another loss is asked for.
 
     Example:
 
@@ -82,6 +83,7 @@ class FocusTrainer(WholeCheckpoints):
 
     def __init__(self, *args: Any, eval_tasks: Mapping[str, EvalTask] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        refuse_other_losses(self.args, self.compute_loss_func)
         self.eval_tasks = dict(eval_tasks or {})
         self.tuner = self._find_tuner()
         self._interval, self._evaluated = zeros(self.args.device), zeros(self.args.device)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -45,10 +47,12 @@ class Page:
 
     Args:
         session (`DocumentSession`): What reads and answers.
+        uploads (`Path`, *optional*): Where files that are given come to; they are removed when they have been read.
+            None: files are left where they are.
     """
 
-    def __init__(self, session: DocumentSession) -> None:
-        self.session = session
+    def __init__(self, session: DocumentSession, uploads: Path | None = None) -> None:
+        self.session, self.uploads = session, uploads
         with gr.Blocks(title="focus_peft", analytics_enabled=False) as self.blocks:
             self._add_document()
             self._add_answers()
@@ -94,7 +98,7 @@ class Page:
 
     def _connect(self) -> None:
         answers = [self.alone, self.adapter, self.reading, self.speed, self.chunks, self.chosen, self.text]
-        shown = [self.key, self.about, self.question, self.attention, *answers]
+        shown = [self.file, self.key, self.about, self.question, self.attention, *answers]
         # one model: whatever needs it waits in one queue
         queued: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         light: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -111,7 +115,11 @@ class Page:
 
     def on_file(self, path: str | None, asked: str, progress: gr.Progress = PROGRESS) -> dict[Any, Any]:
         question = "" if asked == QUESTION else asked
-        return self._shown(lambda: self.session.read_file(path, bar(progress)), question)
+        shown = self._shown(lambda: self.session.read_file(path, bar(progress)), question)
+        if path is not None and self.uploads is not None and self.uploads in Path(path).parents:
+            shutil.rmtree(Path(path).parent)  # each is in a folder of its own
+            shown[self.file] = None
+        return shown
 
     def on_example(self, progress: gr.Progress = PROGRESS) -> dict[Any, Any]:
         return self._shown(lambda: self.session.read_example(bar(progress)), QUESTION)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +17,12 @@ from conftest import make_tiny_model, make_tiny_tokenizer, perturb_twins
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from focus_peft import FocusConfig
+from focus_peft.cli import publish
+from focus_peft.cli.console import naming_options
 from focus_peft.cli.main import build_parser, main
 from focus_peft.cli.reading_options import add_reading_options, reading_options
 from focus_peft.config import READING_FIELDS
+from focus_peft.hub import weights
 
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 4
@@ -277,6 +282,11 @@ def test_an_option_changes_how_the_adapter_reads(
         ["generate", "--model", "m", "--document", "d", "--question", "?", "--decoding", "magic"],
         ["generate", "--model", "m", "--document", "d", "--question", "?", "--chunk-size", "0"],
         ["generate", "--model", "m", "--document", "d", "--question", "?", "--storage-dir", ""],
+        ["generate", "--model", "m", "--document", "d", "--question", "?", "--seed", "-1"],
+        ["generate", "--model", "m", "--document", "d", "--question", "?", "--seed", str(2**32)],
+        ["generate", "--model", "m", "--document", "d", "--question", "?", "--top-p", "1.5"],
+        ["generate", "--model", "m", "--document", "d", "--question", "?", "--temperature", "inf"],
+        ["generate", "--model", "m", "--document", "d", "--question", os.fsdecode(b"caf\xe9")],
     ],
 )
 def test_wrong_usage_ends_with_code_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -284,6 +294,70 @@ def test_wrong_usage_ends_with_code_2(arguments: list[str], capfd: pytest.Captur
         main(arguments)
     assert ending.value.code == 2
     assert "usage: focus-peft" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (["--max-new-tokens", 10**9], "1000000000 new tokens"),
+        (["--question", "why? " * 200], "few positions"),
+    ],
+    ids=["new tokens", "a question"],
+)
+def test_what_the_model_has_no_positions_for_is_refused_before_the_document_is_read(
+    words: list[Any], complaint: str, model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shared = ("--adapter", adapter, "--document", document, "--question", "?")
+    assert run(model, *shared, *words, "--chunk-size", 8, "--local-size", 200, "--prompt-size", 4) == 4
+    assert_one_sentence(capfd, complaint)
+
+
+def test_a_device_that_is_not_there_ends_with_code_2(
+    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for device in ("toaster", "cuda:77"):
+        assert run(model, "--document", document, "--question", "?", "--device", device) == 2
+        assert_one_sentence(capfd, f"--device {device} cannot be used")
+
+
+@pytest.mark.parametrize("option", ["--model", "--adapter"])
+def test_a_folder_without_a_model_or_an_adapter_is_not_looked_for_on_the_hub(
+    option: str, model: Path, document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run(model, "--document", document, "--question", "?", option, tmp_path / "empty") == 4
+    assert_one_sentence(capfd, f"{option} {tmp_path / 'empty'} is there, but holds no")
+
+
+def test_a_memory_that_cannot_be_written_ends_with_code_5_before_a_model_is_loaded(
+    document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    for place in (document / "x", document / "x" / "y", "/proc/memory"):
+        assert run(tmp_path / "no-model", "--document", document, "--memory", place, "--question", "?") == 5
+        assert_one_sentence(capfd, "no directory that can be written to")
+    assert sorted(tmp_path.iterdir()) == before
+    assert run(tmp_path / "no-model", "--document", document, "--memory", tmp_path / "a" / "b", "--question", "?") == 4
+    assert sorted(tmp_path.iterdir()) == before, "nothing is left of the trial"
+
+
+def test_publish_names_its_own_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    words = ["publish", "--adapter", str(tmp_path / "empty"), "--license", "mit", "--dry-run"]
+    assert main(words) == 2
+    assert_one_sentence(capfd, "--adapter '")
+    assert main([*words[:-1], "--repo", "a/b/c"]) == 2
+    assert_one_sentence(capfd, "--repo must be a name")
+
+
+def test_names_of_arguments_become_options_and_others_stay() -> None:
+    message = "`chunk_size` (3) and `repo_id`; give `overwrite=True`, not `memory`."
+    named = naming_options(message, ["chunk_size", "repo", "overwrite"])
+    assert named == "--chunk-size (3) and --repo; give --overwrite, not `memory`."
+
+
+def test_publish_knows_the_types_that_weights_can_be_rounded_to() -> None:
+    assert tuple(weights.DTYPES) == publish.DTYPES
 
 
 def test_nothing_to_read_ends_with_code_2(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -303,7 +377,7 @@ def test_sizes_that_do_not_go_together_end_with_code_2(
 ) -> None:
     sizes = ("--local-size", 16, "--prompt-size", 32)
     assert run(model, "--document", document, "--question", "?", *sizes) == 2
-    assert_one_sentence(capfd, "`prompt_size` (32)")
+    assert_one_sentence(capfd, "--prompt-size (32) is larger than --local-size (16)")
 
 
 def test_ctrl_c_ends_with_code_130(

@@ -183,3 +183,15 @@ def test_guidance_reads_the_negative_prompt_with_the_base_model() -> None:
         without = base(negative).logits[:, -1].log_softmax(-1)
     expected = scale * (given - without) + without
     torch.testing.assert_close(found.scores[0].float(), expected.float(), **ROUNDED)
+
+
+@pytest.mark.parametrize("length", [6, 40])
+def test_a_loss_on_logits_fails_with_a_sentence_in_its_backward_pass(length: int) -> None:
+    model = make_focus_model().train()
+    logits = model(LONG[:, :length]).logits
+    with torch.no_grad():
+        assert torch.equal(logits, model(LONG[:, :length]).logits)
+        assert not model(LONG[:, :length]).logits.requires_grad
+    with refusal("`labels`", "`FocusTrainer`", "`FocusSFTTrainer`"):
+        logits.square().mean().backward()
+    assert not model.eval()(LONG[:, :length]).logits.requires_grad

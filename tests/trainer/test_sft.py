@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
-from refusal import assert_sentence
+from refusal import assert_sentence, refusal
 from runs import adapter, logged
 
 from focus_peft import FocusConfig
@@ -78,3 +78,59 @@ def test_packing_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         sft_trainer(tmp_path, TEXTS, max_length=64, **{name: True})
     assert_sentence(str(caught.value), f"`{name}`", "True", f"`{name}=False`")
+
+
+def rows_of(kind: str) -> Any:
+    texts = (
+        TEXTS if kind == "SFT" else [{"prompt": row["text"], "chosen": " Yes.", "rejected": " No."} for row in TEXTS]
+    )
+    return datasets.Dataset.from_list(texts)
+
+
+@pytest.mark.parametrize("how", ["a model", "a configuration"])
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "GRPO"])
+def test_other_trainers_of_trl_name_the_one_that_works(kind: str, how: str, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {
+        "max_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    options: dict[str, Any] = {}
+    if kind == "GRPO":
+        fields |= {"num_generations": 2, "per_device_train_batch_size": 2, "max_completion_length": 4}
+        options["reward_funcs"] = lambda completions, **kwargs: [float(len(text)) for text in completions]
+    if how == "a configuration":
+        options["peft_config"] = FocusConfig(r=2, **WINDOWS)
+    trainer = getattr(trl, f"{kind}Trainer")(
+        make_tiny_model(dtype=torch.float32, **BASE)
+        if how == "a configuration"
+        else make_focus_model(dtype=torch.float32, base=BASE, **WINDOWS),
+        args=getattr(trl, f"{kind}Config")(output_dir=str(tmp_path), **fields),
+        train_dataset=rows_of(kind),
+        processing_class=make_tiny_tokenizer(),
+        **options,
+    )
+    with refusal("`FocusSFTTrainer`", "`labels`"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"label_smoothing_factor": 0.1}, {"neftune_noise_alpha": 5.0}, {"loss_type": "dft"}], ids=str
+)
+def test_another_loss_is_refused_before_documents_are_tokenized(fields: dict[str, Any], tmp_path: Path) -> None:
+    ((name, value),) = fields.items()
+    with refusal(f"`{name}`", str(value), "leave it out"):
+        sft_trainer(tmp_path, [{"nothing": 1}], **fields)
+
+
+def test_tokens_that_a_chat_template_adds_cannot_be_trained(tmp_path: Path) -> None:
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    tokenizer.chat_template = "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "template")
+    base = make_tiny_model(dtype=torch.float32, **BASE)
+    with refusal("`trainable_token_indices`", "`FocusConfig`", error=AttributeError):
+        config = FocusConfig(r=2, **WINDOWS)
+        sft_trainer(tmp_path, TEXTS, base, peft_config=config, chat_template_path=str(tmp_path / "template"))

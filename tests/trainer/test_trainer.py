@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, random_ids
-from refusal import assert_sentence
-from runs import FOCUS, Documents, adapter, collate, logged, losses, run, trainer_of
+from refusal import assert_sentence, refusal
+from runs import FOCUS, Documents, adapter, arguments, collate, logged, losses, run, trainer_of
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -173,6 +173,19 @@ def test_a_model_without_a_focus_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         trainer_of(tmp_path, make_tiny_model())
     assert_sentence(str(caught.value), "`model`", "LlamaForCausalLM", "get_peft_model")
+
+
+@pytest.mark.parametrize("fields", [{"label_smoothing_factor": 0.1}, {"neftune_noise_alpha": 5.0}], ids=str)
+def test_an_argument_that_asks_for_another_loss_is_refused(fields: dict[str, Any], tmp_path: Path) -> None:
+    ((name, value),) = fields.items()
+    with refusal(f"`{name}`", str(value), "leave it out"):
+        trainer_of(tmp_path, **fields)
+
+
+def test_a_function_that_computes_another_loss_is_refused(tmp_path: Path) -> None:
+    model = make_focus_model(dtype=torch.float32, **FOCUS)
+    with refusal("`compute_loss_func`", "leave it out"):
+        FocusTrainer(model=model, args=arguments(tmp_path), compute_loss_func=lambda outputs, labels, **_: outputs)
 
 
 def test_data_that_nothing_can_be_drawn_from_is_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""lm-evaluation-harness with an adapter: its command runs, and padded batches are what single rows are."""
+"""Tools that never import focus_peft, in a process that does: lm-evaluation-harness runs, and padded batches are what
+single rows are; so do other modules and scripts.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,7 @@ import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
 
-from focus_peft import harness
-
-
-pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'focus_peft[eval]')")
-import datasets
+from focus_peft import FocusConfig, run
 
 
 # the first fits the local window, the others have chunks
@@ -36,6 +36,8 @@ TASKS = {
 def test_both_kinds_of_requests_are_answered_as_the_model_answers_single_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'focus_peft[eval]')")
+    datasets = pytest.importorskip("datasets")
     fields = {"vocab_size": 259, "max_position_embeddings": 256}
     model = make_focus_model(base=fields, chunk_size=32, local_size=48, prompt_size=8)
     tokenizer = make_tiny_tokenizer()
@@ -63,9 +65,9 @@ def test_both_kinds_of_requests_are_answered_as_the_model_answers_single_rows(
     words += ["--include_path", str(tmp_path / "tasks"), "--device", "cpu"]
     words += ["--output_path", str(tmp_path / "out")]
     monkeypatch.chdir(Path(__file__).parents[1])
-    monkeypatch.setattr(sys, "argv", ["focus_peft.harness", *words])
+    monkeypatch.setattr(sys, "argv", ["focus_peft.run", "lm_eval", *words])
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "home")
-    harness.main()
+    run.main()
 
     tuner: Any = model
     for number, responses in samples(tmp_path / "out", "tiny_choice").items():
@@ -88,3 +90,46 @@ def samples(folder: Path, task: str) -> dict[int, Any]:
     found = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(found) == len(PROMPTS)
     return {sample["doc_id"]: sample["resps"] for sample in found}
+
+
+TOOL = """
+import json, sys
+import peft
+print(json.dumps([__name__, sys.argv[1:], type(peft.PeftConfig.from_pretrained(sys.argv[1])).__name__]))
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("what", ["a module", "a module of a package", "a package", "a script"])
+def test_a_tool_that_never_imports_focus_peft_reads_an_adapter(what: str, tmp_path: Path) -> None:
+    FocusConfig().save_pretrained(str(tmp_path / "adapter"))
+    place, name = {
+        "a module": ("tool.py", "tool"),
+        "a module of a package": ("tools/tool.py", "tools.tool"),
+        "a package": ("tools/__main__.py", "tools"),
+        "a script": ("scripts/tool.py", "scripts/tool.py"),
+    }[what]
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text(TOOL)
+    (tmp_path / "scripts").mkdir(exist_ok=True)
+    (tmp_path / "scripts" / "neighbor.py").touch()
+    if what == "a script":
+        (tmp_path / place).write_text("import neighbor\n" + TOOL)
+    alone = [sys.executable, *(["-m"] if what != "a script" else []), name, "adapter", "--more"]
+    wrapped = [sys.executable, "-m", "focus_peft.run", name, "adapter", "--more"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    bare, done = (
+        subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        for words in (alone, wrapped)
+    )
+    assert bare.returncode == 1 and "KeyError: 'FOCUS'" in bare.stderr
+    assert done.returncode == 7, done.stderr
+    assert json.loads(done.stdout) == ["__main__", ["adapter", "--more"], "FocusConfig"]
+
+
+@pytest.mark.parametrize("words", [["no_such_tool"], ["no.such.tool", "--x"], ["no/script.py"], ["."], []], ids=str)
+def test_what_is_not_there_is_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run.main(words)
+    assert ended.value.code == 2
+    assert (repr(words[0]) if words else "MODULE") in capsys.readouterr().err
