@@ -161,7 +161,7 @@ class FocusConfig(PeftConfig):
         None,
         FOLDER,
         'Where the files of `storage="disk"` are made; they vanish with the memory. Defaults to the system\'s '
-        "directory for temporary files.",
+        "directory for temporary files. It is not saved with the adapter, which may be read elsewhere.",
         each_process=True,
     )
     spread_chunks: bool = _decoding(
@@ -276,7 +276,8 @@ class FocusConfig(PeftConfig):
         """
         folder = Path(save_directory)
         with saving_whole(folder) as scratch:
-            super().save_pretrained(str(scratch), **kwargs)
+            # a folder of this machine is of no use on another, and nobody else's business
+            PeftConfig.save_pretrained(replace(self, storage_dir=None), str(scratch), **kwargs)
         leave_out_other_adapters(folder)
         if FocusConfig.complete_card is not None:
             FocusConfig.complete_card(folder, self)

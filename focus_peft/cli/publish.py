@@ -11,7 +11,8 @@ from typing import Any
 
 from ..hub.card import CARD_FILE
 from ..hub.errors import HubError
-from ..hub.release import Release, check_output, publishable_files
+from ..hub.public_files import check_output
+from ..hub.release import Release, publishable_files
 from ..hub.repository import Comparison, Upload, check_repo_id
 from ..hub.weights import DTYPES
 from .console import UNEXPECTED, USAGE, CommandError, add_command, first_line, say

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Trainer
 
 from ..hub.run_folder import checkpoints, last_checkpoint, publish, rotate, scratch_of
+from .uploads import ListedUploads
 
 
 logger = logging.getLogger(__name__)
 
 
-class WholeCheckpoints(Trainer):
+class WholeCheckpoints(ListedUploads):
     """A `Trainer` that writes each checkpoint to a scratch folder, and renames it when every process is done."""
 
     _scratch: Path | None = None

@@ -9,7 +9,6 @@ import torch
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from ..hub.card import write_run_card
 from ..hub.run_folder import last_checkpoint
 from ..losses.distractors import Distractors
 from ..model import FocusModel
@@ -251,13 +250,6 @@ class FocusTrainer(WholeCheckpoints):
             model.train(was_training)
 
     # Checkpoints
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The adapter's card, as `Trainer.create_model_card`, whose own would take its place in an upload."""
-        if self.is_world_process_zero():
-            write_run_card(
-                str(self.args.output_dir), self.tuner.active_config, self.hub_model_id, kwargs.get("license")
-            )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         with self._clock.stopped():

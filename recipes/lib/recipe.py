@@ -11,6 +11,7 @@ import yaml
 
 from focus_peft import FocusConfig
 from focus_peft.data import DataConfig
+from focus_peft.hub.provenance import SECRET_ENTRY
 from focus_peft.trainer.arguments import FocusTrainingArguments
 from lib.base_model import ModelArguments
 from lib.yaml_files import build, check_names, expanded, read_yaml
@@ -86,8 +87,10 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = (), **fixed: Any) -
 
 def save_recipe(recipe: Recipe, file: Path) -> None:
     """Write what a recipe says, for `load_recipe`. Secrets are left out."""
-    values = {**recipe.values, "training": {**(recipe.values.get("training") or {})}}
-    values["training"].pop("hub_token", None)
+    values = {
+        section: {name: value for name, value in (entries or {}).items() if not SECRET_ENTRY.fullmatch(name)}
+        for section, entries in recipe.values.items()
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
