@@ -14,9 +14,9 @@ from peft.utils import CONFIG_NAME
 
 from ..adapter_file import WEIGHTS_FILE
 from .card import BASE, CARD_FILE, CardFacts, make_card
-from .provenance import RECIPE_FILE
 from .public import public_config
 from .results import to_json
+from .run_folder import RECIPE_FILE
 from .weights import copy_weights
 
 

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import torch
 
-from ..hub.run_folder import checkpoints, last_checkpoint, publish, rotate, scratch_of
+from ..hub.run_folder import last_checkpoint, publish, rotate, scratch_of, set_aside
+from ..saving import disk_errors
 from .uploads import ListedUploads
 
 
@@ -45,16 +46,18 @@ class WholeCheckpoints(ListedUploads):
             )
         return None if last is None else str(last)
 
-    def check_output_dir(self) -> None:
-        """Remove what a killed run left there; warn if a run that starts anew finds checkpoints."""
-        directory = cast(str, self.args.output_dir)
+    def remove_scratch(self) -> None:
+        """Remove what a killed run left of a checkpoint."""
         if self.is_local_process_zero():
-            shutil.rmtree(scratch_of(directory), ignore_errors=True)
-        if not self.state.global_step and checkpoints(directory):
-            logger.warning(
-                "`output_dir` (%r) holds checkpoints of another run; they are counted and replaced as this run's own.",
-                directory,
-            )
+            shutil.rmtree(scratch_of(cast(str, self.args.output_dir)), ignore_errors=True)
+
+    def start_anew(self) -> None:
+        """Set aside what an earlier run left in `output_dir`: its checkpoints must not be taken for this run's."""
+        for turn in (self.is_world_process_zero(), self.is_local_process_zero()):
+            aside = set_aside(cast(str, self.args.output_dir)) if turn else None
+            if aside is not None:
+                logger.warning("What an earlier run left in `output_dir` was moved to %r.", str(aside))
+            self.accelerator.wait_for_everyone()
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._scratch is None else str(self._scratch)
@@ -76,7 +79,7 @@ class WholeCheckpoints(ListedUploads):
         if self.is_local_process_zero():
             shutil.rmtree(scratch, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with self._writing_to(scratch):
+        with self._writing_to(scratch), disk_errors(f"The checkpoint {str(final)!r}"):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.state.best_model_checkpoint == str(scratch / final.name):

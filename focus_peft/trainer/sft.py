@@ -6,6 +6,7 @@ from typing import Any
 
 from trl import SFTTrainer
 
+from ..hub.run_options import check_options
 from .trainer import FocusTrainer
 
 
@@ -23,7 +24,8 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
             `peft_config=FocusConfig(...)` makes the adapter; or give a model that has one.
 
     Raises:
-        ValueError: if `packing`, `eval_packing` or `padding_free` is set, or there is no focus adapter.
+        ValueError: if `packing`, `eval_packing`, `padding_free` or another argument that cannot work is set, or there
+            is no focus adapter.
 
     Example:
 
@@ -48,10 +50,6 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
     """
 
     def __init__(self, model: Any, args: Any = None, **kwargs: Any) -> None:
-        for name in ("packing", "eval_packing", "padding_free"):
-            if getattr(args, name, None):
-                raise ValueError(
-                    f"`{name}` is {getattr(args, name)!r}, but spans must not cross from one document into the next; "
-                    f"set `{name}=False`."
-                )
+        if args is not None:
+            check_options(args)  # before documents are packed
         super().__init__(model, args, **kwargs)

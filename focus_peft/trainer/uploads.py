@@ -17,6 +17,7 @@ from ..config import FocusConfig
 from ..hub.card import CARD_FILE, MARK, CardFacts, add_tags, run_facts, write_run_card
 from ..hub.public import check_nothing_private
 from ..hub.public_files import write_files
+from ..hub.run_identity import RunIdentity
 
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 class ListedUploads(Trainer):
     """A `Trainer` that uploads an adapter's weights, its configuration, card and recipe, and nothing else."""
+
+    # What the run is, once it has begun
+    identity: RunIdentity | None = None
 
     # More than six parameters: they are those of `Trainer.push_to_hub`
     def push_to_hub(
@@ -97,5 +101,8 @@ class ListedUploads(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
         # a pickle that nothing reads, and that holds the token
-        Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        if self.identity is not None:
+            self.identity.save(folder)
