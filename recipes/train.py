@@ -18,7 +18,7 @@ import argparse
 import hashlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ import torch
 from lib.base_model import load_model
 from lib.command_line import parser_of
 from lib.dry_run import SAMPLED, describe
+from lib.plan import plan, reason_for_a_plan
 from lib.recipe import Recipe, load_recipe, save_recipe
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch.utils.data import Subset
@@ -132,20 +133,37 @@ def _twins(config: FocusConfig) -> dict[str, Any]:
 
 
 def dry_run(config: str, overrides: Sequence[str]) -> None:
-    """Print what a run would be: on a few documents, in a folder that is removed."""
+    """Print what a run would be: on a few documents, in a folder that is removed. For another machine, from the shapes
+    of the model alone.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        fixed = {"training__output_dir": folder, "training__report_to": "none", "training__push_to_hub": False}
-        recipe = load_recipe(config, overrides, **fixed, data__cache_dir=folder)
+        fixed: dict[str, Any] = {"training__output_dir": folder, "training__report_to": "none"}
+        fixed |= {"training__push_to_hub": False, "data__cache_dir": folder}
+        reason = reason_for_a_plan(config, overrides, fixed)
+        if reason is not None:
+            show(plan(config, overrides, fixed, reason))
+            return
+        recipe = load_recipe(config, overrides, **fixed)
         if recipe.training.max_steps > 0:  # else the number of documents decides
             few = [replace(s, max_documents=min(s.max_documents or SAMPLED, SAMPLED)) for s in recipe.data.sources]
             recipe.data = replace(recipe.data, sources=few, bands=None, held_out=0)
+        strategy = recipe.training.eval_strategy
+        if not recipe.data.held_out:
             recipe.training.eval_strategy = "no"
         trainer = make_trainer(recipe)
+        trainer.args.eval_strategy = strategy
+        trainer.check()
+        if recipe.run.resume not in ("auto", True):
+            trainer.checkpoint_to_resume(recipe.run.resume)
         lines = describe(trainer, recipe)
         if trainer.is_world_process_zero():
-            print("\n".join(f"{name + ':':24} {value}" for name, value in lines.items()))
+            show(lines)
         if trainer.args.world_size > 1:
             trainer.accelerator.wait_for_everyone()
+
+
+def show(lines: Mapping[str, str]) -> None:
+    print("\n".join(f"{name + ':':24} {value}" for name, value in lines.items()))
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:

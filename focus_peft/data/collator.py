@@ -24,7 +24,8 @@ class DocumentCollator:
     def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         """
         Args:
-            items (`Sequence`): Dictionaries with `input_ids`, `labels` and, all or none, `sample_seed`.
+            items (`Sequence`): Dictionaries with `input_ids`, maybe `labels` (else every token is one) and, all or
+                none, `sample_seed`.
 
         Returns:
             `input_ids`, `attention_mask` and `labels` (-100 at padding) of shape (batch, tokens), and `sample_seeds`,
@@ -37,7 +38,8 @@ class DocumentCollator:
         for row, item in enumerate(items):
             length = len(item["input_ids"])
             ids[row, :length] = torch.as_tensor(item["input_ids"])
-            labels[row, :length] = torch.as_tensor(item["labels"])
+            given = item.get("labels")
+            labels[row, :length] = torch.as_tensor(item["input_ids"] if given is None else given)
             mask[row, :length] = 1
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if "sample_seed" in items[0]:

@@ -31,7 +31,7 @@ FREE = names(
     eval_on_start eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics
     batch_eval_metrics bf16_full_eval fp16_full_eval eval_tasks_steps max_loss save_strategy save_steps
     save_on_each_node save_total_limit save_only_model save_safetensors load_best_model_at_end ignore_data_skip
-    restore_callback_states_from_checkpoint push_to_hub hub_token hub_private_repo hub_model_id hub_strategy
+    restore_callback_states_from_checkpoint push_to_hub hub_token hub_private_repo hub_model_id
     hub_always_push hub_revision use_cpu accelerator_config fsdp fsdp_config deepspeed ddp_find_unused_parameters
     ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout average_tokens_across_devices
     dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor

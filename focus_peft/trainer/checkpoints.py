@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from ..hub.run_folder import last_checkpoint, publish, rotate, scratch_of, set_aside
+from ..hub.run_folder import STATE_FILE, last_checkpoint, publish, rotate, scratch_of, set_aside
 from ..saving import disk_errors
 from .uploads import ListedUploads
 
@@ -32,11 +32,16 @@ class WholeCheckpoints(ListedUploads):
                 A folder; True: the last whole checkpoint in `output_dir`; "auto": that, or none if there is none.
 
         Raises:
-            ValueError: for True, if there is no whole checkpoint.
+            ValueError: for True or a folder, if there is no whole checkpoint.
         """
         if not resume_from_checkpoint:
             return None
         if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint != "auto":
+            if not Path(resume_from_checkpoint, STATE_FILE).is_file():
+                raise ValueError(
+                    f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, where there is no whole checkpoint; "
+                    'name its folder, or "auto" for the last one in `output_dir`.'
+                )
             return resume_from_checkpoint
         last = last_checkpoint(cast(str, self.args.output_dir))
         if last is None and resume_from_checkpoint is True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,8 +30,14 @@ def check_documents(rows: Any, settings: Settings) -> None:
     Raises:
         ValueError: if no spans can be drawn from any of them.
     """
-    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__") or not len(rows):
         return
+    if not isinstance(rows[0], Mapping) or "input_ids" not in rows[0]:
+        has = ", ".join(map(repr, rows[0])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
+        raise ValueError(
+            f"A row of `train_dataset` has {has}, but documents are taken as ids in `input_ids`; make them with "
+            "`focus_peft.data.prepare`, or train on texts and conversations with `FocusSFTTrainer`."
+        )
     order = range(0, len(rows), max(1, len(rows) // SAMPLED))
     without = sum(not _has_spans(rows[index], settings) for index in order)
     if without == len(order) and not any(_has_spans(rows[index], settings) for index in range(len(rows))):

@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.trainer_utils import TrainOutput
 
+from ..data.collator import DocumentCollator
 from ..hub.run_folder import last_checkpoint, occupied
 from ..hub.run_options import check_options
 from ..losses.distractors import Distractors
 from ..model import FocusModel
 from .callback import INTERVAL, AlreadyFinished, FocusCallback
+from .checks import check_run
 from .documents import check_documents
 from .identity import first_epoch, identity_of
 from .measuring import EvalTask, MeasuredLosses
@@ -106,6 +110,8 @@ class FocusTrainer(MeasuredLosses):
                 raise ValueError(f"`{name}` was given, but {reason}; leave it out.")
         self.eval_tasks, self.depends_on = dict(eval_tasks or {}), dict(depends_on or {})
         self.tuner = self._find_tuner()
+        if self.data_collator is default_data_collator or isinstance(self.data_collator, DataCollatorWithPadding):
+            self.data_collator = DocumentCollator()  # the Trainer's own choices cannot batch documents
         self._distractors: Distractors | None = None
         self._losses = LossLimit(self.tuner.facts.vocab_size, getattr(self.args, "max_loss", None))
         self._interrupt = Interrupt()
@@ -124,6 +130,14 @@ class FocusTrainer(MeasuredLosses):
 
     # Training
 
+    def check(self) -> None:
+        """Raise a ValueError for what would end the run later, or without its being what was asked for.
+
+        `train` calls it before the first step.
+        """
+        check_run(self)
+        check_documents(self.train_dataset, self.tuner.settings())
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train.
 
@@ -139,8 +153,7 @@ class FocusTrainer(MeasuredLosses):
             TrainingInterrupted: after Ctrl-C or SIGTERM, when a checkpoint was saved. It is a KeyboardInterrupt.
         """
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-        if self.train_dataset is not None:
-            check_documents(self.train_dataset, self.tuner.settings())
+        self.check()
         folder = str(self.args.output_dir)
         with occupied(folder) if self.is_world_process_zero() else contextlib.nullcontext():
             self.identity = identity_of(self)
@@ -161,6 +174,20 @@ class FocusTrainer(MeasuredLosses):
                 self._interrupt.number,
             )
         return output
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
+        """Documents in their dataset's own order, where it has one for each epoch (`set_epoch`)."""
+        rows = self.train_dataset if not args else args[0]
+        shuffles = getattr(self.args, "train_sampling_strategy", "random") == "random"
+        if shuffles and hasattr(rows, "set_epoch") and hasattr(rows, "__len__"):
+            return SequentialSampler(cast(Any, rows))
+        return super()._get_train_sampler(*args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = cast(list[str], self._signature_columns)
+        if "sample_seed" not in columns:  # which becomes `sample_seeds`
+            columns.append("sample_seed")
 
     def _end_again(self) -> TrainOutput:
         """What comes after the last step, for a run that was finished before."""
