@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from peft.utils import CONFIG_NAME
 from ..adapter_file import WEIGHTS_FILE
 from .card import BASE, CARD_FILE, CardFacts, make_card
 from .public import public_config
-from .results import to_json
+from .results import Result, to_json
 from .run_folder import RECIPE_FILE
-from .weights import copy_weights
+from .weights import copy_weights, weights_digest
 
 
 RESULTS_FILE = "results.json"
@@ -52,17 +52,33 @@ def write_files(folder: Path, adapter: Path, facts: CardFacts, dtype: str | None
         facts (`CardFacts`): What its card is made of.
         dtype (`str`, *optional*): Round the weights to it. Defaults to their own type.
         mark (`bool`): Whether saving an adapter beside the card writes it anew. Defaults to False.
+
+    Raises:
+        ValueError: if results were measured with other weights.
     """
     parameters, kinds = copy_weights(adapter / WEIGHTS_FILE, folder / WEIGHTS_FILE, dtype)
+    written = weights_digest(folder / WEIGHTS_FILE)
+    check_measured(facts.results, {weights_digest(adapter / WEIGHTS_FILE), written})
+    results = [replace(result, adapter=written) if result.adapter else result for result in facts.results]
     values: dict[str, Any] = json.loads((adapter / CONFIG_NAME).read_text(encoding="utf-8"))
     config = public_config(values, None if facts.base_model == BASE else facts.base_model)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if facts.provenance.recipe is not None:
         recipe = yaml.dump(facts.provenance.recipe, Dumper=_Plain)
         (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
-    if facts.results:
-        (folder / RESULTS_FILE).write_text(to_json(facts.results), encoding="utf-8")
+    if results:
+        (folder / RESULTS_FILE).write_text(to_json(results), encoding="utf-8")
     make_card(replace(facts, parameters=parameters, dtype=kinds), mark).save(folder / CARD_FILE)
+
+
+def check_measured(results: Iterable[Result], digests: Container[str]) -> None:
+    """Raise a ValueError for a result that says it was measured with other weights than these."""
+    for result in results:
+        if result.adapter is not None and result.adapter not in digests:
+            raise ValueError(
+                f"`results` has {result.task!r} ({result.metric}), which was measured with other weights (of the "
+                f"digest {result.adapter}); measure this adapter, or leave the file out."
+            )
 
 
 def check_output(files: Iterable[Path], output: Path, overwrite: bool = False) -> None:

@@ -20,10 +20,19 @@ from .card import CARD_FILE, CardFacts
 from .licenses import LICENSES
 from .provenance import HUB_NAME, Provenance
 from .public import check_nothing_private, public_base, public_provenance, public_result
-from .public_files import ALLOWED, FIGURES, check_output, is_published, remove_others, write_files
+from .public_files import (
+    ALLOWED,
+    FIGURES,
+    RESULTS_FILE,
+    check_measured,
+    check_output,
+    is_published,
+    remove_others,
+    write_files,
+)
 from .results import load_results
 from .run_folder import STATE_FILE, checkpoints
-from .weights import DTYPES, check_weights
+from .weights import DTYPES, check_weights, weights_digest
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,8 @@ def publishable_files(folder: str | os.PathLike) -> dict[str, Path]:
         raise ValueError(f"`folder` {str(root)!r} lacks {', '.join(missing)}; write it with `output` first.")
     AdapterFolder.of(root)
     check_weights(root / WEIGHTS_FILE)
+    if RESULTS_FILE in found:
+        check_measured(load_results(found[RESULTS_FILE]), {weights_digest(root / WEIGHTS_FILE)})
     check_nothing_private(found.values())
     return found
 

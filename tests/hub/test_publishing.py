@@ -24,6 +24,7 @@ from focus_peft.hub import Release, publishable_files, save_adapter
 from focus_peft.hub.card import MARK
 from focus_peft.hub.provenance import Provenance
 from focus_peft.hub.results import environment, load_results, save_results
+from focus_peft.hub.weights import weights_digest
 
 
 # Of `RECIPE`, what may be published
@@ -485,6 +486,23 @@ def test_a_result_that_says_too_little_is_refused(change: dict[str, Any], named:
     (tmp_path / "results.json").write_text(json.dumps(entries))
     with refusal("`versions`", "entry 2"):
         load_results(tmp_path / "results.json")
+
+
+def test_results_of_other_weights_are_refused(trained: Trained, adapter: Path, tmp_path: Path) -> None:
+    own, file = weights_digest(trained.adapter / "adapter_model.safetensors"), tmp_path / "results.json"
+    save_results([result(adapter=own), result(task="facts")], file)
+    files = Release(trained.adapter, **trained.options(results=[file], dtype="bfloat16")).write(tmp_path / "out")
+    rounded = weights_digest(files["adapter_model.safetensors"])
+    assert [found.adapter for found in load_results(files["results.json"])] == [rounded, None]
+    assert publishable_files(tmp_path / "out") == files
+    weights = load_file(adapter / "adapter_model.safetensors")
+    others = {name: weight + 1 for name, weight in weights.items()}
+    save_file(others, adapter / "adapter_model.safetensors", {"format": "pt"})
+    with refusal("`results`", "'passkey'", own, "other weights"):
+        Release(adapter, **trained.options(results=[file])).write(tmp_path / "other")
+    shutil.copy(adapter / "adapter_model.safetensors", tmp_path / "out")
+    with refusal("`results`", rounded, "other weights"):
+        publishable_files(tmp_path / "out")
 
 
 # The command
