@@ -142,7 +142,8 @@ class FocusConfig(FocusOptions, PeftConfig):
         """
         folder = Path(save_directory)
         with saving_whole(folder) as scratch:
-            super().save_pretrained(str(scratch), **kwargs)
+            # a folder of this machine is of no use on another, and nobody else's business
+            PeftConfig.save_pretrained(replace(self, storage_dir=None), str(scratch), **kwargs)
         leave_out_other_adapters(folder)
         if FocusConfig.complete_card is not None:
             FocusConfig.complete_card(folder, self)

@@ -37,6 +37,11 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
 def one_of(*choices: str) -> Rule:
     return Rule(lambda value: value in choices, f"one of {', '.join(map(repr, choices))}", choices=choices)
 

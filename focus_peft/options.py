@@ -136,7 +136,7 @@ class FocusOptions:
         None,
         FOLDER,
         'Where the files of `storage="disk"` are made; they vanish with the memory. Defaults to the system\'s '
-        "directory for temporary files.",
+        "directory for temporary files. It is not saved with the adapter, which may be read elsewhere.",
         each_process=True,
     )
     spread_chunks: bool = _decoding(

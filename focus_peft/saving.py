@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextlib.contextmanager
 def saving_whole(folder: str | os.PathLike) -> Iterator[Path]:
@@ -31,6 +33,18 @@ def saving_whole(folder: str | os.PathLike) -> Iterator[Path]:
             os.replace(file, final)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Within the context, a full disk is an OSError that names what could not be written, whoever notices it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # It is a SafetensorError to safetensors, and a RuntimeError of its zip writer to torch.save
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        raise OSError(f"{what} could not be written: {error}.") from error
 
 
 def write_whole(file: str | os.PathLike, text: str) -> None:

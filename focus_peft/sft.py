@@ -1,6 +1,6 @@
-"""`FocusSFTTrainer`, at the path that users import it from."""
+"""`FocusSFTTrainer` and `FocusSFTConfig`, at the path that users import them from."""
 
-from .trainer.sft import FocusSFTTrainer
+from .trainer.sft import FocusSFTConfig, FocusSFTTrainer
 
 
-__all__ = ["FocusSFTTrainer"]
+__all__ = ["FocusSFTConfig", "FocusSFTTrainer"]

@@ -7,33 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import LlamaConfig
+from lib.shapes import LLAMA, llama
 
 from focus_peft.config import FocusConfig
 from focus_peft.hub.markdown import table
 from focus_peft.trainer.cost import Counts, training_cost
 
 
-def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> LlamaConfig:
-    return LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        max_position_embeddings=8192,
-        tie_word_embeddings=hidden == 2048,
-    )
-
-
-# The shapes of Llama 3.2 1B, Llama 2 7B, Llama 3 8B and Llama 3 70B
-SHAPES = {
-    "1B": _llama(2048, 8192, 16, 32, 8, 128256),
-    "7B": _llama(4096, 11008, 32, 32, 32, 32000),
-    "8B": _llama(4096, 14336, 32, 32, 8, 128256),
-    "70B": _llama(8192, 28672, 80, 64, 8, 128256),
-}
+SHAPES = {name: llama(name) for name in LLAMA}
 RANKS = (None, 16, 64, 256)
 WINDOWS: dict[str, Any] = {"chunk_size": 2048, "local_size": 2048, "prompt_size": 512}
 PLACES: dict[str, dict[str, Any]] = {

@@ -15,9 +15,10 @@ nothing and leaves nothing behind.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,28 +27,39 @@ import torch
 from lib.base_model import load_model
 from lib.command_line import parser_of
 from lib.dry_run import SAMPLED, describe
+from lib.plan import plan, reason_for_a_plan
 from lib.recipe import Recipe, load_recipe, save_recipe
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch.utils.data import Subset
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from focus_peft import FocusConfig
 from focus_peft.data import DocumentCollator, prepare
-from focus_peft.hub.provenance import RECIPE_FILE
+from focus_peft.hub.run_folder import RECIPE_FILE
 from focus_peft.tasks import PasskeyTask
 from focus_peft.trainer.arguments import join_processes
-from focus_peft.trainer.stopping import TrainingDiverged
+from focus_peft.trainer.stopping import TrainingDiverged, TrainingInterrupted
 from focus_peft.trainer.trainer import FocusTrainer
 
 
 def main(recipe: Recipe) -> None:
     trainer = make_trainer(recipe)
-    if trainer.is_world_process_zero():  # as it was run, overrides included: `focus-peft publish` tells others
-        save_recipe(recipe, Path(str(recipe.training.output_dir)) / RECIPE_FILE)
+    trainer.add_callback(KeptRecipe(recipe))
     trainer.train(resume_from_checkpoint=recipe.run.resume)
     trainer.save_model()
     if recipe.training.push_to_hub:
         trainer.push_to_hub()
+
+
+class KeptRecipe(TrainerCallback):
+    """Writes the recipe as it is run, overrides included, when the run begins: `focus-peft publish` tells others."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            save_recipe(self.recipe, Path(args.output_dir) / RECIPE_FILE)
 
 
 def make_trainer(recipe: Recipe) -> FocusTrainer:
@@ -66,8 +78,9 @@ def make_trainer(recipe: Recipe) -> FocusTrainer:
         args.eval_tasks_steps = run.passkey_every
         tasks["passkey"] = PasskeyTask(run.passkey_tokens, run.passkey_samples)
     adapted = get_peft_model(model, recipe.focus)
+    depends_on = {}
     if run.initial_adapter is not None:
-        start_from(adapted, run.initial_adapter)
+        depends_on["initial_adapter"] = start_from(adapted, run.initial_adapter)
     return FocusTrainer(
         model=adapted,
         args=args,
@@ -76,12 +89,16 @@ def make_trainer(recipe: Recipe) -> FocusTrainer:
         data_collator=DocumentCollator(),
         processing_class=tokenizer,
         eval_tasks=tasks,
+        depends_on=depends_on,
         callbacks=[] if run.patience is None else [EarlyStoppingCallback(run.patience)],
     )
 
 
-def start_from(model: PeftModel, adapter: str) -> None:
+def start_from(model: PeftModel, adapter: str) -> str:
     """Give a model's twins the weights of another adapter.
+
+    Returns:
+        `str`: a digest of the weights.
 
     Raises:
         ValueError: if that adapter has other twins.
@@ -94,35 +111,59 @@ def start_from(model: PeftModel, adapter: str) -> None:
                 f"`{name}` is {value!r}, but {theirs[name]!r} in the `initial_adapter` {adapter!r}; give it the same "
                 "value."
             )
-    loaded: Any = set_peft_model_state_dict(model, load_peft_weights(adapter, device="cpu"))
+    weights = load_peft_weights(adapter, device="cpu")
+    loaded: Any = set_peft_model_state_dict(model, weights)
     if loaded.unexpected_keys:
         raise ValueError(
             f"`initial_adapter` {adapter!r} has twins that this model lacks, such as {loaded.unexpected_keys[0]!r}; "
             "it belongs to another base model."
         )
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(weights[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _twins(config: FocusConfig) -> dict[str, Any]:
     """What must be the same in adapters whose weights mean the same; defaults are filled in."""
     alpha = None if config.r is None else config.scaling * config.r
-    return {"r": config.r, "alpha": alpha, "target_modules": config.target_modules}
+    modules = config.target_modules
+    ordered = sorted(modules) if isinstance(modules, list) else modules
+    return {"r": config.r, "alpha": alpha, "target_modules": ordered}
 
 
 def dry_run(config: str, overrides: Sequence[str]) -> None:
-    """Print what a run would be: on a few documents, in a folder that is removed."""
+    """Print what a run would be: on a few documents, in a folder that is removed. For another machine, from the shapes
+    of the model alone.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        fixed = {"training__output_dir": folder, "training__report_to": "none", "training__push_to_hub": False}
-        recipe = load_recipe(config, overrides, **fixed, data__cache_dir=folder)
+        fixed: dict[str, Any] = {"training__output_dir": folder, "training__report_to": "none"}
+        fixed |= {"training__push_to_hub": False, "data__cache_dir": folder}
+        reason = reason_for_a_plan(config, overrides, fixed)
+        if reason is not None:
+            show(plan(config, overrides, fixed, reason))
+            return
+        recipe = load_recipe(config, overrides, **fixed)
         if recipe.training.max_steps > 0:  # else the number of documents decides
             few = [replace(s, max_documents=min(s.max_documents or SAMPLED, SAMPLED)) for s in recipe.data.sources]
             recipe.data = replace(recipe.data, sources=few, bands=None, held_out=0)
+        strategy = recipe.training.eval_strategy
+        if not recipe.data.held_out:
             recipe.training.eval_strategy = "no"
         trainer = make_trainer(recipe)
+        trainer.args.eval_strategy = strategy
+        trainer.check()
+        if recipe.run.resume not in ("auto", True):
+            trainer.checkpoint_to_resume(recipe.run.resume)
         lines = describe(trainer, recipe)
         if trainer.is_world_process_zero():
-            print("\n".join(f"{name + ':':24} {value}" for name, value in lines.items()))
+            show(lines)
         if trainer.args.world_size > 1:
             trainer.accelerator.wait_for_everyone()
+
+
+def show(lines: Mapping[str, str]) -> None:
+    print("\n".join(f"{name + ':':24} {value}" for name, value in lines.items()))
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
@@ -139,8 +180,10 @@ if __name__ == "__main__":
             dry_run(options.config, overrides)
         else:
             main(load_recipe(options.config, overrides))
-    except KeyboardInterrupt as interrupt:
+    except TrainingInterrupted as interrupt:
         print(interrupt, file=sys.stderr)
+        sys.exit(interrupt.code)
+    except KeyboardInterrupt:
         sys.exit(130)
     except TrainingDiverged as error:
         sys.exit(f"error: {error}")

@@ -36,10 +36,11 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, branch: str, files: dict[str, bytes]) -> str:
+    def commit(self, branch: str, files: dict[str, bytes | None]) -> str:
+        """Add files, and remove those whose content is None."""
         parent = self.branches.get(branch)
         before = self.commits[parent] if parent else {}
-        content = {**before, **files}
+        content = {name: data for name, data in {**before, **files}.items() if data is not None}
         names = [parent or ""] + [f"{name} {blob_id(data)}" for name, data in sorted(content.items())]
         sha = hashlib.sha1("\n".join(names).encode()).hexdigest()
         self.commits[sha] = content
@@ -246,11 +247,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def commit(self, repo_id: str, repository: Repository, branch: str) -> None:
         lines = [json.loads(line) for line in self.body.splitlines() if line]
-        header, files = lines[0]["value"], {}
+        header, files = lines[0]["value"], dict[str, bytes | None]()
         if header.get("parentCommit") not in (None, repository.branches.get(branch)):
             raise _Refused(412, "A commit has happened since")
         for line in lines[1:]:
             value = line["value"]
+            if line["key"] == "deletedFile":
+                files[value["path"]] = None
+                continue
             large = line["key"] == "lfsFile"
             files[value["path"]] = self.hub.stored[value["oid"]] if large else base64.b64decode(value["content"])
         sha = repository.commit(branch, files)

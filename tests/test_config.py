@@ -8,7 +8,7 @@ import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ def test_a_saved_configuration_comes_back_equal(
     config.save_pretrained(str(tmp_path))
     loaded = reader.from_pretrained(str(tmp_path))
     assert type(loaded) is FocusConfig
-    assert loaded == config
+    assert loaded == replace(config, storage_dir=None)  # a folder of this machine
 
 
 def test_a_set_of_target_modules_is_saved_in_the_same_order_every_time(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_configuration_comes_through_a_saved_adapter(tmp_path: Path) -> None:
     values = {**TOGETHER, "chunk_batch_size": None}
     get_peft_model(make_tiny_model(), FocusConfig(**values)).save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path).peft_config["default"]
-    assert {name: getattr(loaded, name) for name in own_fields()} == values
+    assert {name: getattr(loaded, name) for name in own_fields()} == {**values, "storage_dir": None}
 
 
 def test_loading_warns_of_fields_that_a_later_version_may_have_added(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def show(files: Mapping[str, Path], args: argparse.Namespace, upload: Upload | N
     """Print what would go, and what would stand in its way."""
     from ..hub.card import CARD_FILE
     from ..hub.errors import HubError
-    from ..hub.release import check_output
+    from ..hub.public_files import check_output
 
     there = None
     if upload is not None:

@@ -24,7 +24,7 @@ from .tokenizing import PIECE, Encoder
 
 
 # Goes up when the same source would be written in another way
-VERSION = 2
+VERSION = 3
 # Documents that are tokenized at once
 BATCH = 64
 # Seconds without a write after which an unfinished table counts as abandoned

@@ -24,8 +24,8 @@ class DocumentCollator:
     def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         """
         Args:
-            items (`Sequence`): Dictionaries with `input_ids`, `labels`, all or none `sample_seed`, and maybe
-                `evidence`.
+            items (`Sequence`): Dictionaries with `input_ids`, maybe `labels` (else every token is one), all or none
+                `sample_seed`, and maybe `evidence`.
 
         Returns:
             `input_ids`, `attention_mask` and `labels` (-100 at padding) of shape (batch, tokens), `sample_seeds` of
@@ -38,7 +38,8 @@ class DocumentCollator:
         for row, item in enumerate(items):
             length = len(item["input_ids"])
             ids[row, :length] = torch.as_tensor(item["input_ids"])
-            labels[row, :length] = torch.as_tensor(item["labels"])
+            given = item.get("labels")
+            labels[row, :length] = torch.as_tensor(item["input_ids"] if given is None else given)
             mask[row, :length] = 1
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if "sample_seed" in items[0]:

@@ -21,12 +21,14 @@ class SourceConfig:
 
     Attributes:
         path (`str`):
-            A dataset's name on the Hub; or a local file, folder or glob. `.jsonl`, `.json` and `.parquet` hold rows,
-            anything else is one document a file; `.gz` is unpacked. A folder is searched for files, hidden and binary
-            ones left out. A local folder with a `name`, a `split` or `streaming` is read as `datasets.load_dataset`
-            reads it. "synthetic:facts" hides made-up facts in the documents of another source.
+            A dataset's name on the Hub; or a local file, folder or glob. `.jsonl`, `.json`, `.csv`, `.tsv` and
+            `.parquet` hold rows, anything else is one document a file; `.gz`, `.bz2`, `.xz` and `.zst` are unpacked. A
+            folder is searched for files, hidden and binary ones left out. A local folder with a `name`, a `split` or
+            `streaming` is read as `datasets.load_dataset` reads it, and one that `save_to_disk` wrote as
+            `datasets.load_from_disk` does. "synthetic:facts" hides made-up facts in the documents of another source.
         name (`str`, *optional*): The dataset's configuration (subset).
-        split (`str`): The dataset's split. Defaults to "train".
+        split (`str`, *optional*): The dataset's split. Defaults to "train"; a local folder without it is read file by
+            file, whatever splits they belong to.
         text_column (`str`): The column of rows that holds the document. Defaults to "text".
         instruction_column, answer_column (`str`, *optional*):
             Columns of an instruction and its answer, in place of a text; only the answer's tokens are labels.
@@ -45,7 +47,7 @@ class SourceConfig:
 
     path: str
     name: str | None = None
-    split: str = "train"
+    split: str | None = None
     text_column: str = "text"
     instruction_column: str | None = None
     answer_column: str | None = None

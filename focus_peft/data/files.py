@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import csv
 import glob
 import gzip
+import io
 import json
+import lzma
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 
-ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 # Names of what is counted, as the report and the warning spell them
 BROKEN, UNDECODABLE = "broken lines", "texts that are not UTF-8"
 UNREADABLE, BINARY = "unreadable files", "binary files"
+# What is raised by a file that cannot be read to its end
+FAILURES = (OSError, EOFError, zlib.error, lzma.LZMAError)
+# What `save_to_disk` of `datasets` leaves in a folder
+SAVED = ("dataset_info.json", "dataset_dict.json")
 # A file with a zero byte among its first so many is no text
 SNIFFED = 8192
 
@@ -25,6 +33,12 @@ SNIFFED = 8192
 def is_local(path: str) -> bool:
     """Whether a source's path is a file, a folder or a glob here, rather than a dataset's name on the Hub."""
     return glob.has_magic(path) or os.path.exists(os.path.expanduser(path))
+
+
+def is_saved_dataset(path: str) -> bool:
+    """Whether a path is a folder that `save_to_disk` of `datasets` wrote."""
+    folder = Path(path).expanduser()
+    return (folder / SAVED[1]).is_file() or (folder / SAVED[0]).is_file() and (folder / "state.json").is_file()
 
 
 def find_files(path: str) -> list[Path]:
@@ -55,8 +69,14 @@ def find_files(path: str) -> list[Path]:
 
 
 def _files_below(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise PermissionError(
+            f"`path` of a source has the folder {error.filename!r}, which cannot be read ({error.strerror}); make it "
+            "readable, or name what is beside it."
+        ) from error
+
     files = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
         paths = [Path(parent, name) for name in names if not name.startswith(".")]
         files += [path for path in paths if path.is_file()]
@@ -68,8 +88,8 @@ def has_rows(file: Path) -> bool:
 
 
 def kind_of(file: Path) -> str:
-    """The suffix that says how a file is read, `.gz` left aside."""
-    return (file.with_suffix("") if file.suffix.lower() == ".gz" else file).suffix.lower()
+    """The suffix that says how a file is read, `.gz` and others of its kind left aside."""
+    return (file.with_suffix("") if file.suffix.lower() in PACKED else file).suffix.lower()
 
 
 def read_text(file: Path, counts: Counter[str]) -> str | None:
@@ -77,10 +97,12 @@ def read_text(file: Path, counts: Counter[str]) -> str | None:
     try:
         with _opened(file) as stream:
             data = stream.read()
-    except (OSError, EOFError, zlib.error):
+    except FAILURES:
         counts[UNREADABLE] += 1
         return None
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # the first begins like UTF-16's
+        encoding = "utf-32"
+    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     elif b"\0" in data[:SNIFFED]:
         counts[BINARY] += 1
@@ -106,15 +128,49 @@ def read_rows(file: Path, columns: tuple[str, ...], counts: Counter[str]) -> Ite
             yield from _parquet_rows(file, columns)
         elif kind == ".json":
             yield from _json_rows(file, counts)
+        elif kind in (".csv", ".tsv"):
+            yield from _table_rows(file, "\t" if kind == ".tsv" else ",", counts)
         else:
             with _opened(file) as stream:
                 yield from _line_rows(stream, counts)
-    except (OSError, EOFError, zlib.error):
+    except FAILURES:
         counts[UNREADABLE] += 1
 
 
+def _zstandard(file: Path, mode: str) -> IO[bytes]:
+    import pyarrow as pa  # which `datasets` needs
+
+    stream: Any = pa.CompressedInputStream(pa.OSFile(str(file), mode), "zstd")
+    return cast("IO[bytes]", io.BufferedReader(stream))
+
+
+# How packed files are opened
+PACKED: dict[str, Callable[[Path, Any], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstandard,
+}
+
+
 def _opened(file: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(file, "rb") if file.suffix.lower() == ".gz" else open(file, "rb"))
+    return cast("IO[bytes]", PACKED.get(file.suffix.lower(), open)(file, "rb"))
+
+
+def _table_rows(file: Path, delimiter: str, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a table whose first line names the columns. One that has not as many fields as these is broken."""
+    with _opened(file) as stream:
+        try:
+            lines = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+            for row in lines:
+                if None in row or None in row.values():
+                    counts[BROKEN] += 1
+                else:
+                    yield row
+        except UnicodeDecodeError:  # what was read before stays
+            counts[UNDECODABLE] += 1
+        except csv.Error:
+            counts[BROKEN] += 1
 
 
 def _line_rows(lines: Any, counts: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -161,7 +217,7 @@ def _parquet_rows(file: Path, columns: tuple[str, ...]) -> Iterator[dict[str, An
         ) from error
     try:
         with _opened(file) as stream:
-            table = pq.ParquetFile(pa.BufferReader(stream.read()) if file.suffix.lower() == ".gz" else stream)
+            table = pq.ParquetFile(pa.BufferReader(stream.read()) if file.suffix.lower() in PACKED else stream)
             names = table.schema_arrow.names
             wanted = [name for name in columns if name in names]
             if not wanted:  # the rows count, and their columns are told

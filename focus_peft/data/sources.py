@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .config import SourceConfig
-from .files import UNDECODABLE, find_files, has_rows, is_local, kind_of, read_rows, read_text
+from .files import UNDECODABLE, find_files, has_rows, is_local, is_saved_dataset, kind_of, read_rows, read_text
 
 
 EMPTY, WITHOUT_TEXT = "empty documents", "rows without text"
 NO_ROWS = "files that hold no rows"
-# Columns that a message names
+# Columns that a message names, and those that hold conversations
 NAMED = 20
+CHATS = {"messages", "conversations", "conversation"}
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class Reading:
 
 def reads_files(source: SourceConfig) -> bool:
     """Whether the files are read here, rather than by `datasets`."""
-    asks_datasets = (
-        source.streaming or source.name is not None or source.split != "train" or source.revision is not None
+    asks_datasets = source.streaming or any(
+        given is not None for given in (source.name, source.split, source.revision)
     )
-    return is_local(source.path) and not asks_datasets
+    return is_local(source.path) and not asks_datasets and not is_saved_dataset(source.path)
 
 
 def read_documents(source: SourceConfig, reading: Reading) -> Iterator[Document]:
@@ -146,12 +147,15 @@ def load(source: SourceConfig) -> Any:
             f"`path` of a source is {source.path!r}, which names files, but `name`, `split`, `revision` and "
             "`streaming` are for datasets of the Hub and folders; leave them out."
         )
+    split = source.split or "train"
     try:
         with progress_bars():
+            if is_saved_dataset(source.path):
+                return _saved(source, split)
             return import_datasets().load_dataset(
                 os.path.expanduser(source.path),
                 source.name,
-                split=source.split,
+                split=split,
                 streaming=source.streaming,
                 revision=source.revision,
             )
@@ -160,6 +164,24 @@ def load(source: SourceConfig) -> Any:
             f"`path` of a source is {source.path!r}, which is no file, folder or glob here, and no dataset that can "
             f"be loaded from the Hub: {error}"
         ) from error
+
+
+def _saved(source: SourceConfig, split: str) -> Any:
+    """A dataset that `save_to_disk` wrote, or the split of several."""
+    found = import_datasets().load_from_disk(os.path.expanduser(source.path))
+    if not isinstance(found, dict):
+        if source.split is not None:
+            raise ValueError(
+                f"`split` of the source {source.path!r} is {split!r}, but `save_to_disk` wrote a dataset without "
+                "splits there; leave it out."
+            )
+        return found
+    if split not in found:
+        raise ValueError(
+            f"`split` of the source {source.path!r} is {split!r}, but the splits there are {', '.join(found)}; name "
+            "one of them."
+        )
+    return found[split]
 
 
 def import_datasets() -> Any:
@@ -196,6 +218,12 @@ def _missing(source: SourceConfig, missing: list[str], columns: Iterable[str]) -
     names = sorted(columns)
     shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     option = "`text_column`" if len(source.columns) == 1 else "`instruction_column` and `answer_column`"
+    if CHATS & set(names) and len(source.columns) == 1:
+        return (
+            f"The source {source.path!r} has no column {missing[0]!r}; its columns are {shown}. `FocusSFTTrainer` "
+            "(`focus_peft.sft`) trains on conversations; or write question and answer into two columns, and name "
+            "them with `instruction_column` and `answer_column`."
+        )
     return (
         f"The source {source.path!r} has no column {' or '.join(map(repr, missing))}; its columns are {shown}. "
         f"Name the right one with {option}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,11 +12,12 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel
-from safetensors import SafetensorError
+from peft.utils import CONFIG_NAME
 
 from ..config import FocusConfig
-from ..saving import saving_whole
+from ..saving import disk_errors, saving_whole
 from .card import CARD_FILE, MARK, add_tags, saved_card
+from .public import public_base, public_config
 
 
 def save_adapter(model: PeftModel, directory: str | os.PathLike, **options: Any) -> None:
@@ -32,19 +34,13 @@ def save_adapter(model: PeftModel, directory: str | os.PathLike, **options: Any)
         OSError: if the folder cannot be written.
     """
     target = Path(directory)
-    try:
-        with saving_whole(target) as scratch:
-            before, card = target / CARD_FILE, scratch / CARD_FILE
-            if before.is_file():
-                shutil.copyfile(before, card)
-            model.save_pretrained(str(scratch), **options)
-            if before.is_file() and MARK not in card.read_text(encoding="utf-8"):
-                add_tags(card, ModelCard.load(before).data.get("tags") or [])  # which PEFT replaces
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # A full disk is a SafetensorError to safetensors, and a RuntimeError of its zip writer to torch.save
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
-            raise
-        raise OSError(f"`directory` {str(target)!r} could not be written: {error}.") from error
+    with disk_errors(f"`directory` {str(target)!r}"), saving_whole(target) as scratch:
+        before, card = target / CARD_FILE, scratch / CARD_FILE
+        if before.is_file():
+            shutil.copyfile(before, card)
+        model.save_pretrained(str(scratch), **options)
+        if before.is_file() and MARK not in card.read_text(encoding="utf-8"):
+            add_tags(card, ModelCard.load(before).data.get("tags") or [])  # which PEFT replaces
 
 
 def push_adapter(
@@ -85,6 +81,10 @@ def push_adapter(
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
+        for file in Path(folder).rglob(CONFIG_NAME):
+            values = json.loads(file.read_text(encoding="utf-8"))
+            public = public_config(values, public_base(values["base_model_name_or_path"]))
+            file.write_text(json.dumps(public, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         card = Path(folder, CARD_FILE)
         theirs = _card_of(api, repo_id, revision)
         if theirs is None or MARK in theirs.decode("utf-8", errors="replace"):

@@ -16,6 +16,7 @@ from .card_results import results_section
 from .card_training import training_section
 from .markdown import pairs, table
 from .provenance import HUB_NAME, Provenance
+from .public import public_base, public_provenance
 from .results import ADAPTER, Result
 
 
@@ -146,7 +147,7 @@ def complete_card(folder: Path, config: FocusConfig) -> None:
 
 def saved_card(config: FocusConfig, repo_id: str | None = None) -> ModelCard:
     """The card that a saved adapter gets, of which nothing but its configuration is known."""
-    return make_card(CardFacts(config, config.base_model_name_or_path or BASE, repo_id), mark=True)
+    return make_card(CardFacts(config, public_base(config.base_model_name_or_path) or BASE, repo_id), mark=True)
 
 
 def _is_from_peft(card: str) -> bool:
@@ -161,12 +162,17 @@ def _is_from_peft(card: str) -> bool:
     return only_versions and text.partition("\n---\n")[2].strip() == untouched
 
 
-def write_run_card(folder: str | os.PathLike, config: FocusConfig, repo_id: str | None, license: str | None) -> None:
+def run_facts(folder: str | os.PathLike, config: FocusConfig, repo_id: str | None, license: str | None) -> CardFacts:
+    """What the card of a run's output folder is made of: what may be published of the run."""
+    base = public_base(config.base_model_name_or_path)
+    known = public_provenance(Provenance.of(folder), base)
+    return CardFacts(config, base or BASE, repo_id, license=license, provenance=known)
+
+
+def write_run_card(folder: str | os.PathLike, facts: CardFacts) -> None:
     """Write the card of a run's output folder, with what is known of the run; somebody's own card stays as it is."""
     file = Path(folder, CARD_FILE)
     if not file.is_file() or MARK in file.read_text(encoding="utf-8"):
-        base = config.base_model_name_or_path or BASE
-        facts = CardFacts(config, base, repo_id, license=license, provenance=Provenance.of(folder))
         make_card(facts, mark=True).save(file)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import json
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -16,11 +15,10 @@ import yaml
 
 from ..adapter_file import WEIGHTS_FILE
 from ..config import INFERENCE_FIELDS, FocusConfig
-from .run_folder import STATE_FILE, checkpoints
+from .run_folder import RECIPE_FILE, STATE_FILE, checkpoints
+from .run_identity import RunIdentity, same_value
 
 
-# What `recipes/train.py` writes into its output folder
-RECIPE_FILE = "recipe.yaml"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
 # Of a source of data
 DATASET_ENTRIES = {"name", "split", "revision", "streaming"}
@@ -40,12 +38,14 @@ class Provenance:
         recipe_file (`Path`, *optional*): Where it was read.
         step (`int`, *optional*): The step that the weights were saved at.
         state (`dict`): What `trainer_state.json` of that step says; empty if there is none.
+        identity (`RunIdentity`, *optional*): What the run was, as it was stored with the weights.
     """
 
     recipe: dict[str, Any] | None = None
     recipe_file: Path | None = None
     step: int | None = None
     state: dict[str, Any] = field(default_factory=dict)
+    identity: RunIdentity | None = None
 
     @classmethod
     def of(cls, adapter: str | os.PathLike, recipe_file: str | os.PathLike | None = None) -> Provenance:
@@ -75,15 +75,24 @@ class Provenance:
             except (OSError, ValueError) as error:
                 file = str(holder / STATE_FILE)
                 raise ValueError(f"The training state {file!r} cannot be read: {error}.") from error
-        return cls(recipe, None if recipe_file is None else Path(recipe_file), state.get("global_step"), state)
+        return cls(
+            recipe,
+            None if recipe_file is None else Path(recipe_file),
+            state.get("global_step"),
+            state,
+            RunIdentity.of(folder),
+        )
 
     def check(self, config: FocusConfig) -> None:
         """Raise a ValueError if the recipe is that of another adapter, or of a run of another length."""
         recipe = {name: text for name, text in self.section("focus").items() if name not in INFERENCE_FIELDS}
         pairs = [(f"focus.{name}", text, getattr(config, name, None)) for name, text in recipe.items()]
         steps = self.section("training").get("max_steps")
-        if steps is not None and _number(steps) > 0 and self.state.get("max_steps"):
+        if steps not in (None, "-1") and self.state.get("max_steps"):
             pairs.append(("training.max_steps", steps, self.state["max_steps"]))
+        known = {} if self.identity is None else self.identity.arguments
+        told = {name: text for name, text in self.section("training").items() if isinstance(text, str)}
+        pairs += [(f"training.{name}", told[name], known[name]) for name in told.keys() & known.keys()]
         for name, text, value in pairs:
             if not _equal(text, value):
                 raise ValueError(
@@ -117,17 +126,7 @@ def _equal(text: Any, value: Any) -> bool:
     """Whether a value is what a recipe's text says."""
     if isinstance(text, list):
         return isinstance(value, list) and sorted(text) == sorted(map(str, value))
-    if value is None:
-        return text in NOTHING
-    return str(text).lower() == str(value).lower() or _number(text) == _number(value)
-
-
-def _number(text: Any) -> float:
-    """The number that a text says; NaN, which equals nothing, if it says none."""
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return math.nan
+    return text in NOTHING if value is None else same_value(text, value)
 
 
 def read_recipe(file: str | os.PathLike) -> dict[str, Any]:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME
 
 from ..adapter_file import WEIGHTS_FILE, check_adapter_file
 from ..config import FocusConfig
 from ..peft_type import FOCUS
 from ..saving import saving_whole
-from .card import CARD_FILE, CardFacts, make_card
-from .provenance import RECIPE_FILE, SECRET, Provenance
-from .results import load_results, to_json
+from .card import CARD_FILE, CardFacts
+from .licenses import LICENSES
+from .provenance import HUB_NAME, Provenance
+from .public import check_nothing_private, public_base, public_provenance, public_result
+from .public_files import (
+    ALLOWED,
+    FIGURES,
+    RESULTS_FILE,
+    check_measured,
+    check_output,
+    is_published,
+    remove_others,
+    write_files,
+)
+from .results import load_results
 from .run_folder import STATE_FILE, checkpoints
-from .weights import DTYPES, check_weights, copy_weights
-
-
-RESULTS_FILE = "results.json"
-FIGURES = (".svg", ".png")
-# All that is ever uploaded. Pickles (.bin, .pt, .pth, .pkl, .ckpt) and code are not, whatever the folder holds
-ALLOWED = (WEIGHTS_FILE, CONFIG_NAME, CARD_FILE, RECIPE_FILE, RESULTS_FILE)
-LICENSE = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
+from .weights import DTYPES, check_weights, weights_digest
 
 
 @dataclass(frozen=True)
@@ -133,17 +133,21 @@ class Release:
         facts = self._card_facts()
         target = Path(output)
         with saving_whole(target) as scratch:
-            self._write_files(scratch, facts)
+            write_files(scratch, self.source.path, facts, self.dtype)
+            if self.figure is not None:
+                shutil.copy(self.figure, scratch)
             files = sorted(scratch.iterdir())
-            check_no_secrets(files)
+            check_nothing_private(files)
             check_output(files, target, overwrite)
+            remove_others(files, target)
         return {file.name: target / file.name for file in files}
 
     def _card_facts(self) -> CardFacts:
         """What the card is made of, but for the weights. Raises a ValueError for what cannot be published."""
-        if not LICENSE.fullmatch(self.license):
+        if self.license not in LICENSES:
             raise ValueError(
-                f"`license` must be an identifier of the Hub, such as 'apache-2.0' or 'other', got {self.license!r}."
+                "`license` must be one of the Hub's identifiers, such as 'apache-2.0', or 'other' with its terms in "
+                f"`notes`; got {self.license!r}."
             )
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"`dtype` must be one of {', '.join(map(repr, DTYPES))}, got {self.dtype!r}.")
@@ -161,25 +165,11 @@ class Release:
             self.repo_id,
             self.revision,
             self.license,
-            known,
-            results=[result for file in self.results for result in load_results(file)],
+            public_provenance(known, self.source.base_model),
+            results=[public_result(result) for file in self.results for result in load_results(file)],
             figure=None if self.figure is None else check_figure(Path(self.figure)).name,
             notes=notes,
         )
-
-    def _write_files(self, folder: Path, facts: CardFacts) -> None:
-        parameters, dtype = copy_weights(self.source.path / WEIGHTS_FILE, folder / WEIGHTS_FILE, self.dtype)
-        values: dict[str, Any] = json.loads((self.source.path / CONFIG_NAME).read_text(encoding="utf-8"))
-        values |= {"base_model_name_or_path": self.source.base_model, "storage_dir": None}  # no path of this machine
-        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-        (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
-        if facts.provenance.recipe_file is not None:
-            shutil.copyfile(facts.provenance.recipe_file, folder / RECIPE_FILE)
-        if facts.results:
-            (folder / RESULTS_FILE).write_text(to_json(facts.results), encoding="utf-8")
-        if self.figure is not None:
-            shutil.copy(self.figure, folder)
-        make_card(replace(facts, parameters=parameters, dtype=dtype)).save(folder / CARD_FILE)
 
 
 def publishable_files(folder: str | os.PathLike) -> dict[str, Path]:
@@ -191,7 +181,7 @@ def publishable_files(folder: str | os.PathLike) -> dict[str, Path]:
     root = Path(folder)
     found = {file.relative_to(root).as_posix(): file for file in sorted(root.rglob("*")) if file.is_file()}
     found = {name: file for name, file in found.items() if not name.startswith(".")}  # .gitattributes, .cache/...
-    strange = [name for name in found if name not in ALLOWED and (Path(name).suffix not in FIGURES or "/" in name)]
+    strange = [name for name in found if not is_published(name)]
     if strange:
         raise ValueError(
             f"`folder` {str(root)!r} holds {', '.join(map(repr, strange))}, and only {', '.join(ALLOWED)} and figures "
@@ -202,7 +192,9 @@ def publishable_files(folder: str | os.PathLike) -> dict[str, Path]:
         raise ValueError(f"`folder` {str(root)!r} lacks {', '.join(missing)}; write it with `output` first.")
     AdapterFolder.of(root)
     check_weights(root / WEIGHTS_FILE)
-    check_no_secrets(found.values())
+    if RESULTS_FILE in found:
+        check_measured(load_results(found[RESULTS_FILE]), {weights_digest(root / WEIGHTS_FILE)})
+    check_nothing_private(found.values())
     return found
 
 
@@ -219,39 +211,13 @@ def check_figure(file: Path) -> Path:
     return file
 
 
-def check_output(files: Iterable[Path], output: Path, overwrite: bool = False) -> None:
-    """Raise a FileExistsError if a folder has files of the same names that differ, without `overwrite`."""
-    places = [(file, output / file.name) for file in files]
-    changed = [file.name for file, place in places if place.is_file() and not filecmp.cmp(file, place, shallow=False)]
-    if changed and not overwrite:
-        raise FileExistsError(
-            f"`output` {str(output)!r} has files that differ from these: {', '.join(sorted(changed))}. Give "
-            "`overwrite` to replace them."
-        )
-
-
-def check_no_secrets(files: Iterable[Path]) -> None:
-    """Raise a ValueError if a text among the files holds what looks like a token of the Hub."""
-    for file in files:
-        text = "" if file.suffix in (".safetensors", ".png") else file.read_text(encoding="utf-8", errors="replace")
-        if SECRET.search(text):
-            raise ValueError(
-                f"`{file.name}` would hold what looks like a token of the Hub; take it out before it is published."
-            )
-
-
 def _hub_name(given: str | None, configured: str | None) -> str:
     """The base model's name on the Hub; a path of this machine is of no use to others."""
     name = given or configured
     remedy = "give its name on the Hub as `base_model`"
     if not name:
         raise ValueError(f"The adapter's configuration does not name its base model; {remedy}.")
-    try:
-        validate_repo_id(name)
-        valid = given is not None or not Path(name).exists()
-    except HFValidationError:
-        valid = False
-    if not valid:
+    if public_base(name) is None and (given is None or not HUB_NAME.fullmatch(given)):
         raise ValueError(f"The base model is {name!r}, which is no name on the Hub, or a folder here; {remedy}.")
     return name
 

@@ -7,13 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
+from ..adapter_file import WEIGHTS_FILE
 from .errors import explained
+from .public_files import is_published
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Comparison:
         private (`bool`): Whether it is private.
         head (`str`, *optional*): The commit that the files were compared with; None: there is no such revision.
         new, changed (`list[str]`): Files that are not there, and that differ.
+        stale (`list[str]`): Results, recipe and figures that are there, of other weights than these.
         others (`list[str]`): What else is there.
         own (`bool`): Whether the revision has commits that main has not, or is main. If not, replacing its files loses
             nothing.
@@ -36,6 +39,7 @@ class Comparison:
     head: str | None = None
     new: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     own: bool = True
     tags: dict[str, str] = field(default_factory=dict)
@@ -45,7 +49,7 @@ class Comparison:
 class Upload:
     """Files for a repository, sent in a single commit. What is missing is made: the repository, the branch, the tag.
 
-    Files that are in the repository and not in `files` stay.
+    Files that are in the repository and not in `files` stay, but for what was published of other weights.
 
     Attributes:
         files (`Mapping[str, Path]`): Local files by their names in the repository.
@@ -90,13 +94,16 @@ class Upload:
             tree = self.api.list_repo_tree(self.repo_id, recursive=True, revision=branch) if branch in heads else ()
             remote = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         there = {name: _same_content(file, remote[name]) for name, file in self.files.items() if name in remote}
+        others = [name for name in remote if name not in self.files and not name.startswith(".")]
+        stale = [name for name in others if is_published(name)] if there.get(WEIGHTS_FILE) is False else []
         return Comparison(
             exists=True,
             private=bool(info.private),
             head=heads.get(self.revision or "main"),
             new=[name for name in self.files if name not in remote],
             changed=[name for name, same in there.items() if not same],
-            others=[name for name in remote if name not in self.files and not name.startswith(".")],
+            stale=stale,
+            others=[name for name in others if name not in stale],
             own=self.revision in (None, "main") or heads.get(branch) != heads.get("main"),
             tags={tag.name: tag.target_commit for tag in refs.tags},
         )
@@ -114,8 +121,9 @@ class Upload:
                 "name, or make it private in its settings first."
             )
         if there.changed and there.own and not self.overwrite:
+            files = ", ".join([*there.changed, *there.stale])
             raise FileExistsError(
-                f"The repository {self.repo_id!r} has files that differ from these: {', '.join(there.changed)}. Give "
+                f"The repository {self.repo_id!r} has files that differ from these: {files}. Give "
                 "`overwrite` to replace them; the old ones stay in its history."
             )
         if self.tag in there.tags and (there.new or there.changed or there.tags[self.tag] != there.head):
@@ -147,7 +155,10 @@ class Upload:
             if there.new or there.changed:
                 done = self.api.create_commit(
                     self.repo_id,
-                    [CommitOperationAdd(name, str(file)) for name, file in self.files.items()],
+                    [
+                        *(CommitOperationAdd(name, str(file)) for name, file in self.files.items()),
+                        *(CommitOperationDelete(name) for name in there.stale),
+                    ],
                     commit_message="Publish adapter",
                     revision=self.revision,
                     parent_commit=head,

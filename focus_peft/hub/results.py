@@ -39,6 +39,8 @@ class Result:
         versions (`dict[str, str]`): Versions of packages, by name.
         subject (`str`): What was measured. Defaults to "adapter"; anything else is a baseline, for example "base
             model, local window alone", and is shown beside the adapter's number, but not claimed for it.
+        adapter (`str`, *optional*): A digest of the weights that were measured, or measured beside (`weights_digest`).
+            The number is then published with these weights only.
 
     Raises:
         ValueError: if a field has a value that cannot be right; the message names the field and the value.
@@ -63,6 +65,7 @@ class Result:
     machine: str
     versions: dict[str, str]
     subject: str = ADAPTER
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("task", "dataset", "metric", "command", "machine", "subject"):
@@ -95,7 +98,9 @@ def save_results(results: Iterable[Result], file: str | os.PathLike) -> None:
 
 
 def to_json(results: Iterable[Result]) -> str:
-    return json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    entries = [asdict(result) for result in results]
+    known = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
+    return json.dumps(known, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def load_results(file: str | os.PathLike) -> list[Result]:

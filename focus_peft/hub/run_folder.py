@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+from peft.utils import CONFIG_NAME
 from transformers.trainer_callback import TrainerState
+
+from ..adapter_file import WEIGHTS_FILE
+from .run_identity import IDENTITY_FILE
+
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 # Inside the output folder. The Hub upload of transformers' Trainer leaves out names that begin with an underscore
 SCRATCH = "_saving"
+# Beside it: what an earlier run left there, when another one starts anew
+EARLIER = "_earlier"
+# What `recipes/train.py` writes into its output folder; and all that a run leaves besides checkpoints
+RECIPE_FILE = "recipe.yaml"
+RESULT = (WEIGHTS_FILE, CONFIG_NAME, IDENTITY_FILE, RECIPE_FILE)
 STATE_FILE = "trainer_state.json"
 NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -79,3 +96,51 @@ def rotate(directory: str | os.PathLike, limit: int | None, best: str | None) ->
     for path in doomed[: max(0, len(found) - max(limit, len(kept)))]:
         scratch.mkdir(exist_ok=True)
         os.replace(path, scratch / f"removed-{path.name}")
+
+
+def set_aside(directory: str | os.PathLike) -> Path | None:
+    """Move what an earlier run left in a folder to a folder inside it, so that nothing takes it for the new run's.
+
+    Returns:
+        `Path`: the folder inside, or None if there was nothing.
+    """
+    place = Path(directory)
+    left = [*checkpoints(place), *(place / name for name in RESULT if (place / name).is_file())]
+    if not left:
+        return None
+    number = 1
+    while (place / f"{EARLIER}-{number}").exists():
+        number += 1
+    aside = place / f"{EARLIER}-{number}"
+    aside.mkdir()
+    for path in left:
+        os.replace(path, aside / path.name)
+    return aside
+
+
+@contextlib.contextmanager
+def occupied(directory: str | os.PathLike) -> Iterator[None]:
+    """Within the context, no other process can do the same with a folder; it is made if it is not there.
+
+    Raises:
+        ValueError: if another process does it now.
+    """
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    place = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(place)
+        raise ValueError(
+            f"`output_dir` {str(directory)!r} is that of a training that runs now; wait for its end, or name another "
+            "folder."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(place)

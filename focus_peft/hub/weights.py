@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -39,6 +40,12 @@ def copy_weights(source: Path, target: Path, dtype: str | None = None) -> tuple[
                 )
     save_file(weights, target, metadata=metadata)
     return check_weights(target)
+
+
+def weights_digest(file: Path) -> str:
+    """Tells one adapter file from another."""
+    with file.open("rb") as data:
+        return sha_fileobj(data).hex()[:16]
 
 
 def check_weights(file: Path) -> tuple[int, str]:

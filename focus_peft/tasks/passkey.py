@@ -111,6 +111,12 @@ class PasskeyTask:
         if self.samples < 1:
             raise ValueError(f"`samples` must be a positive integer, got {self.samples}.")
 
+    def check(self, model: Any, tokenizer: Any) -> None:
+        """Raise a ValueError if no prompt can be made. `FocusTrainer` calls it before the first step."""
+        if tokenizer is None:
+            raise ValueError("there is no tokenizer to make prompts with; give the trainer `processing_class`.")
+        passkey_prompt(tokenizer, self.tokens, 0.0, self.seed)
+
     def __call__(self, model: Any, tokenizer: Any) -> dict[str, float]:
         """{"accuracy": the share of prompts that are answered right}."""
         right = 0

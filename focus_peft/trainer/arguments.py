@@ -2,22 +2,67 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled, is_tensorboard_available
 
+from ..fields import is_number
+
+
+# Arguments that count something that there must be one of; some may be None
+POSITIVE = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    *("eval_tasks_steps", "distractors"),
+)
+
 
 @dataclass
-class FocusTrainingArguments(TrainingArguments):
+class FocusArguments:
+    """What `FocusTrainer` adds to the arguments of another trainer; see [`FocusTrainingArguments`]."""
+
+    report_to: None | str | list[str] = field(
+        default=None, metadata={"help": "Where to log. Defaults to tensorboard, where it is installed."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Replace losses that are not finite."})
+    log_local_loss: bool = field(default=True, metadata={"help": "Measure the loss of the local window alone too."})
+    eval_tasks_steps: int | None = field(
+        default=None,
+        metadata={"help": "Run the evaluation tasks every so many steps. By default, with each evaluation."},
+    )
+    distractors: int | None = field(
+        default=None, metadata={"help": "Chunks of other documents that may stand among a document's own."}
+    )
+    max_loss: float | None = field(
+        default=None, metadata={"help": "Stop when the mean loss of ten batches is higher. 0: never."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.report_to is None:
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        super().__post_init__()  # type: ignore[misc]
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        rate = getattr(self, "learning_rate")  # noqa: B009 - of the class that this one is mixed into
+        if not is_number(rate) or not 0 <= rate < math.inf:
+            raise ValueError(f"`learning_rate` must be a finite number, 0 or above, got {rate!r}.")
+        if self.max_loss is not None and not self.max_loss >= 0:
+            raise ValueError(f"`max_loss` must be a number, 0 or above, or None, got {self.max_loss}.")
+
+
+@dataclass
+class FocusTrainingArguments(FocusArguments, TrainingArguments):
     """
     Arguments of [`FocusTrainer`]: all of transformers' `TrainingArguments`, with three other defaults and these.
 
     Parameters that control what is logged:
         report_to (`str` or `list[str]`, *optional*):
             "tensorboard", "wandb", "trackio", ..., or "none". Defaults to "tensorboard" where it is installed.
-        log_local_loss (`bool`): Measure the loss of the local window alone, at the steps that are logged and in
-            evaluation. It costs one more pass over each local window, without a gradient. Defaults to True.
+        log_local_loss (`bool`): Measure the loss of the local window alone too, on the same labels. It costs one
+            more pass over each local window, without a gradient. Defaults to True.
         eval_tasks_steps (`int`, *optional*): Run the trainer's `eval_tasks` every so many steps. By default, with each
             evaluation.
 
@@ -46,33 +91,7 @@ class FocusTrainingArguments(TrainingArguments):
     ```
     """
 
-    report_to: None | str | list[str] = field(
-        default=None, metadata={"help": "Where to log. Defaults to tensorboard, where it is installed."}
-    )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Replace losses that are not finite."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns that the model does not take."})
-    log_local_loss: bool = field(default=True, metadata={"help": "Measure the loss of the local window alone too."})
-    eval_tasks_steps: int | None = field(
-        default=None,
-        metadata={"help": "Run the evaluation tasks every so many steps. By default, with each evaluation."},
-    )
-    distractors: int | None = field(
-        default=None, metadata={"help": "Chunks of other documents that may stand among a document's own."}
-    )
-    max_loss: float | None = field(
-        default=None, metadata={"help": "Stop when the mean loss of ten batches is higher. 0: never."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.report_to is None:
-            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
-        super().__post_init__()
-        if self.eval_tasks_steps is not None and self.eval_tasks_steps < 1:
-            raise ValueError(f"`eval_tasks_steps` must be a positive integer or None, got {self.eval_tasks_steps}.")
-        if self.distractors is not None and self.distractors < 1:
-            raise ValueError(f"`distractors` must be a positive integer or None, got {self.distractors}.")
-        if self.max_loss is not None and not self.max_loss >= 0:
-            raise ValueError(f"`max_loss` must be a number, 0 or above, or None, got {self.max_loss}.")
 
 
 def join_processes(args: TrainingArguments) -> None:

@@ -1,4 +1,4 @@
-"""What a `FocusTrainer` does between its steps: a resumed run's sums, epochs, the norm of gradients, tasks."""
+"""What a `FocusTrainer` does between its steps: a resumed run's state, epochs, the norm of gradients, tasks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
-
-from .metrics import STEPS
+from transformers.trainer_callback import ExportableState
 
 
 # Where the state of a checkpoint has what was measured since the last log
 INTERVAL = "FocusTrainer"
+
+
+class AlreadyFinished(Exception):
+    """The checkpoint that a run was resumed from is its end."""
 
 
 class FocusCallback(TrainerCallback):
@@ -27,11 +30,17 @@ class FocusCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        trainer.check_output_dir()
+        trainer.remove_scratch()
+        stored = state.stateful_callbacks.get(INTERVAL, {}).get("attributes", {})
+        if state.global_step >= state.max_steps > 0 or stored.get("ended"):
+            raise AlreadyFinished
+        _restore(trainer.callback_handler.callbacks, state.stateful_callbacks)
         trainer._interval.zero_()
-        sums = state.stateful_callbacks.get(INTERVAL)
-        if sums and trainer.is_world_process_zero():  # they are those of all processes
-            trainer._interval += trainer._interval.new_tensor(sums["attributes"]["sums"])
+        trainer._losses.restart(stored.get("first_loss"), stored.get("recent_losses", ()))
+        if stored and trainer.is_world_process_zero():  # they are those of all processes
+            trainer._interval += trainer._interval.new_tensor(stored["sums"])
+        with trainer.compute_loss_context_manager():
+            trainer.distractors()  # before the data is read, which they are chosen from
         trainer._clock.restart()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -52,9 +61,6 @@ class FocusCallback(TrainerCallback):
         if norm is not None and not args.fp16 and not math.isfinite(float(norm)):
             raise trainer._diverged(f"`grad_norm` is {float(norm)}")
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._interval[STEPS] += 1
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         every = getattr(args, "eval_tasks_steps", None)
@@ -64,3 +70,12 @@ class FocusCallback(TrainerCallback):
             control.should_log = will_log  # a log of any kind would stand in for the step's own
         if trainer._stops:
             control.should_save = control.should_training_stop = True
+
+
+def _restore(callbacks: list[TrainerCallback], states: dict[str, Any]) -> None:
+    """Give callbacks the states that a checkpoint has of them: how long early stopping has waited."""
+    for callback in callbacks:
+        stored = states.get(type(callback).__name__)
+        if isinstance(callback, ExportableState) and isinstance(stored, dict):
+            for name, value in stored["attributes"].items():
+                setattr(callback, name, value)

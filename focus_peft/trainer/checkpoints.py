@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Trainer
 
-from ..hub.run_folder import checkpoints, last_checkpoint, publish, rotate, scratch_of
+from ..hub.run_folder import STATE_FILE, last_checkpoint, publish, rotate, scratch_of, set_aside
+from ..saving import disk_errors
+from .uploads import ListedUploads
 
 
 logger = logging.getLogger(__name__)
 
 
-class WholeCheckpoints(Trainer):
+class WholeCheckpoints(ListedUploads):
     """A `Trainer` that writes each checkpoint to a scratch folder, and renames it when every process is done."""
 
     _scratch: Path | None = None
@@ -31,11 +32,16 @@ class WholeCheckpoints(Trainer):
                 A folder; True: the last whole checkpoint in `output_dir`; "auto": that, or none if there is none.
 
         Raises:
-            ValueError: for True, if there is no whole checkpoint.
+            ValueError: for True or a folder, if there is no whole checkpoint.
         """
         if not resume_from_checkpoint:
             return None
         if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint != "auto":
+            if not Path(resume_from_checkpoint, STATE_FILE).is_file():
+                raise ValueError(
+                    f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, where there is no whole checkpoint; "
+                    'name its folder, or "auto" for the last one in `output_dir`.'
+                )
             return resume_from_checkpoint
         last = last_checkpoint(cast(str, self.args.output_dir))
         if last is None and resume_from_checkpoint is True:
@@ -45,16 +51,18 @@ class WholeCheckpoints(Trainer):
             )
         return None if last is None else str(last)
 
-    def check_output_dir(self) -> None:
-        """Remove what a killed run left there; warn if a run that starts anew finds checkpoints."""
-        directory = cast(str, self.args.output_dir)
+    def remove_scratch(self) -> None:
+        """Remove what a killed run left of a checkpoint."""
         if self.is_local_process_zero():
-            shutil.rmtree(scratch_of(directory), ignore_errors=True)
-        if not self.state.global_step and checkpoints(directory):
-            logger.warning(
-                "`output_dir` (%r) holds checkpoints of another run; they are counted and replaced as this run's own.",
-                directory,
-            )
+            shutil.rmtree(scratch_of(cast(str, self.args.output_dir)), ignore_errors=True)
+
+    def start_anew(self) -> None:
+        """Set aside what an earlier run left in `output_dir`: its checkpoints must not be taken for this run's."""
+        for turn in (self.is_world_process_zero(), self.is_local_process_zero()):
+            aside = set_aside(cast(str, self.args.output_dir)) if turn else None
+            if aside is not None:
+                logger.warning("What an earlier run left in `output_dir` was moved to %r.", str(aside))
+            self.accelerator.wait_for_everyone()
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._scratch is None else str(self._scratch)
@@ -76,7 +84,7 @@ class WholeCheckpoints(Trainer):
         if self.is_local_process_zero():
             shutil.rmtree(scratch, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with self._writing_to(scratch):
+        with self._writing_to(scratch), disk_errors(f"The checkpoint {str(final)!r}"):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.state.best_model_checkpoint == str(scratch / final.name):

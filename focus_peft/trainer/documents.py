@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ SAMPLED = 256
 
 
 def check_documents(rows: Any, settings: Settings) -> None:
-    """Check documents before training on them; warn if none is as long as a chunk and a local window.
+    """Check documents before training on them; warn if some have no room for a span, or none for a chunk and a window.
 
     Args:
         rows (`Sequence[Mapping]`): Documents with `input_ids` and maybe `labels` and `sample_seed`. Those of an
@@ -29,13 +30,27 @@ def check_documents(rows: Any, settings: Settings) -> None:
     Raises:
         ValueError: if no spans can be drawn from any of them.
     """
-    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+    if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__") or not len(rows):
         return
+    if not isinstance(rows[0], Mapping) or "input_ids" not in rows[0]:
+        has = ", ".join(map(repr, rows[0])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
+        raise ValueError(
+            f"A row of `train_dataset` has {has}, but documents are taken as ids in `input_ids`; make them with "
+            "`focus_peft.data.prepare`, or train on texts and conversations with `FocusSFTTrainer`."
+        )
     order = range(0, len(rows), max(1, len(rows) // SAMPLED))
-    if not any(_has_spans(rows[index], settings) for places in (order, range(len(rows))) for index in places):
+    without = sum(not _has_spans(rows[index], settings) for index in order)
+    if without == len(order) and not any(_has_spans(rows[index], settings) for index in range(len(rows))):
         raise ValueError(
             f"No spans can be drawn from any of the {len(rows)} documents of `train_dataset`: they are too short, or "
             "have no labels behind their first tokens. Give documents that hold a memory, a local window and labels."
+        )
+    if without:
+        logger.warning(
+            "%d of %d documents that were looked at have no room for a span of labels: a step on them teaches "
+            "nothing. Leave them out, or give them labels behind a memory and a local window.",
+            without,
+            len(order),
         )
     longest = max(len(rows[index]["input_ids"]) for index in order)
     sizes = settings.sizes

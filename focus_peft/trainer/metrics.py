@@ -24,7 +24,9 @@ MEANS = {
 }
 # A vector of what was measured holds the sum and the count of each mean, then these
 DISTILLATION = 2 * len(MEANS)  # the distillation term, and how many micro-batches had it
-TOKENS, LOSS, STEPS, SIZE = range(DISTILLATION + 2, DISTILLATION + 6)
+TOKENS = DISTILLATION + 2
+LOSS, STEPS = TOKENS + 1, TOKENS + 2  # the loss, and how many micro-batches had labels to make it of
+SIZE = TOKENS + 3
 
 
 def zeros(device: torch.device) -> torch.Tensor:
@@ -34,7 +36,7 @@ def zeros(device: torch.device) -> torch.Tensor:
 
 
 def measured(output: Mapping[str, Any], inputs: Mapping[str, Any], device: torch.device) -> torch.Tensor:
-    """What one micro-batch adds, as a vector (`SIZE`,); its part of the step's loss is added by others."""
+    """What one micro-batch adds, as a vector (`SIZE`,)."""
     values: list[Any] = []
     for loss, count in MEANS.items():
         value, labels = output.get(loss), output.get(count)
@@ -42,8 +44,9 @@ def measured(output: Mapping[str, Any], inputs: Mapping[str, Any], device: torch
     divergence = output.get("loss_distillation")
     mask = inputs.get("attention_mask")
     tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
-    values += [0.0, 0] if divergence is None else [divergence, 1]
-    values += [tokens, 0.0, 0]
+    counts = (output["num_continuation"] + output["num_repetition"]) > 0
+    values += [0.0, 0] if divergence is None else [divergence * counts, counts]
+    values += [tokens, output["loss"] * counts, counts]
     dtype = zeros(device).dtype
     return torch.stack([torch.as_tensor(value, device=device).detach().to(dtype) for value in values])
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
-from .other_losses import refuse_other_losses
+from ..hub.run_options import check_options
+from .arguments import FocusArguments
 from .trainer import FocusTrainer
+
+
+@dataclass
+class FocusSFTConfig(FocusArguments, SFTConfig):
+    """TRL's `SFTConfig`, with what [`FocusTrainingArguments`] adds: `distractors`, `max_loss`, `log_local_loss` and
+    `eval_tasks_steps`. `max_length` is None here: a long document is not cut off.
+    """
+
+    max_length: int | None = field(default=None, metadata={"help": "Cut documents off behind so many tokens."})
 
 
 class FocusSFTTrainer(FocusTrainer, SFTTrainer):
@@ -15,24 +26,24 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
     TRL's `SFTTrainer` with the losses of FocusLLM.
 
     Datasets, chat templates and masks are TRL's; the loss, logs and checkpoints are `FocusTrainer`'s. Documents keep
-    their boundaries: a span never crosses from one into the next, so packing is refused. `SFTConfig` truncates
-    documents to 1,024 tokens unless `max_length` says otherwise; give `max_length=None`, or the length of your
-    documents.
+    their boundaries: a span never crosses from one into the next, so packing is refused. [`FocusSFTConfig`] has what
+    `FocusTrainer` can do besides, such as `distractors`. With TRL's own `SFTConfig`, documents are truncated to 1,024
+    tokens unless `max_length` says otherwise.
 
     Args:
         *args, **kwargs: As for `SFTTrainer`, and `eval_tasks` as for `FocusTrainer`.
             `peft_config=FocusConfig(...)` makes the adapter; or give a model that has one.
 
     Raises:
-        ValueError: if `packing`, `eval_packing` or `padding_free` is set, or there is no focus adapter.
+        ValueError: if `packing`, `eval_packing`, `padding_free` or another argument that cannot work is set, or there
+            is no focus adapter.
 
     Example:
 
     ```python
     from datasets import Dataset
     from focus_peft import FocusConfig
-    from focus_peft.sft import FocusSFTTrainer
-    from trl import SFTConfig
+    from focus_peft.sft import FocusSFTConfig, FocusSFTTrainer
 
     conversation = [
         {"role": "user", "content": open("README.md").read() + " What is a chunk?"},
@@ -40,7 +51,7 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
     ]
     trainer = FocusSFTTrainer(
         model="HuggingFaceTB/SmolLM2-135M-Instruct",
-        args=SFTConfig(output_dir="outputs/sft", max_length=None, max_steps=1000, bf16=False),
+        args=FocusSFTConfig(output_dir="outputs/sft", max_steps=1000, bf16=False),
         train_dataset=Dataset.from_list([{"messages": conversation}] * 8),
         peft_config=FocusConfig(r=64),
     )
@@ -49,11 +60,6 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
     """
 
     def __init__(self, model: Any, args: Any = None, **kwargs: Any) -> None:
-        for name in ("packing", "eval_packing", "padding_free"):
-            if getattr(args, name, None):
-                raise ValueError(
-                    f"`{name}` is {getattr(args, name)!r}, but spans must not cross from one document into the next; "
-                    f"set `{name}=False`."
-                )
-        refuse_other_losses(args, kwargs.get("compute_loss_func"))  # before documents are tokenized
+        if args is not None:
+            check_options(args)  # before documents are packed
         super().__init__(model, args, **kwargs)

@@ -1,4 +1,4 @@
-"""What ends a run early: a loss that diverges, and Ctrl-C."""
+"""What ends a run early: a loss that diverges, Ctrl-C, and SIGTERM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -41,8 +41,12 @@ class LossLimit:
     def __init__(self, vocab_size: int, max_loss: float | None) -> None:
         self.guessing = math.log(vocab_size)
         self.max_loss = max_loss
-        self.first: float | None = None
-        self.recent: deque[float] = deque(maxlen=WINDOW)
+        self.restart()
+
+    def restart(self, first: float | None = None, recent: Iterable[float] = ()) -> None:
+        """Begin with the first loss of the run, and its last ones, where it goes on."""
+        self.first = first
+        self.recent: deque[float] = deque(recent, maxlen=WINDOW)
 
     @property
     def limit(self) -> float:
@@ -70,11 +74,24 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
 
 
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C, or SIGTERM. A checkpoint was saved.
+
+    Attributes:
+        code (`int`): The exit code of a program that ends by the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.code = 128 + number
+
+
 class Interrupt:
-    """Whether Ctrl-C was pressed. The second time, it ends the program at once."""
+    """Whether Ctrl-C was pressed, or SIGTERM came. Ctrl-C a second time ends the program at once."""
 
     def __init__(self) -> None:
         self.pressed_at: float | None = None
+        self.number = int(signal.SIGINT)
 
     @property
     def pressed(self) -> bool:
@@ -82,21 +99,23 @@ class Interrupt:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the context, the first Ctrl-C is only noted. In other threads than the main one, nothing changes."""
+        """Within the context, the first signal is only noted. In other threads than the main one, nothing changes."""
         self.pressed_at = None
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = signal.signal(signal.SIGINT, self._note)
+        previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
         now = time.monotonic()
         if self.pressed_at is None:
-            self.pressed_at = now
-            logger.warning("Interrupted: saving a checkpoint after this step. Ctrl-C again ends the run without one.")
-        elif now - self.pressed_at > ECHO:
+            self.pressed_at, self.number = now, number
+            name = "Ctrl-C again" if number == signal.SIGINT else "Ctrl-C"
+            logger.warning("Interrupted: saving a checkpoint after this step. %s ends the run without one.", name)
+        elif number == signal.SIGINT and now - self.pressed_at > ECHO:
             raise KeyboardInterrupt

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import DataCollatorWithPadding, default_data_collator
+from transformers.trainer_utils import TrainOutput
 
-from ..hub.card import write_run_card
-from ..hub.run_folder import last_checkpoint
+from ..data.collator import DocumentCollator
+from ..hub.run_folder import last_checkpoint, occupied
+from ..hub.run_options import check_options
 from ..losses.distractors import Distractors
 from ..model import FocusModel
-from .callback import INTERVAL, FocusCallback
-from .checkpoints import WholeCheckpoints
+from .callback import INTERVAL, AlreadyFinished, FocusCallback
+from .checks import check_run
 from .documents import check_documents
-from .metrics import LOSS, STEPS, TOKENS, Clock, is_focus_output, label_count, measured, peak_memory, summary, zeros
-from .other_losses import refuse_other_losses
-from .stopping import Interrupt, LossLimit, TrainingDiverged
+from .identity import first_epoch, identity_of
+from .measuring import EvalTask, MeasuredLosses
+from .stopping import Interrupt, LossLimit, TrainingDiverged, TrainingInterrupted
 
 
-# (model, tokenizer) -> metrics
-EvalTask = Callable[[Any, Any], dict[str, float]]
+logger = logging.getLogger(__name__)
+
+# Functions that `Trainer` takes, and why they cannot work here
+REFUSED_FUNCTIONS = {
+    "compute_loss_func": "the two losses of the paper are computed by the model",
+    "compute_metrics": "evaluation computes losses on spans, and no logits of documents; measure with `eval_tasks`",
+}
 
 
-class FocusTrainer(WholeCheckpoints):
+class FocusTrainer(MeasuredLosses):
     """
     Trains a focus adapter with both losses of the paper (section 3.3).
 
@@ -35,28 +44,34 @@ class FocusTrainer(WholeCheckpoints):
     with N·A of them, in the same order. It is that of one large batch where all micro-batches have equally many labels
     of each loss, which is so where every document has room for `label_size` of them. With one document in a
     micro-batch (`per_device_train_batch_size=1`, as in the recipes), every document counts the same however the work
-    is divided. The two logged parts are means over labels.
+    is divided. The two logged parts are means over labels. A micro-batch without any labels teaches nothing, and is
+    left out of the logged `loss`. In evaluation every document counts the same, whatever the size of the batches.
 
     Batches may have `sample_seeds`, one for each row: spans are then drawn from it and depend on nothing else, so that
     neither the number of processes, nor accumulation, nor a resumed run changes them.
 
     Logged with the loss, and with the prefix `eval_` in evaluation: `loss_continuation`, `loss_repetition`;
     `loss_local`, `loss_local_continuation` and `loss_local_repetition`, those of the base model with the local window
-    alone, on the same labels (in training on those of the logged step only); in training also `tokens_per_second` (of
+    alone, on the same labels; in training also `tokens_per_second` (of
     documents), `label_tokens_per_second`, and `peak_memory_gb` (of the process that used most; GPU memory, or else
     resident memory).
 
     Checkpoints are written to a scratch folder and renamed, so that one that was being written when the run was killed
-    is never taken for a whole one. Ctrl-C saves one more at the end of the step. A resumed run goes on to the digit.
+    is never taken for a whole one. Ctrl-C and SIGTERM save one more at the end of the step. A resumed run goes on to
+    the digit. A checkpoint of another run, with other data, arguments, adapter or base model, is refused, and one that
+    ends its run is not trained on.
 
     Args:
         eval_tasks (`Mapping[str, Callable]`, *optional*):
             Functions `(model, tokenizer) -> dict[str, float]` by name, run with each evaluation, or every
             `eval_tasks_steps`. What they return is logged as `eval_{name}_{key}`. Every process runs them.
+        depends_on (`Mapping[str, Any]`, *optional*):
+            What else checkpoints depend on, such as where the first step starts from: values of JSON by name. A run
+            that is resumed must have the same.
         *args, **kwargs: As for `Trainer`. With [`FocusTrainingArguments`] as `args`, more can be set.
 
     Raises:
-        ValueError: if `model` has no focus adapter, or another loss is asked for.
+        ValueError: if `model` has no focus adapter, or an argument would be without effect or could not work.
 
     Example:
 
@@ -81,13 +96,22 @@ class FocusTrainer(WholeCheckpoints):
     ```
     """
 
-    def __init__(self, *args: Any, eval_tasks: Mapping[str, EvalTask] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        eval_tasks: Mapping[str, EvalTask] | None = None,
+        depends_on: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        refuse_other_losses(self.args, self.compute_loss_func)
-        self.eval_tasks = dict(eval_tasks or {})
+        check_options(self.args)
+        for name, reason in REFUSED_FUNCTIONS.items():
+            if getattr(self, name, None) is not None:
+                raise ValueError(f"`{name}` was given, but {reason}; leave it out.")
+        self.eval_tasks, self.depends_on = dict(eval_tasks or {}), dict(depends_on or {})
         self.tuner = self._find_tuner()
-        self._interval, self._evaluated = zeros(self.args.device), zeros(self.args.device)
-        self._clock = Clock()
+        if self.data_collator is default_data_collator or isinstance(self.data_collator, DataCollatorWithPadding):
+            self.data_collator = DocumentCollator()  # the Trainer's own choices cannot batch documents
         self._distractors: Distractors | None = None
         self._losses = LossLimit(self.tuner.facts.vocab_size, getattr(self.args, "max_loss", None))
         self._interrupt = Interrupt()
@@ -106,6 +130,14 @@ class FocusTrainer(WholeCheckpoints):
 
     # Training
 
+    def check(self) -> None:
+        """Raise a ValueError for what would end the run later, or without its being what was asked for.
+
+        `train` calls it before the first step.
+        """
+        check_run(self)
+        check_documents(self.train_dataset, self.tuner.settings())
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train.
 
@@ -115,79 +147,72 @@ class FocusTrainer(WholeCheckpoints):
                 none.
 
         Raises:
-            ValueError: before the first step, if there is no such checkpoint, or no spans can be drawn from the data.
+            ValueError: before the first step, if there is no such checkpoint, it is of another run, another training
+                runs in `output_dir`, or no spans can be drawn from the data.
             TrainingDiverged: if a loss or gradient is not finite, or the loss explodes. What was saved before stays.
-            KeyboardInterrupt: after Ctrl-C, when a checkpoint was saved.
+            TrainingInterrupted: after Ctrl-C or SIGTERM, when a checkpoint was saved. It is a KeyboardInterrupt.
         """
         checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
-        if self.train_dataset is not None:
-            check_documents(self.train_dataset, self.tuner.settings())
-        with self._interrupt.listening():
-            output = super().train(checkpoint, *args, **kwargs)
+        self.check()
+        folder = str(self.args.output_dir)
+        with occupied(folder) if self.is_world_process_zero() else contextlib.nullcontext():
+            self.identity = identity_of(self)
+            if checkpoint is None:
+                self.start_anew()
+            elif not self.identity.check(checkpoint):
+                logger.warning(
+                    "The checkpoint %r does not say what it is of, and is taken for this run's.", checkpoint
+                )
+            with self._interrupt.listening():
+                try:
+                    output = super().train(checkpoint, *args, **kwargs)
+                except AlreadyFinished:
+                    output = self._end_again()
         if self._stops and self.state.global_step < self.state.max_steps:
-            raise KeyboardInterrupt(
-                f"Training was interrupted after step {self.state.global_step}; a checkpoint was saved."
+            raise TrainingInterrupted(
+                f"Training was interrupted after step {self.state.global_step}; a checkpoint was saved.",
+                self._interrupt.number,
             )
         return output
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A micro-batch, as `Trainer.training_step`; its share of the step's loss is noted for the logs."""
-        loss = super().training_step(*args, **kwargs)
-        self._interval[LOSS] += loss
-        return loss
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
+        """Documents in their dataset's own order, where it has one for each epoch (`set_epoch`)."""
+        rows = self.train_dataset if not args else args[0]
+        shuffles = getattr(self.args, "train_sampling_strategy", "random") == "random"
+        if shuffles and hasattr(rows, "set_epoch") and hasattr(rows, "__len__"):
+            return SequentialSampler(cast(Any, rows))
+        return super()._get_train_sampler(*args, **kwargs)
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """The model's own loss, as `Trainer.compute_loss`; what it consists of is noted for the logs."""
-        inputs = dict(inputs)
-        seeds = inputs.pop("sample_seed", inputs.get("sample_seeds"))
-        if seeds is not None:
-            inputs["sample_seeds"] = seeds
-        if "labels" in inputs and self.tuner.adapters_enabled:
-            inputs["local_loss"] = getattr(self.args, "log_local_loss", True) and (
-                not model.training or self._will_log()
-            )
-            if model.training:
-                inputs["distractors"] = self.distractors()
-        # TRL's trainer, between this class and `Trainer`, has a loss of its own
-        loss, outputs = Trainer.compute_loss(
-            self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
-        if is_focus_output(outputs):
-            found = measured(outputs, inputs, self.args.device)
-            if model.training:
-                self._check_loss(loss, outputs, seeds)
-                self._interval += found
-            else:
-                # as many equal rows as documents, so that those that fill up the last batch are left out
-                rows = len(inputs["input_ids"])
-                self._evaluated += self.accelerator.gather_for_metrics((found / rows).expand(rows, -1)).sum(0)
-        return (loss, outputs) if return_outputs else loss
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = cast(list[str], self._signature_columns)
+        if "sample_seed" not in columns:  # which becomes `sample_seeds`
+            columns.append("sample_seed")
+
+    def _end_again(self) -> TrainOutput:
+        """What comes after the last step, for a run that was finished before."""
+        logger.warning("The run in %r is finished, at step %d.", self.args.output_dir, self.state.global_step)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        return TrainOutput(self.state.global_step, 0.0, {})
 
     def distractors(self) -> Distractors | None:
-        """The distractors of this run, read at the first call. None: without `distractors` in the arguments.
+        """The distractors of this run, of the data's first epoch, read at the first call. None: without `distractors`
+        in the arguments.
 
         Raises:
             ValueError: if the training data has too few chunks.
         """
         count = getattr(self.args, "distractors", None)
         if count is not None and self._distractors is None:
-            with self._clock.stopped():
+            with self._clock.stopped(), first_epoch(self.train_dataset):
                 self._distractors = Distractors.of(self.tuner.reader, self.tuner.settings(), self.train_dataset, count)
         return self._distractors
 
-    def _will_log(self) -> bool:
-        step = self.state.global_step + 1
-        if self.args.logging_strategy != "steps" or not self.state.logging_steps:
-            return False
-        return step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
-
-    def _check_loss(self, loss: torch.Tensor, outputs: Mapping[str, Any], seeds: torch.Tensor | None) -> None:
+    def check_loss(self, loss: torch.Tensor, outputs: Mapping[str, Any], seeds: torch.Tensor | None) -> None:
+        """Raise `TrainingDiverged` if the loss of a micro-batch ends the run; note whether a signal came."""
         problem = self._losses.problem(float(loss.detach()), outputs)
         # all processes stop together, or none
         flags = torch.tensor([[problem is not None, self._interrupt.pressed]], dtype=torch.int32)
@@ -207,63 +232,14 @@ class FocusTrainer(WholeCheckpoints):
             f"{remedy}; try a lower `learning_rate` or more `warmup_steps`, and look at the samples."
         )
 
-    # Logs and evaluation
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if "loss" in logs:
-            sums = self.accelerator.reduce(self._interval.clone(), reduction="sum").tolist()
-            logs.update(summary(sums))
-            logs["loss"] = sums[LOSS] / sums[STEPS]
-            seconds = self._clock.seconds()
-            logs["tokens_per_second"] = sums[TOKENS] / seconds
-            logs["label_tokens_per_second"] = label_count(sums) / seconds
-            peak = torch.tensor([peak_memory(self.args.device)], dtype=torch.float32, device=self.args.device)
-            logs["peak_memory_gb"] = float(self.accelerator.gather(peak).max()) / 1e9
-            self._interval.zero_()
-            self._clock.restart()
-        super().log(logs, *args, **kwargs)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self._clock.stopped():
-            return super().evaluate(*args, **kwargs)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        self._evaluated.zero_()
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        metrics = cast(dict[str, float], output.metrics)
-        metrics.update({f"{prefix}_{name}": value for name, value in summary(self._evaluated.tolist()).items()})
-        if kwargs.get("description") == "Evaluation" and getattr(self.args, "eval_tasks_steps", None) is None:
-            metrics.update(self.run_eval_tasks(prefix))
-        return output
-
-    def run_eval_tasks(self, prefix: str = "eval") -> dict[str, float]:
-        """What the evaluation tasks measure now, as `{prefix}_{name}_{key}`. Random states stay as they are."""
-        model = cast(torch.nn.Module, self.model)
-        was_training = model.training
-        model.eval()
-        try:
-            with self._clock.stopped(), torch.random.fork_rng(), torch.no_grad():
-                return {
-                    f"{prefix}_{name}_{key}": value
-                    for name, task in self.eval_tasks.items()
-                    for key, value in task(model, self.processing_class).items()
-                }
-        finally:
-            model.train(was_training)
-
     # Checkpoints
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The adapter's card, as `Trainer.create_model_card`, whose own would take its place in an upload."""
-        if self.is_world_process_zero():
-            write_run_card(
-                str(self.args.output_dir), self.tuner.active_config, self.hub_model_id, kwargs.get("license")
-            )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         with self._clock.stopped():
             # what has been added up since the last log, so that the next one after resuming is the same
             sums = self.accelerator.reduce(self._interval.clone(), reduction="sum").tolist()
-            cast(Any, self.state).stateful_callbacks[INTERVAL] = {"args": {}, "attributes": {"sums": sums}}
+            ended = self.control.should_training_stop and not self._stops
+            attributes = {"sums": sums, "ended": ended and self.state.global_step < self.state.max_steps}
+            attributes |= {"first_loss": self._losses.first, "recent_losses": list(self._losses.recent)}
+            cast(Any, self.state).stateful_callbacks[INTERVAL] = {"args": {}, "attributes": attributes}
             super()._save_checkpoint(model, trial)

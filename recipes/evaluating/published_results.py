@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from evaluating.configuration import Evaluation
 from evaluating.texts import title
+from focus_peft.adapter_file import WEIGHTS_FILE
 from focus_peft.hub.results import ADAPTER, ERROR, INTERVAL, LENGTH, SAMPLES, Result, environment
+from focus_peft.hub.weights import weights_digest
 from focus_peft.tasks import RECORD_TASKS
 
 
@@ -17,7 +20,7 @@ def publishable(results: Sequence[Mapping[str, Any]], command: str, evaluation: 
     Perplexities of other texts than the adapter's are no baseline, and are left out; the difference on the texts that
     both have read is there for every method.
     """
-    found, where = [], environment()
+    found, where = [], {**environment(), "adapter": measured_adapter(evaluation)}
     for result in results:
         perplexity, records = "perplexity" in result, RECORD_TASKS.get(result["task"])
         dataset = ", ".join(map(title, evaluation.texts)) if perplexity else f"made from seed {evaluation.seed}"
@@ -42,3 +45,9 @@ def publishable(results: Sequence[Mapping[str, Any]], command: str, evaluation: 
             metric = "cross-entropy above the adapter's on the same texts"
             found.append(Result(metric=metric, value=round(difference["mean"], 3), settings=settings, **common))
     return found
+
+
+def measured_adapter(evaluation: Evaluation) -> str | None:
+    """A digest of the adapter's file. None: there is no adapter, or it is on the Hub."""
+    file = Path(evaluation.adapter or "", WEIGHTS_FILE)
+    return weights_digest(file) if evaluation.adapter and file.is_file() else None

@@ -43,7 +43,7 @@ class TextDataset:
 
     path: str
     name: str | None = None
-    split: str = "train"
+    split: str | None = None
     text_column: str = "text"
     revision: str | None = None
     streaming: bool = False

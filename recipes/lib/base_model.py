@@ -39,6 +39,10 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if (self.name_or_path is None) == (self.random is None):
             raise ValueError("`model` needs either `name_or_path` or `random`; give one of them.")
+        if self.dtype != "auto" and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(
+                f"`model.dtype` is {self.dtype!r}, which is no type of torch; give one such as 'float32'."
+            )
 
 
 def fast_dtype() -> str:
@@ -53,7 +57,8 @@ def load_model(args: ModelArguments) -> tuple[Any, Any]:
         tokenizer = byte_tokenizer()
         fields = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, **args.random}
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields)), tokenizer
+        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+        return (model if args.dtype == "auto" else model.to(getattr(torch, args.dtype))), tokenizer
     path = str(saved_model() if args.name_or_path == PACKAGED else args.name_or_path)
     options: dict[str, Any] = {"revision": args.revision or "main", "gguf_file": args.gguf_file}
     reads: Any = AutoTokenizer.from_pretrained(path, **options)
@@ -66,5 +71,5 @@ def load_model(args: ModelArguments) -> tuple[Any, Any]:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype, **options)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype, **options)
     return unquantized(model) if args.gguf_file is not None else model, reads

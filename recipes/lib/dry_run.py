@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from focus_peft import FocusConfig
+from focus_peft.passes.settings import WindowSizes
 from focus_peft.trainer.cost import Cost, training_cost
 from focus_peft.trainer.metrics import peak_memory
 from focus_peft.trainer.trainer import FocusTrainer
@@ -29,18 +31,14 @@ def describe(trainer: FocusTrainer, recipe: Recipe) -> dict[str, str]:
     trainable, total = model.get_nb_trainable_parameters()
     sizes = trainer.tuner.settings().sizes
     cost = cost_of(trainer, recipe, longest)
-    parts = {"model": cost.frozen, "twins": cost.twins, "gradients": cost.gradients, "optimizer": cost.optimizer}
-    parts |= {"cache": cost.cache, "activations": cost.activations, "reading": cost.reading}
-    gigabytes = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
     twins = "full twins" if focus.r is None else f"r={focus.r}"
-    windows = f"chunks of up to {sizes.chunk}, local {sizes.local}, prompt {sizes.prompt} tokens"
     lines = {
         "model": f"{type(base).__name__}, {recipe.model.name_or_path or 'random weights'}, {base.dtype}",
         "trainable parameters": f"{trainable:,} of {total:,} ({twins})",
-        "windows": f"{windows}; {focus.decoding}",
+        "windows": windows_in_words(sizes, focus),
         "steps": f"{steps:,} of {documents} documents ({args.world_size} processes)",
         "tokens": f"{steps * documents * mean:,.0f} (documents of {min(lengths):,} to {longest:,}, mean {mean:,.0f})",
-        "memory on each device": f"{cost.device / 1e9:.2f} GB (estimate): {gigabytes}",
+        "memory on each device": costs_in_words(cost),
     }
     if cost.host:
         lines["memory in RAM"] = f"{cost.host / 1e9:.2f} GB of optimizer state"
@@ -50,6 +48,18 @@ def describe(trainer: FocusTrainer, recipe: Recipe) -> dict[str, str]:
     lines["time"] = f"{seconds:.2f} s a step here, {steps * seconds / 3600:.2f} h in all, without evaluation"
     lines["peak memory here"] = f"{peak_memory(args.device) / 1e9:.2f} GB (without optimizer)"
     return lines
+
+
+def windows_in_words(sizes: WindowSizes, focus: FocusConfig) -> str:
+    return f"chunks of up to {sizes.chunk}, local {sizes.local}, prompt {sizes.prompt} tokens; {focus.decoding}"
+
+
+def costs_in_words(cost: Cost) -> str:
+    """The memory of a step on one device."""
+    parts = {"model": cost.frozen, "twins": cost.twins, "gradients": cost.gradients, "optimizer": cost.optimizer}
+    parts |= {"cache": cost.cache, "activations": cost.activations, "reading": cost.reading}
+    gigabytes = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+    return f"{cost.device / 1e9:.2f} GB (estimate): {gigabytes}"
 
 
 def cost_of(trainer: FocusTrainer, recipe: Recipe, tokens: int) -> Cost:

@@ -11,6 +11,7 @@ import yaml
 
 from focus_peft import FocusConfig
 from focus_peft.data import DataConfig
+from focus_peft.hub.provenance import SECRET_ENTRY
 from focus_peft.trainer.arguments import FocusTrainingArguments
 from lib.base_model import ModelArguments
 from lib.yaml_files import build, check_names, expanded, read_yaml
@@ -39,7 +40,17 @@ class RunArguments:
     eval_samples: int | None = None
     patience: int | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.resume, str):
+            self.resume = SWITCHES.get(self.resume.lower(), self.resume)
+        for name in ("passkey_every", "passkey_tokens", "passkey_samples", "eval_samples", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`run.{name}` must be a positive integer, got {value}.")
 
+
+# Words of YAML 1.1 that are switches there
+SWITCHES = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 SECTIONS: dict[str, type] = {
     "model": ModelArguments,
     "focus": FocusConfig,
@@ -74,20 +85,42 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = (), **fixed: Any) -
     Raises:
         ValueError: for an unknown section or key, or a value of another type; the message names it.
     """
-    values = read_yaml(file, overrides, _with_section, **fixed)
-    check_names(f"The recipe {str(file)!r}", values, SECTIONS)
+    values = read_recipe(file, overrides, **fixed)
     said = {name: expanded(values.get(name) or {}) for name in SECTIONS}
     known = [field.name for field in fields(FocusTrainingArguments)]
     if "activation_checkpointing" in said["training"] and "activation_checkpointing" not in known:
         # its name before transformers 5.20 or so
         said["training"]["gradient_checkpointing"] = said["training"].pop("activation_checkpointing")
-    return Recipe(**{name: build(kind, said[name], name) for name, kind in SECTIONS.items()}, values=values)
+    recipe = Recipe(**{name: build(kind, said[name], name) for name, kind in SECTIONS.items()}, values=values)
+    strategy = str(getattr(recipe.training.eval_strategy, "value", recipe.training.eval_strategy))
+    if strategy != "no" and not recipe.data.held_out:
+        raise ValueError(
+            f"`training.eval_strategy` is {strategy!r}, but `data.held_out` is 0, so there is nothing to evaluate on; "
+            "hold documents out, or set it to 'no'."
+        )
+    return recipe
+
+
+def read_recipe(file: str | Path, overrides: Sequence[str] = (), **fixed: Any) -> dict[str, Any]:
+    """What a recipe says, overrides included; arguments and errors as those of [`load_recipe`]."""
+    values = read_yaml(file, overrides, _with_section, **fixed)
+    if not values:
+        raise ValueError(f"The recipe {str(file)!r} is empty; it has the sections {', '.join(SECTIONS)}.")
+    check_names(f"The recipe {str(file)!r}", values, SECTIONS)
+    for name, section in values.items():
+        if section is not None and not isinstance(section, dict):
+            raise ValueError(
+                f"`{name}` is {section!r}, where a section belongs; give its entries: `{name}.ENTRY=VALUE`."
+            )
+    return values
 
 
 def save_recipe(recipe: Recipe, file: Path) -> None:
     """Write what a recipe says, for `load_recipe`. Secrets are left out."""
-    values = {**recipe.values, "training": {**(recipe.values.get("training") or {})}}
-    values["training"].pop("hub_token", None)
+    values = {
+        section: {name: value for name, value in (entries or {}).items() if not SECRET_ENTRY.fullmatch(name)}
+        for section, entries in recipe.values.items()
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

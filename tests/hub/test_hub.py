@@ -128,6 +128,21 @@ def test_publishing_again_sends_nothing_and_nothing_is_overwritten_unasked(
     assert changed == {"README.md", WEIGHTS}
 
 
+def test_what_was_published_of_other_weights_does_not_stay_beside_new_ones(
+    hub: Hub, client: Client, trained: Trained, tmp_path: Path
+) -> None:
+    first = command(client, *trained.arguments("--repo", "user/adapter"))
+    assert first.code == 0, first.err
+    hub.repositories["user/adapter"].commits[first.out.strip()]["old.txt"] = b"old"
+    bare = ["publish", "--adapter", str(trained.adapter), "--license", "mit", "--base-model", BASE]
+    bare += ["--notes", str(trained.notes), "--dtype", "bfloat16", "--repo", "user/adapter"]
+    refused = command(client, *bare)
+    assert refused.code == 5 and "curves.svg" in refused.err and "results.json" in refused.err
+    replaced = command(client, *bare, "--overwrite")
+    assert replaced.code == 0, replaced.err
+    assert sorted(hub.files("user/adapter")) == [".gitattributes", *FILES[:3], "old.txt"]
+
+
 def test_a_dry_run_asks_and_changes_nothing(hub: Hub, client: Client, trained: Trained) -> None:
     fresh = command(client, *trained.arguments("--repo", "user/adapter", "--dry-run"))
     assert fresh.code == 0 and fresh.out.count("(new)") == len(FILES) and "would be made" in fresh.err

@@ -24,8 +24,29 @@ from focus_peft.hub import Release, publishable_files, save_adapter
 from focus_peft.hub.card import MARK
 from focus_peft.hub.provenance import Provenance
 from focus_peft.hub.results import environment, load_results, save_results
+from focus_peft.hub.weights import weights_digest
 
 
+# Of `RECIPE`, what may be published
+PUBLIC_RECIPE = """\
+model:
+  name_or_path: user/tiny-base
+  dtype: bfloat16
+focus:
+  r: 4
+  chunk_size: 24
+  local_size: 16
+data:
+  sources:
+  - path: org/books
+    split: train
+    weight: 2.0
+  - path: local files (.md)
+  max_tokens: 400
+training:
+  max_steps: 20
+  learning_rate: 1e-3
+"""
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "curves.svg", "recipe.yaml", "results.json"]
 
 
@@ -54,7 +75,7 @@ def test_a_folder_holds_what_is_published_and_nothing_else(trained: Trained, tmp
     assert (
         files["adapter_model.safetensors"].read_bytes() == (trained.adapter / "adapter_model.safetensors").read_bytes()
     )
-    assert files["recipe.yaml"].read_text() == RECIPE
+    assert files["recipe.yaml"].read_text() == PUBLIC_RECIPE
     assert load_results(files["results.json"]) == load_results(trained.results)
     config = FocusConfig.from_pretrained(tmp_path / "out")
     assert (config.base_model_name_or_path, config.r, config.chunk_size) == (BASE, 4, 24)
@@ -112,6 +133,20 @@ def test_nothing_is_overwritten_unasked(trained: Trained, tmp_path: Path) -> Non
     assert {name for name, data in written(out).items() if data != before[name]} == {"README.md"}
 
 
+def test_results_and_recipe_of_another_adapter_do_not_stay(trained: Trained, adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    Release(trained.adapter, **trained.options()).write(out)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    others = {name: weight + 1 for name, weight in weights.items()}
+    save_file(others, adapter / "adapter_model.safetensors", {"format": "pt"})
+    other = Release(adapter, **trained.options(results=None, figure=None, config=None))
+    with refusal("`output`", "curves.svg", "results.json", "recipe.yaml", "`overwrite`", error=FileExistsError):
+        other.write(out)
+    assert sorted(written(out)) == FILES
+    other.write(out, overwrite=True)
+    assert sorted(written(out)) == FILES[:3]
+
+
 def test_pickles_are_neither_opened_nor_published(trained: Trained, adapter: Path, tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> Any:
@@ -148,7 +183,7 @@ def test_the_card_says_what_it_is_made_of(trained: Trained, tmp_path: Path) -> N
     assert {"focus_peft", "long-context", f"base_model:adapter:{BASE}"} <= set(data["tags"])
     for line in (
         *("# tiny", "Made for the tests.", "import focus_peft", 'PeftModel.from_pretrained(base, "org/tiny")'),
-        *("| `org/books` | `split`: train, `weight`: 2.0 |", "| `texts/*.md` |", "| `learning_rate` | 1e-3 |"),
+        *("| `org/books` | `split`: train, `weight`: 2.0 |", "| `local files (.md)` |", "| `learning_rate` | 1e-3 |"),
         "| base model's `dtype` | bfloat16 |",
         *(
             "| steps trained | 10 of 20 |",
@@ -356,6 +391,7 @@ def test_a_recipe_with_a_secret_or_without_sections_is_refused(trained: Trained,
     ("options", "named"),
     [
         ({"license": "My Licence!"}, ["`license`", "'My Licence!'", "apache-2.0"]),
+        ({"license": "apache-3.0"}, ["`license`", "'apache-3.0'"]),
         ({"dtype": "int8"}, ["`dtype`", "'int8'", "'bfloat16'"]),
         ({"base_model": None}, ["base model", "`base_model`"]),
         ({"base_model": "../model"}, ["'../model'", "`base_model`"]),
@@ -450,6 +486,23 @@ def test_a_result_that_says_too_little_is_refused(change: dict[str, Any], named:
     (tmp_path / "results.json").write_text(json.dumps(entries))
     with refusal("`versions`", "entry 2"):
         load_results(tmp_path / "results.json")
+
+
+def test_results_of_other_weights_are_refused(trained: Trained, adapter: Path, tmp_path: Path) -> None:
+    own, file = weights_digest(trained.adapter / "adapter_model.safetensors"), tmp_path / "results.json"
+    save_results([result(adapter=own), result(task="facts")], file)
+    files = Release(trained.adapter, **trained.options(results=[file], dtype="bfloat16")).write(tmp_path / "out")
+    rounded = weights_digest(files["adapter_model.safetensors"])
+    assert [found.adapter for found in load_results(files["results.json"])] == [rounded, None]
+    assert publishable_files(tmp_path / "out") == files
+    weights = load_file(adapter / "adapter_model.safetensors")
+    others = {name: weight + 1 for name, weight in weights.items()}
+    save_file(others, adapter / "adapter_model.safetensors", {"format": "pt"})
+    with refusal("`results`", "'passkey'", own, "other weights"):
+        Release(adapter, **trained.options(results=[file])).write(tmp_path / "other")
+    shutil.copy(adapter / "adapter_model.safetensors", tmp_path / "out")
+    with refusal("`results`", rounded, "other weights"):
+        publishable_files(tmp_path / "out")
 
 
 # The command

