@@ -90,6 +90,6 @@ def test_what_cannot_be_is_found_before_the_model_is_loaded(
     assert "no-such-file" in failed("--api-key-file", str(tmp_path / "no-such-file"))
     (tmp_path / "key").write_text("\n")
     assert "`api_key` is empty" in failed("--api-key-file", str(tmp_path / "key"))
-    assert "`memory_gb`" in failed("--memory-gb", "0")
+    assert "--memory-gb" in failed("--memory-gb", "0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "--port" in failed("--port", str(taken.getsockname()[1]))
