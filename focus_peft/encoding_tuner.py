@@ -91,18 +91,22 @@ class EncodingTuner(TwinTuner):
     @property
     def reader(self) -> Reader:
         """Runs the passes. It is checked on a few tokens that the model can be read in chunks: at its first use, and
-        again when the model was cast, computes under autocast, or with another attention implementation.
+        again when the model was cast, computes under autocast, or with another attention implementation or adapter.
 
         Raises:
             ValueError: if it cannot.
         """
-        kind = computing_kind(cast(PreTrainedModel, self.model), self._reader.device)
-        if kind not in self._checked:
+        if self._way not in self._checked:
             self._check_weights()
             check_attention(cast(PreTrainedModel, self.model))
             check_reading(self._reader, self.settings().frames)
-            self._checked.add(kind)
+            self._checked.add(self._way)
         return self._reader
+
+    @property
+    def _way(self) -> Hashable:
+        """What the model computes in, and with which twins."""
+        return computing_kind(cast(PreTrainedModel, self.model), self._reader.device), tuple(self.active_adapters)
 
     def _check_weights(self) -> None:
         paths = [(path, module) for path, module in self.named_modules() if ".focus_" in path]
@@ -261,6 +265,11 @@ class EncodingTuner(TwinTuner):
         memory: Memory | None,
         overrides: dict[str, Any],
     ) -> list[torch.Tensor]:
+        if not self.adapters_enabled:
+            raise ValueError(
+                f"`{'chunk_scores' if score else 'chunk_attention'}` shows what candidates are looked at, but the "
+                "adapter that makes them is disabled; call it outside of `disable_adapter()`."
+            )
         settings = self.settings(**overrides)
         rows = unpad(input_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size)

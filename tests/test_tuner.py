@@ -386,6 +386,13 @@ def test_a_disabled_adapter_refuses_a_memory() -> None:
             model(IDS, memory=memory)
 
 
+@pytest.mark.parametrize("name", ["chunk_attention", "chunk_scores"])
+def test_a_disabled_adapter_has_no_candidates_to_show(name: str) -> None:
+    model = make_focus_model()
+    with model.disable_adapter(), refusal(f"`{name}`", "disabled", model=model):
+        getattr(model, name)(random_ids(30)[None])
+
+
 def test_an_adapter_is_enabled_again_after_an_error() -> None:
     model = make_focus_model()
     before, names = logits_of(model), trainable(model)
