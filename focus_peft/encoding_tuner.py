@@ -37,6 +37,10 @@ from .passes.settings import Settings
 from .tuner import TwinTuner
 
 
+# What a model computes in, and the names of its twins
+Way = tuple[Hashable, tuple[str, ...]]
+
+
 class EncodingTuner(TwinTuner):
     """A model whose twins read chunks.
 
@@ -49,9 +53,8 @@ class EncodingTuner(TwinTuner):
         self._reader = Reader(cast(PreTrainedModel, model), facts.sliding_window, set(facts.layer_types))
         self._reader.install()
         intercept(model, CacheDispatch)
-        self._checked: set[Hashable] = set()  # the ways of computing in which the model is known to read right
+        self._checked: set[Way] = set()  # the ways of computing in which the model is known to read right
         self._seen_modules: Modules | None = None
-        self._with_weights: set[str] = set()
         self._fingerprint: Fingerprint | None = None
         self._fingerprinted: Hashable = None  # the weights that it is of
 
@@ -69,7 +72,7 @@ class EncodingTuner(TwinTuner):
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
-        self._with_weights.discard(adapter_name)
+        self._checked = {way for way in self._checked if adapter_name not in way[1]}
 
     def settings(self, **overrides: Any) -> Settings:
         """The settings that the active adapter reads with; `overrides` replace fields that matter at inference.
@@ -99,7 +102,7 @@ class EncodingTuner(TwinTuner):
     @property
     def reader(self) -> Reader:
         """Runs the passes. It is checked on a few tokens that the model can be read in chunks: at its first use, and
-        again when the model was cast, computes under autocast, or with another attention implementation.
+        again when the model was cast, computes under autocast, or with another attention implementation or adapter.
 
         Raises:
             ValueError: if it cannot, or if other adapters were put around the twins.
@@ -107,15 +110,17 @@ class EncodingTuner(TwinTuner):
         if self._seen_modules is not self._reader.modules:
             check_above(self.model, self.twins)
             self._seen_modules = self._reader.modules
-        if self.active_adapters[0] not in self._with_weights:
+        if self._way not in self._checked:
             self._check_weights()
-            self._with_weights.add(self.active_adapters[0])
-        kind = computing_kind(cast(PreTrainedModel, self.model), self._reader.device)
-        if kind not in self._checked:
             check_attention(cast(PreTrainedModel, self.model))
             check_reading(self._reader, self.settings().frames)
-            self._checked.add(kind)
+            self._checked.add(self._way)
         return self._reader
+
+    @property
+    def _way(self) -> Way:
+        """What the model computes in, and with which twins."""
+        return computing_kind(cast(PreTrainedModel, self.model), self._reader.device), tuple(self.active_adapters)
 
     def _check_weights(self) -> None:
         paths = [(path, module) for path, module in self.named_modules() if ".focus_" in path]
@@ -276,8 +281,8 @@ class EncodingTuner(TwinTuner):
     ) -> list[torch.Tensor]:
         if not self.adapters_enabled:
             raise ValueError(
-                "The adapter is disabled, and the base model has no candidates to look at; call `chunk_attention` and "
-                "`chunk_scores` outside of `disable_adapter()`."
+                f"`{'chunk_scores' if score else 'chunk_attention'}` shows what candidates are looked at, but the "
+                "adapter that makes them is disabled; call it outside of `disable_adapter()`."
             )
         settings = self.settings(**overrides)
         rows = unpad(input_ids, attention_mask)

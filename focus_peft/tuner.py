@@ -15,7 +15,7 @@ from torch import nn
 from .adapter_file import check_adapter_weights
 from .config import FocusConfig
 from .foreign_options import refuse_foreign
-from .frozen.facts import ModelFacts
+from .frozen.facts import ModelFacts, embedding_count
 from .frozen.projections import find_projections, is_projection
 from .layer import MERGE_REFUSAL, TwinLayer
 from .other_tuners import FocusConfigs, check_above, check_beneath, is_foreign
@@ -58,7 +58,7 @@ class TwinTuner(BaseTuner):
     @property
     def facts(self) -> ModelFacts:
         """What the method needs to know of the base model, whose embedding may have been resized."""
-        vocab_size = self.model.get_input_embeddings().num_embeddings
+        vocab_size = embedding_count(self.model)
         if vocab_size != self._facts.vocab_size:
             self.__dict__["_facts"] = replace(self._facts, vocab_size=vocab_size)
         return self._facts

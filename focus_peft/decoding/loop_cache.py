@@ -219,7 +219,7 @@ class LoopCache(Cache):
             if len(before.stream.ids) < length:
                 break
             stream = before.stream
-        if stream.rows and length <= stream.split_at:
+        if stream.rows and length < stream.split_at:  # right there, the next token would cut it again
             raise ValueError(
                 f"`crop` would take {len(self.streams[0].ids) - length} tokens back, to before the last "
                 f"{stream.split_at} were cut into a chunk and a window, which cannot be undone; read the shorter "

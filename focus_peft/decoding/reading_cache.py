@@ -150,7 +150,8 @@ class ReadingCache(LoopCache):
         length = stream.window_length + 1
         if stream.fresh:
             return bool(stream.rows) or length > self.settings.sizes.local
-        return turn and bool(stream.rows) or length >= self._limit(stream)
+        is_back = bool(stream.rows) and len(stream.ids) == stream.split_at  # the token that brought the choice is gone
+        return turn and bool(stream.rows) or is_back or length >= self._limit(stream)
 
     def _remember(self) -> None:
         (stream,) = self.streams

@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from focus_peft.decoding.cache import FocusCache
-from focus_peft.frozen.state import computing_kind
 
 
 FAMILIES = ["llama", "gemma3", "bloom"]
@@ -81,7 +80,7 @@ def model_elsewhere(family: str, **fields: Any) -> PeftModel:
     """A model whose weights are on the meta device, past the check that there are some."""
     model = make_focus_model(family, torch.float32, **fields).to("meta")
     tuner = model.base_model
-    tuner._checked.add(computing_kind(tuner.model, tuner._reader.device))
+    tuner._checked.add(tuner._way)
     return model
 
 
