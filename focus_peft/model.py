@@ -222,6 +222,9 @@ class FocusModel(Refusals, EncodingTuner):
         progress = shows_progress(kwargs.pop("progress", None))
         if not self.adapters_enabled:
             rename(kwargs)
+            cache = kwargs.get(CACHE)
+            if isinstance(cache, LoopCache) and cache.memory is None:
+                del kwargs[CACHE]  # all of its tokens stand in the input too, and the base model reads them anew
             _refuse_memory(memory, kwargs.get(CACHE))
             return self.model.generate(inputs, **kwargs)
         check_no_virtual_tokens(self)

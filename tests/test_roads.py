@@ -52,6 +52,7 @@ USED = {
 
 # They raise, before the model runs
 REFUSED: dict[str, Callable[[Any], Any]] = {
+    "add_weighted_adapter": lambda model: model.add_weighted_adapter(["default"], [1.0], "both"),
     "continuous_batching_context_manager": lambda model: model.continuous_batching_context_manager(),
     "disable_adapters": lambda model: model.disable_adapters(),  # transformers' own word for other adapters
     "enable_adapters": lambda model: model.enable_adapters(),

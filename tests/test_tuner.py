@@ -423,16 +423,18 @@ def test_a_disabled_adapter_has_no_candidates_to_show(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [CACHE, OLDER])
-def test_a_cache_is_refused_while_the_adapter_is_disabled(name: str) -> None:
-    model = make_focus_model()
+def test_a_disabled_adapter_reads_a_conversation_anew_or_refuses_its_cache(name: str) -> None:
+    model, base = make_focus_model(), make_tiny_model()
     output = model.generate(IDS, max_new_tokens=2, return_dict_in_generate=True)
     longer = torch.cat([output.sequences, IDS[:, :2]], dim=1)
-    given = {name: output[CACHE]}
+    about = model.generate(IDS, memory=model.encode(IDS), max_new_tokens=2, return_dict_in_generate=True)
     with model.disable_adapter():
+        found = model.generate(longer, max_new_tokens=3, do_sample=False, **{name: output[CACHE]})
+        assert torch.equal(found, base.generate(longer, max_new_tokens=3, do_sample=False))
         with refusal(f"`{CACHE}`", "disabled", model=model):
-            model.generate(longer, max_new_tokens=2, **given)
+            model.generate(torch.cat([about.sequences, IDS[:, :2]], dim=1), **{name: about[CACHE]})
         with refusal(f"`{CACHE}`", "disabled", model=model):
-            model(longer[:, -1:], **given)
+            model(longer[:, -1:], **{name: output[CACHE]})
 
 
 def test_twins_without_weights_are_refused_whenever_they_are_added() -> None:

@@ -537,14 +537,14 @@ def test_the_command_writes_a_folder_once(trained: Trained, tmp_path: Path, capf
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--adapter", "none", "--license", "mit", "--output", "out"], "`adapter` 'none'"),
+        (["--adapter", "none", "--license", "mit", "--output", "out"], "--adapter 'none'"),
         (["--adapter", "none", "--output", "out"], "--license"),
         (["--adapter", "none", "--license", "mit"], "--repo"),
-        (["--adapter", "none", "--license", "mit", "--repo", "a/b/c"], "`repo_id`"),
+        (["--adapter", "none", "--license", "mit", "--repo", "a/b/c"], "--repo must be"),
         (["--adapter", "none", "--license", "mit", "--repo", "adapter"], "'user/adapter'"),
         (["--folder", "none", "--repo", "user/x", "--license", "mit"], "--license"),
         (["--folder", "none", "--output", "out"], "--repo"),
-        (["--folder", "none", "--repo", "user/x"], "`folder` 'none'"),
+        (["--folder", "none", "--repo", "user/x"], "--folder 'none'"),
     ],
 )
 def test_wrong_usage_ends_with_code_2(arguments: list[str], named: str, capfd: pytest.CaptureFixture[str]) -> None:
