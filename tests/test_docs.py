@@ -31,6 +31,7 @@ from focus_peft.config import READING_FIELDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+ELSEWHERE = ("publishing.md", "serving.md")
 FENCE = re.compile(r"^( *)```([a-z]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 MODEL, ADAPTER = "HuggingFaceTB/SmolLM2-135M-Instruct", "hub/smollm2-135m-instruct-focus"
@@ -169,8 +170,8 @@ def join_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    # those of publishing.md run in tests/hub, where there is a Hub
-    [page for page in PAGES if blocks(page.read_text(), "python", "py") and page.name != "publishing.md"],
+    # those run in tests/hub and tests/serve, where there is a Hub, or a server
+    [page for page in PAGES if blocks(page.read_text(), "python", "py") and page.name not in ELSEWHERE],
     ids=lambda page: page.name,
 )
 def test_the_python_of_a_page_runs(page: Path, clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -482,7 +482,7 @@ def test_the_client_of_the_page_works(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     changes = {"http://127.0.0.1:8000/v1": str(client.base_url), "smollm2-135m-instruct-focus": "tiny"}
     for old, new in changes.items():
         assert old in code
