@@ -61,7 +61,7 @@ def check_options(args: Any) -> None:
     for name, (allowed, reason) in REFUSED.items():
         value = getattr(args, name, allowed[0])
         if getattr(value, "value", value) not in allowed:
-            raise ValueError(f"`{name}` is {value!r}, but {reason}; leave it out, or at {allowed[0]!r}.")
+            raise ValueError(f"`{name}` is {value!r}, but {reason}; leave it out, or at `{name}={allowed[0]!r}`.")
 
 
 def course_of(args: Any) -> dict[str, Any]:
