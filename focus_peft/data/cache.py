@@ -68,7 +68,9 @@ def cache_key(source: SourceConfig, fingerprint: str) -> str:
     elsewhere = ("weight", "documents", "max_tokens")  # do not change the tokens, or are in the fingerprint
     described = {name: value for name, value in asdict(source).items() if name not in elsewhere}
     parts: list[Any] = [VERSION, fingerprint, described]
-    if is_local(source.path):
+    if not is_local(source.path):
+        described["split"] = source.split or "train"
+    else:
         for file in find_files(source.path):
             status = file.stat()
             parts.append([file.as_posix(), status.st_size, status.st_mtime_ns])

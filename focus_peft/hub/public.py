@@ -57,7 +57,7 @@ def public_base(name: str | None) -> str | None:
 def public_config(values: Mapping[str, Any], base_model: str | None) -> dict[str, Any]:
     """An adapter's configuration with the base model's name on the Hub, and no path of this machine."""
     known = {name: value for name, value in values.items() if name in FOCUS_ENTRIES or name in CONFIG_ENTRIES}
-    return {**known, "base_model_name_or_path": base_model}
+    return {**known, "base_model_name_or_path": base_model, "storage_dir": None}
 
 
 def public_recipe(recipe: Mapping[str, Any], base_model: str | None) -> dict[str, Any]:

@@ -179,6 +179,7 @@ class FocusTrainer(MeasuredLosses):
         """Documents in their dataset's own order, where it has one for each epoch (`set_epoch`)."""
         rows = self.train_dataset if not args else args[0]
         shuffles = getattr(self.args, "train_sampling_strategy", "random") == "random"
+        shuffles = shuffles and not getattr(self.args, "group_by_length", False)  # its name before transformers 5
         if shuffles and hasattr(rows, "set_epoch") and hasattr(rows, "__len__"):
             return SequentialSampler(cast(Any, rows))
         return super()._get_train_sampler(*args, **kwargs)

@@ -56,7 +56,7 @@ class ListedUploads(Trainer):
             )
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+            self.init_hf_repo(token=token, **({} if private is None else {"private": private}))
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -64,6 +64,19 @@ class ListedUploads(Trainer):
         options = {"token": token or self.args.hub_token, "revision": revision or self.args.hub_revision}
         facts = self._facts(str(self.args.output_dir), license)
         return self._upload(str(self.args.output_dir), facts, tags, commit_message=str(commit_message), **options)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository, as `Trainer.init_hf_repo`, whose default for its name is that of a folder.
+
+        Raises:
+            ValueError: if `hub_model_id` does not name it.
+        """
+        if self.args.hub_model_id is None:
+            raise ValueError(
+                "`hub_model_id` is None, so the repository would be called after `output_dir`, for everybody to read; "
+                "name it."
+            )
+        super().init_hf_repo(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == "end":

@@ -174,7 +174,7 @@ def run(script: str, rest: Sequence[str], launcher: Sequence[str] = (sys.executa
                 with contextlib.suppress(KeyboardInterrupt):
                     process.wait()
             raise
-    if process.returncode == 130:
+    if process.returncode in (130, 143):  # a signal that it got by itself
         raise KeyboardInterrupt
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command_of(script, rest))

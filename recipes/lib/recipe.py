@@ -11,6 +11,7 @@ import yaml
 
 from focus_peft import FocusConfig
 from focus_peft.data import DataConfig
+from focus_peft.data.files import is_local
 from focus_peft.hub.provenance import SECRET_ENTRY
 from focus_peft.trainer.arguments import FocusTrainingArguments
 from lib.base_model import ModelArguments
@@ -121,6 +122,11 @@ def save_recipe(recipe: Recipe, file: Path) -> None:
         section: {name: value for name, value in (entries or {}).items() if not SECRET_ENTRY.fullmatch(name)}
         for section, entries in recipe.values.items()
     }
+    sources = [dict(source) for source in values["data"]["sources"]]
+    for source, built in zip(sources, recipe.data.sources):
+        if not built.is_synthetic and not is_local(built.path):
+            source.setdefault("split", "train")  # so that everybody sees that it is a dataset of the Hub
+    values["data"]["sources"] = sources
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

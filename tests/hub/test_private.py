@@ -12,8 +12,10 @@ from hub_client import Client
 from hub_server import TOKEN, Hub, running_hub
 from published import SVG, result
 from refusal import refusal
+from runs import trainer_of
 
-from focus_peft.hub.public import check_nothing_private, public_path, public_result
+from focus_peft.hub.provenance import read_recipe
+from focus_peft.hub.public import check_nothing_private, public_path, public_recipe, public_result
 from focus_peft.hub.results import save_results
 
 
@@ -100,6 +102,23 @@ def test_a_token_a_home_folder_and_a_projects_name_are_nowhere_in_what_is_upload
     assert config["base_model_name_or_path"] is None
     card = hub.files("user/published")["README.md"].decode()
     assert "`local files (.txt)`" in card and "| steps trained | 2 of 2 |" in card, "what may go is told"
+
+
+def test_a_repository_is_not_called_after_a_folder(tmp_path: Path) -> None:
+    with refusal("`hub_model_id`", "`output_dir`"):
+        trainer_of(tmp_path / "blue-heron").push_to_hub()
+
+
+def test_a_dataset_of_the_hub_is_told_by_name_in_the_recipe_of_a_run(tmp_path: Path) -> None:
+    from lib.recipe import load_recipe, save_recipe
+
+    words = ["data.sources=[{path: org/books}, {path: mails/*.txt}, {path: 'synthetic:facts', documents: 0}]"]
+    recipe = load_recipe(ROOT / "recipes" / "configs" / "tiny_debug.yaml", words, training__output_dir=str(tmp_path))
+    (tmp_path / "mails").mkdir()
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    public = public_recipe(read_recipe(tmp_path / "recipe.yaml"), "user/base")
+    paths = [source["path"] for source in public["data"]["sources"]]
+    assert paths == ["org/books", "local files (.txt)", "synthetic:facts"]
 
 
 @pytest.mark.parametrize(

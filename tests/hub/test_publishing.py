@@ -24,6 +24,7 @@ from focus_peft.hub import Release, publishable_files, save_adapter
 from focus_peft.hub.card import MARK
 from focus_peft.hub.provenance import Provenance
 from focus_peft.hub.results import environment, load_results, save_results
+from focus_peft.hub.run_identity import RunIdentity
 from focus_peft.hub.weights import weights_digest
 
 
@@ -365,6 +366,15 @@ def test_the_recipe_of_another_run_is_refused(
     (tmp_path / "other.yaml").write_text(RECIPE.replace(old, new))
     with refusal("`config`", named):
         Release(trained.adapter, **trained.options(config=tmp_path / "other.yaml")).write(tmp_path / "out")
+
+
+def test_a_recipe_that_the_run_contradicts_is_refused(trained: Trained, adapter: Path, tmp_path: Path) -> None:
+    RunIdentity(arguments={"learning_rate": 0.001, "seed": 7}).save(adapter)
+    Release(adapter, **trained.options()).write(tmp_path / "out")
+    for old, new, named in (("1e-3", "1e-1", "learning_rate"), ("1e-3", "1e-3, seed: 8", "seed")):
+        (tmp_path / "other.yaml").write_text(RECIPE.replace(old, new))
+        with refusal("`config`", f"`training.{named}`"):
+            Release(adapter, **trained.options(config=tmp_path / "other.yaml")).write(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

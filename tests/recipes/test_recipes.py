@@ -228,7 +228,8 @@ def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing_behind(
 
 
 @pytest.mark.slow
-def test_the_tiny_recipe_trains_ends_at_ctrl_c_with_130_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_tiny_recipe_trains_ends_at_a_signal_and_goes_on(number: int, code: int, tmp_path: Path) -> None:
     words = ["passkey_every=null", "eval_strategy=no", "save_steps=100", f"cache_dir={tmp_path / 'cache'}"]
     train_here(*words, f"output_dir={tmp_path / 'whole'}")
     assert (tmp_path / "whole" / "adapter_model.safetensors").is_file()
@@ -243,10 +244,11 @@ def test_the_tiny_recipe_trains_ends_at_ctrl_c_with_130_and_goes_on(tmp_path: Pa
         while not list(run.glob("runs/*")) and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert "a checkpoint was saved" in errors
+    assert list(run.glob("checkpoint-*")) and not (run / "adapter_model.safetensors").exists()
     train_here(*words, f"output_dir={run}")
     weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
     assert weights[0] == weights[1]

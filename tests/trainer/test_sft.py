@@ -16,7 +16,8 @@ from focus_peft import FocusConfig
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
-from focus_peft.trainer.sft import FocusSFTTrainer  # noqa: E402
+from focus_peft.sft import FocusSFTConfig, FocusSFTTrainer  # noqa: E402
+from focus_peft.trainer.stopping import TrainingDiverged  # noqa: E402
 
 
 # TRL itself uses names that transformers has given up
@@ -40,9 +41,10 @@ def sft_trainer(directory: Path, rows: list[dict[str, Any]], model: Any = None, 
         "learning_rate": 1e-3,
         "max_length": None,
     }
+    config = fields.pop("config", trl.SFTConfig)
     return FocusSFTTrainer(
         make_focus_model(dtype=torch.float32, base=BASE, **WINDOWS) if model is None else model,
-        trl.SFTConfig(output_dir=str(directory), **{**defaults, **fields}),
+        config(output_dir=str(directory), **{**defaults, **fields}),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=make_tiny_tokenizer(),
         **own,
@@ -134,3 +136,41 @@ def test_tokens_that_a_chat_template_adds_cannot_be_trained(tmp_path: Path) -> N
     with refusal("`trainable_token_indices`", "`FocusConfig`", error=AttributeError):
         config = FocusConfig(r=2, **WINDOWS)
         sft_trainer(tmp_path, TEXTS, base, peft_config=config, chat_template_path=str(tmp_path / "template"))
+
+
+def test_its_own_arguments_have_what_the_trainer_can_do_besides(tmp_path: Path) -> None:
+    many = TEXTS * 5  # more than a document has chunks
+    trainer = sft_trainer(tmp_path / "a", many, config=FocusSFTConfig, distractors=30, log_local_loss=False)
+    trainer.train()
+    assert len(trainer.distractors()) == 30 and not logged(trainer, "loss_local")
+    assert trainer.args.learning_rate == 1e-3 and trainer.args.max_length is None
+    assert FocusSFTConfig(str(tmp_path), use_cpu=True, bf16=False).max_length is None, "nothing is cut off"
+    assert logged(trainer, "loss") != logged(_trained(sft_trainer(tmp_path / "b", many)), "loss")
+    stopped = sft_trainer(tmp_path / "c", TEXTS, config=FocusSFTConfig, max_loss=0.1, max_steps=12)
+    with pytest.raises(TrainingDiverged, match="`max_loss`"):
+        stopped.train()
+
+
+def test_conversations_are_trained_on(tmp_path: Path) -> None:
+    def said(number: int) -> list[dict[str, str]]:
+        return [
+            {"role": "user", "content": f"{number}: {TEXTS[number]['text']}"},
+            {"role": "assistant", "content": f"It tells of the number {number * 7919}."},
+        ]
+
+    trainer = sft_trainer(tmp_path, [{"messages": said(number)} for number in range(6)])
+    trainer.train()
+    assert all(value > 0 for value in logged(trainer, "loss_continuation"))
+
+
+def test_an_evaluation_gives_losses_alone(tmp_path: Path) -> None:
+    trainer = sft_trainer(tmp_path, TEXTS)
+    found = trainer.evaluate(trainer.train_dataset)
+    assert found["eval_loss"] == pytest.approx(
+        found["eval_loss_continuation"] + found["eval_loss_repetition"], rel=1e-4
+    )
+
+
+def _trained(trainer: FocusSFTTrainer) -> FocusSFTTrainer:
+    trainer.train()
+    return trainer
