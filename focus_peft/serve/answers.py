@@ -37,12 +37,8 @@ class Form:
         for number, those in enumerate(pieces):
             text = "".join(piece.text for piece in those)
             noted = [entry for piece in those for entry in piece.logprobs]
-            choice: dict[str, Any] = {"index": number, "finish_reason": FINISH[str(those[-1].finish)]}
-            choice |= {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-            choice["logprobs"] = self.logprobs(noted, 0) if noted else None
-            if those[-1].read_chunks is not None:
-                choice["read_chunks"] = those[-1].read_chunks
-            choices.append(choice)
+            said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+            choices.append(self._choice(number, said, noted, 0, those[-1]))
         whole = self._whole("chat.completion" if self.chat else "text_completion")
         return {**whole, "choices": choices, "usage": usage(prompt_tokens, [those[-1].tokens for those in pieces])}
 
@@ -56,13 +52,20 @@ class Form:
         """The event of a piece, whose text begins at an `offset` in the answer; None if there is nothing to tell."""
         if not piece.text and not piece.logprobs and piece.finish is None:
             return None
-        finish = None if piece.finish is None else FINISH[piece.finish]
-        choice: dict[str, Any] = {"index": number, "finish_reason": finish}
-        choice |= {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
-        choice["logprobs"] = self.logprobs(piece.logprobs, offset) if piece.logprobs else None
-        if piece.read_chunks is not None:
-            choice["read_chunks"] = piece.read_chunks
-        return self._event(choice)
+        said = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
+        return self._event(self._choice(number, said, piece.logprobs, offset, piece))
+
+    def _choice(
+        self, number: int, said: dict[str, Any], noted: Sequence[TokenLogprob], offset: int, last: Piece
+    ) -> dict[str, Any]:
+        """One of the choices, with what is known behind its last piece."""
+        choice = {
+            "index": number,
+            "finish_reason": None if last.finish is None else FINISH[last.finish],
+            **said,
+            "logprobs": self.logprobs(noted, offset) if noted else None,
+        }
+        return choice if last.read_chunks is None else {**choice, "read_chunks": last.read_chunks}
 
     def used(self, prompt_tokens: int, tokens: Sequence[int]) -> str:
         """The event that says what was used."""

@@ -67,7 +67,7 @@ class Server:
     def close(self) -> None:
         """End what is still being answered, with what there is, and stop reading."""
         self.documents.close()
-        self.engine.close(cancel=True)
+        self.engine.close()
 
     def _add_routes(self) -> None:
         add = self.app.add_api_route

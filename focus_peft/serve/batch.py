@@ -11,6 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from ..frozen.compat import CACHE
 from ..memory.memory import Memory
 from ..passes.chunking import pad_left
+from ..tasks.methods.base import end_tokens
 from .row import Row
 
 
@@ -50,9 +51,7 @@ def generate(model: Any, rows: Sequence[Row], memory: Memory | None, read_chunks
         pad (`int`): A token that stands where rows are shorter, and is hidden.
     """
     device = model.device
-    config = model.get_base_model().generation_config
-    own_ends = config.eos_token_id
-    ends = [] if own_ends is None else own_ends if isinstance(own_ends, list) else [own_ends]
+    ends = end_tokens(model.get_base_model())
     options: dict[str, Any] = {} if memory is None else {"memory": memory}
     if read_chunks:
         options["read_chunks"] = read_chunks

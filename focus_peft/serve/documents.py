@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..memory.memory import Memory
+from ..memory.progress import telling_progress
 from .errors import ApiError
 from .metrics import Metrics
 
@@ -240,22 +241,14 @@ class DocumentStore:
 
     def _encode(self, document: Document, ids: Any) -> Memory:
         """Read the ids; how far that is can be seen meanwhile."""
-        done, total = 0, ids.shape[1]
-        reading = threading.get_ident()
 
-        def count(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            nonlocal done
-            if threading.get_ident() == reading:  # others are being answered
-                done += kwargs["input_ids"].numel()
-                document.progress = min(1.0, done / total)
-                if document.problem is not None:
-                    raise InterruptedError(document.problem)
+        def tell(share: float) -> None:
+            document.progress = share
+            if document.problem is not None:
+                raise InterruptedError(document.problem)
 
-        hook = self.model.get_base_model().base_model.register_forward_hook(count, with_kwargs=True)
-        try:
+        with telling_progress(self.model, ids.shape[1], tell):
             return self.model.encode(ids, progress=False, storage=self.storage)
-        finally:
-            hook.remove()
 
     def _make_room(self) -> None:
         """Let memories go that nobody uses, the one first that was not used for longest."""

@@ -122,14 +122,13 @@ class Engine:
             self.metrics.failed.inc()
             _fail(rows, error)
 
-    def close(self, cancel: bool) -> None:
-        """End: whoever waits is answered first, or, with `cancel`, gets what there is."""
+    def close(self) -> None:
+        """End: whoever is being answered gets what there is."""
         with self._lock:
             self._closed = True
-            if cancel:
-                for rows in (*self._waiting.values(), *self._running.values()):
-                    for row in rows:
-                        row.cancelled.set()
+            for rows in (*self._waiting.values(), *self._running.values()):
+                for row in rows:
+                    row.cancelled.set()
         while True:
             with self._lock:
                 if not self._running:

@@ -21,8 +21,8 @@ class Prompts:
 
     def __init__(self, model: Any, tokenizer: Any, settings: ServerSettings) -> None:
         self.tokenizer, self.settings = tokenizer, settings
-        base = model.get_base_model()
-        self.own, self.vocabulary = base.generation_config, base.get_input_embeddings().num_embeddings
+        self.own = model.get_base_model().generation_config
+        self.vocabulary = model.base_model.facts.vocab_size
 
     def of_chat(self, messages: list[dict[str, str]]) -> list[int]:
         """A conversation, as the model's chat template writes it, up to where the answer begins."""

@@ -15,6 +15,7 @@ from transformers import TextIteratorStreamer
 
 from focus_peft.frozen.compat import CACHE
 from focus_peft.memory.memory import Memory
+from focus_peft.memory.progress import telling_progress
 
 
 def read(model: Any, ids: torch.Tensor, progress: Callable[[float], Any], batch_size: int = 2) -> tuple[Memory, float]:
@@ -29,21 +30,9 @@ def read(model: Any, ids: torch.Tensor, progress: Callable[[float], Any], batch_
     Returns:
         The memory, and the seconds it took.
     """
-    total, done = ids.shape[1], 0
-
-    def count(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        nonlocal done
-        done += kwargs["input_ids"].numel()  # the last chunk of a batch may be padded
-        progress(min(1.0, done / total))
-
-    model.base_model.reader  # noqa: B018  the first use checks the model with passes of its own, which are not to be counted
-    start = time.perf_counter()
-    # every pass over a batch of chunks is a call of the decoder
-    hook = model.get_base_model().base_model.register_forward_hook(count, with_kwargs=True)
-    try:
+    with telling_progress(model, ids.shape[1], progress):
+        start = time.perf_counter()
         memory = model.encode(ids, progress=False, chunk_batch_size=batch_size)
-    finally:
-        hook.remove()
     return memory, time.perf_counter() - start
 
 
