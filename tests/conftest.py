@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may look for a file on a server
@@ -92,3 +93,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def save_base(folder: Path, template: str | None = None, **config: Any) -> None:
+    """Save a tiny model that reads bytes, with its tokenizer; `config` as of `make_tiny_model`."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    make_tiny_model(vocab_size=len(tokenizer), **config).save_pretrained(folder)

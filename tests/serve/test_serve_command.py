@@ -16,8 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import make_tiny_model
-from lib.byte_tokenizer import byte_tokenizer
+from conftest import save_base
 
 from focus_peft.cli import main
 
@@ -28,9 +27,7 @@ DOCUMENT = "The ferry leaves from pier four. " * 40
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = byte_tokenizer()
-    make_tiny_model(vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_base(folder, max_position_embeddings=512)
     return folder
 
 

@@ -17,8 +17,7 @@ import openai
 import pytest
 import torch
 import uvicorn
-from conftest import make_tiny_model
-from lib.byte_tokenizer import byte_tokenizer
+from conftest import save_base
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,15 +34,12 @@ QUESTIONS = ["Where does it leave?", "Which pier?", "Is it a ferry, or is it som
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PeftModel, Any]:
     """(model, tokenizer), loaded from a folder."""
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    base = make_tiny_model(vocab_size=len(tokenizer), max_position_embeddings=2048)
+    save_base(folder, TEMPLATE, max_position_embeddings=2048)
+    base = AutoModelForCausalLM.from_pretrained(folder)
     base.generation_config.eos_token_id = None  # answers are as long as they may be
-    base.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = FocusConfig(chunk_size=32, local_size=32, prompt_size=16)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).eval()
+    model = get_peft_model(base, config).eval()
     for name, parameter in model.named_parameters():
         if ".focus_" in name:
             parameter.data += 0.3 * torch.randn_like(parameter)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model
+from conftest import make_focus_model, save_base
 from lib.byte_tokenizer import byte_tokenizer
 from peft import get_peft_model
 from refusal import refusal
@@ -36,9 +36,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("base")
-    tokenizer = byte_tokenizer()
-    make_tiny_model(vocab_size=len(tokenizer), max_position_embeddings=512).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_base(folder, max_position_embeddings=512)
     config = FocusConfig(chunk_size=40, local_size=30, prompt_size=30)
     return get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
 
