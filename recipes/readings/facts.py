@@ -18,24 +18,76 @@ class Fact:
         told (`str`): A sentence with `{answer}` in it.
         question (`str`): It shares few words with that.
         kind (`str`): What the answer is: "number" or one of `ANSWERS`.
+        alike (`str`): A sentence of the same form, with `{answer}` in it, that does not answer the question.
     """
 
     told: str
     question: str
     kind: str = "number"
+    alike: str = ""
 
 
 FACTS = (
-    Fact("Whoever wants to restart the boiler has to dial {answer} first.", "Which digits turn the heating on again?"),
-    Fact("The courier only hands the parcel over to people who say {answer}.", "What number must I tell the postman?"),
-    Fact("Grandma's old bicycle lock opens at {answer}.", "What is the combination for the bike?"),
-    Fact("Our deep-sea probe stopped sending at a depth of {answer} millimeters.", "How far down did the robot get?"),
-    Fact("The museum paid {answer} crowns for the painting of the mill.", "What did the picture cost?"),
-    Fact("A beekeeper counted {answer} of them behind the church.", "How many insects live near the chapel?"),
-    Fact("They named the lighthouse keeper's dog {answer}.", "What is the pet at the coast called?", "name"),
-    Fact("Only {answer} has a key to the wine cellar.", "Who can open the room with the bottles?", "name"),
-    Fact("The soup was spoiled because the cook had put {answer} in it.", "Which ingredient ruined the dish?", "food"),
-    Fact("The treaty was signed on a boat near {answer}.", "Close to which town was the agreement made?", "town"),
+    Fact(
+        "Whoever wants to restart the boiler has to dial {answer} first.",
+        "Which digits turn the heating on again?",
+        "number",
+        "Whoever wants to order a taxi has to dial {answer} first.",
+    ),
+    Fact(
+        "The courier only hands the parcel over to people who say {answer}.",
+        "What number must I tell the postman?",
+        "number",
+        "The guard only opens the gate to people who say {answer}.",
+    ),
+    Fact(
+        "Grandma's old bicycle lock opens at {answer}.",
+        "What is the combination for the bike?",
+        "number",
+        "Grandma's old suitcase lock opens at {answer}.",
+    ),
+    Fact(
+        "Our deep-sea probe stopped sending at a depth of {answer} millimeters.",
+        "How far down did the robot get?",
+        "number",
+        "Our weather balloon stopped sending at a height of {answer} millimeters.",
+    ),
+    Fact(
+        "The museum paid {answer} crowns for the painting of the mill.",
+        "What did the picture cost?",
+        "number",
+        "The museum paid {answer} crowns for the statue of the queen.",
+    ),
+    Fact(
+        "A beekeeper counted {answer} of them behind the church.",
+        "How many insects live near the chapel?",
+        "number",
+        "A shepherd counted {answer} of them behind the castle.",
+    ),
+    Fact(
+        "They named the lighthouse keeper's dog {answer}.",
+        "What is the pet at the coast called?",
+        "name",
+        "They named the station master's son {answer}.",
+    ),
+    Fact(
+        "Only {answer} has a key to the wine cellar.",
+        "Who can open the room with the bottles?",
+        "name",
+        "Only {answer} has a key to the bell tower.",
+    ),
+    Fact(
+        "The soup was spoiled because the cook had put {answer} in it.",
+        "Which ingredient ruined the dish?",
+        "food",
+        "The tea was better because the nurse had put {answer} in it.",
+    ),
+    Fact(
+        "The treaty was signed on a boat near {answer}.",
+        "Close to which town was the agreement made?",
+        "town",
+        "The film was made on a farm near {answer}.",
+    ),
 )
 # Numbers that are asked for in the words that they are told in, which a small model can answer once it has read them
 NUMBERS = tuple(
@@ -152,18 +204,29 @@ class Document:
     answers: list[str]
 
 
-def make_document(tokenizer: Any, text: str, tokens: int, facts: Sequence[Fact], seed: int) -> Document:
-    """A text of exactly `tokens` tokens, with the facts at places that the seed draws."""
+def make_document(
+    tokenizer: Any, text: str, tokens: int, facts: Sequence[Fact], seed: int, alike: bool = False
+) -> Document:
+    """A text of exactly `tokens` tokens, with the facts at places that the seed draws.
+
+    Args:
+        tokenizer: The model's.
+        text (`str`): Its kind, one of `TEXTS`.
+        tokens (`int`): Its length.
+        facts (`Sequence[Fact]`): What is hidden in it.
+        seed (`int`): Draws everything.
+        alike (`bool`): Hide the sentence that is like each fact, too.
+    """
 
     def ids_of(words: str) -> list[int]:
         return list(tokenizer(words, add_special_tokens=False, verbose=False).input_ids)
 
     draw = random.Random(f"{text} {tokens} {seed}")
-    answers = [
-        str(draw.randint(100000, 999999)) if fact.kind == "number" else draw.choice(ANSWERS[fact.kind])
-        for fact in facts
-    ]
+    answers = [_answer(fact, draw) for fact in facts]
     sentences = [fact.told.format(answer=answer) for fact, answer in zip(facts, answers)]
+    others = random.Random(f"{seed} alike")
+    if alike:
+        sentences += [fact.alike.format(answer=_answer(fact, others)) for fact in facts]
     told = [ids_of(f"\n{HIDDEN[text].format(fact=sentence)}\n") for sentence in sentences]
     room = tokens - sum(map(len, told))
     around: list[int] = []
@@ -171,12 +234,17 @@ def make_document(tokenizer: Any, text: str, tokens: int, facts: Sequence[Fact],
         around += ids_of(f"{line}\n")
         if len(around) >= room:
             break
-    cuts = sorted(draw.randrange(room - TAIL) for _ in facts)
+    cuts = sorted(draw.randrange(room - TAIL) for _ in told)
+    order = list(range(len(told))) if not alike else others.sample(range(len(told)), len(told))
     ids: list[int] = []
-    places = []
-    for begin, end, fact in zip([0, *cuts], cuts, told):
-        ids += around[begin:end] + fact
-        places.append((len(ids) - len(fact), len(ids)))
+    places = {}
+    for begin, end, which in zip([0, *cuts], cuts, order):
+        ids += around[begin:end] + told[which]
+        places[which] = (len(ids) - len(told[which]), len(ids))
     ids += around[cuts[-1] : room]
     questions = [ids_of(f"\n\nQuestion: {fact.question}\nAnswer:") for fact in facts]
-    return Document(text, ids, places, questions, answers)
+    return Document(text, ids, [places[which] for which in range(len(facts))], questions, answers)
+
+
+def _answer(fact: Fact, draw: random.Random) -> str:
+    return str(draw.randint(100000, 999999)) if fact.kind == "number" else draw.choice(ANSWERS[fact.kind])

@@ -12,16 +12,21 @@ from conftest import make_focus_model
 from readings.facts import FACTS, NUMBERS, TAIL, TEXTS, make_document
 
 
+@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize("text", TEXTS)
-def test_facts_stand_where_a_document_says(text: str, tokenizer: Any) -> None:
-    document = make_document(tokenizer, text, 2000, FACTS[:4], seed=3)
+def test_facts_stand_where_a_document_says(text: str, alike: bool, tokenizer: Any) -> None:
+    document = make_document(tokenizer, text, 2000, FACTS[:4], seed=3, alike=alike)
     assert len(document.ids) == 2000
+    for fact in FACTS[:4]:
+        before, after = fact.alike.split("{answer}")
+        told = tokenizer.decode(document.ids)
+        assert (before in told and after in told.split(before)[1]) == alike
     for fact, (begin, end), question, answer in zip(FACTS, document.places, document.questions, document.answers):
         assert end <= 2000 - TAIL
         assert fact.told.format(answer=answer) in tokenizer.decode(document.ids[begin:end])
         assert tokenizer.decode(question) == f"\n\nQuestion: {fact.question}\nAnswer:"
-    assert document == make_document(tokenizer, text, 2000, FACTS[:4], seed=3)
-    assert document.answers != make_document(tokenizer, text, 2000, FACTS[:4], seed=4).answers
+    assert document == make_document(tokenizer, text, 2000, FACTS[:4], seed=3, alike=alike)
+    assert document.answers != make_document(tokenizer, text, 2000, FACTS[:4], seed=4, alike=alike).answers
 
 
 def test_numbers_are_asked_for_in_the_words_that_they_are_told_in() -> None:
@@ -37,6 +42,7 @@ def test_a_measurement_writes_what_it_found(
         base={"vocab_size": 259, "max_position_embeddings": 4096}, chunk_size=128, local_size=128, prompt_size=16
     )
     monkeypatch.setattr(reading, "load", lambda adapter, dtype: (model, tokenizer))
+    monkeypatch.setattr(reading, "packaged_encoder", lambda: None)  # its package may be installed or not
     few = (
         ["--texts", "1", "--chunk-size", "128"] if measurement == "choice" else ["--prompts", "1", "--new-tokens", "2"]
     )
