@@ -41,7 +41,7 @@ from focus_peft.frozen.attention_record import best_chunks
 from focus_peft.hub.results import environment
 from focus_peft.tasks import METHODS
 from focus_peft.tasks.methods.bm25 import bm25
-from focus_peft.tasks.methods.dense import packaged_encoder
+from focus_peft.tasks.methods.dense import Dense, packaged_encoder
 from focus_peft.tasks.methods.fused_ranking import fused
 
 
@@ -75,7 +75,7 @@ def choice(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def rankings(model: Any, document: Document) -> Iterator[tuple[str, list[int], list[float]]]:
     """(ranking, chunks that hold the fact, score of each chunk) for each fact."""
     sizes = model.settings().sizes
-    dense = METHODS["dense"](model) if packaged_encoder() else None
+    dense = Dense(model) if packaged_encoder() else None
     held = len(document.ids) - sizes.local
     memory = model.encode(document.ids[:held], progress=False)
     chunks = [document.ids[start : min(held, start + sizes.chunk)] for start in range(0, held, sizes.chunk)]
