@@ -115,14 +115,16 @@ def test_a_tool_that_never_imports_focus_peft_reads_an_adapter(what: str, tmp_pa
     (tmp_path / "scripts" / "neighbor.py").touch()
     if what == "a script":
         (tmp_path / place).write_text("import neighbor\n" + TOOL)
-    alone = [sys.executable, *(["-m"] if what != "a script" else []), name, "adapter", "--more"]
-    wrapped = [sys.executable, "-m", "focus_peft.run", name, "adapter", "--more"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    bare, done = (
-        subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        for words in (alone, wrapped)
-    )
-    assert bare.returncode == 1 and "KeyError: 'FOCUS'" in bare.stderr
+
+    def ran(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *words, "adapter", "--more"]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    if what == "a module":  # alone, none of them can
+        bare = ran("-m", name)
+        assert bare.returncode == 1 and "KeyError: 'FOCUS'" in bare.stderr
+    done = ran("-m", "focus_peft.run", name)
     assert done.returncode == 7, done.stderr
     assert json.loads(done.stdout) == ["__main__", ["adapter", "--more"], "FocusConfig"]
 
