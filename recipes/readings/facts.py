@@ -103,6 +103,11 @@ NUMBERS = tuple(
         "The registration number of the fishing boat",
     )
 )
+# What has several values, each told in a sentence of its own
+LISTS = tuple(
+    Fact(f"One of the {what} is {{answer}}.", f"What are all the {what}?")
+    for what in ("numbers on the list of the chess club", "codes of the opera house", "licenses of Captain Harrow")
+)
 ANSWERS = {
     "name": ("Bramble", "Ottoline", "Fergus", "Mirabel", "Tobias", "Wilhelmina"),
     "food": ("cinnamon", "vinegar", "licorice", "horseradish", "marzipan", "nutmeg"),

@@ -1,5 +1,5 @@
-"""What else could be done with a choice of chunks: candidates that stay in front of what is read, and a second
-round.
+"""What else could be done with a choice of chunks: candidates that stay in front of what is read, a second round, and
+another choice while the answer is written.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from demos.model import load
 
 from focus_peft.frozen.attention_record import best_chunks
 
-from .facts import FACTS, TEXTS, make_document
+from .facts import FACTS, LISTS, TEXTS, make_document
 from .two_hops import draw_hops
+
+
+# Of `drift`: values of a fact, the length of an answer, and the tokens after which chunks are chosen again
+VALUES, NEW_TOKENS, AGAIN = 4, 40, 8
 
 
 class Held:
@@ -71,6 +75,37 @@ def forms(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "read_chunks": args.read_chunks,
                 "right": {form: sum(one["right"] for one in those) for form, those in found.items()},
                 "questions": len(found["alone"]),
+                "answers": found,
+            }
+
+
+def drift(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The share of a fact's values that are answered, if chunks are chosen once, or again for every few tokens."""
+    model, tokenizer = load(args.adapter, "float32")
+    model.peft_config["default"] = model.peft_config["default"].with_overrides(chunk_size=args.chunk_size)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(args.texts):
+        for kind in TEXTS:
+            document = make_document(tokenizer, kind, args.tokens, [LISTS[seed % len(LISTS)]] * VALUES, seed)
+            held = Held(model, document.ids)
+            window = held.window(document.questions[0])
+            for count in (1, 2, VALUES):
+                for way, each in (("chosen once", NEW_TOKENS), (f"chosen again for every {AGAIN} tokens", AGAIN)):
+                    answer: list[int] = []
+                    while len(answer) < NEW_TOKENS:
+                        end = [*window, *answer]
+                        read = best_chunks(held.scores(end, []), count)
+                        answer += held.answer(end, read, False, each)
+                    said = tokenizer.decode(answer)
+                    right = sum(value in said for value in document.answers) / VALUES
+                    one = {"text": kind, "answers": document.answers, "said": said, "right": right}
+                    found.setdefault(f"{count} chunks, {way}", []).append(one)
+            yield {
+                "tokens": args.tokens,
+                "chunk_size": args.chunk_size,
+                "right": {
+                    way: round(sum(one["right"] for one in those) / len(those), 3) for way, those in found.items()
+                },
                 "answers": found,
             }
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import reading
 from conftest import make_focus_model
+from readings import trials
 from readings.facts import FACTS, NUMBERS, TAIL, TEXTS, make_document
 
 
@@ -34,26 +35,41 @@ def test_numbers_are_asked_for_in_the_words_that_they_are_told_in() -> None:
         assert fact.question.removeprefix("What is t").removesuffix("?") in fact.told
 
 
-@pytest.mark.parametrize("measurement", ["choice", "answers"])
+OPTIONS = {
+    "choice": ["--texts", "1", "--chunk-size", "128", "--alike"],
+    "answers": ["--prompts", "1", "--new-tokens", "2"],
+    "forms": ["--texts", "1"],
+    "rounds": ["--texts", "1", "--chunk-size", "128"],
+    "drift": ["--texts", "1", "--chunk-size", "128"],
+}
+
+
+@pytest.mark.parametrize("measurement", OPTIONS)
 def test_a_measurement_writes_what_it_found(
     measurement: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_focus_model(
         base={"vocab_size": 259, "max_position_embeddings": 4096}, chunk_size=128, local_size=128, prompt_size=16
     )
-    monkeypatch.setattr(reading, "load", lambda adapter, dtype: (model, tokenizer))
+    for module in (reading, trials):
+        monkeypatch.setattr(module, "load", lambda adapter, dtype: (model, tokenizer))
     monkeypatch.setattr(reading, "packaged_encoder", lambda: None)  # its package may be installed or not
-    few = (
-        ["--texts", "1", "--chunk-size", "128"] if measurement == "choice" else ["--prompts", "1", "--new-tokens", "2"]
-    )
     output = tmp_path / "found.json"
-    reading.main([measurement, "--tokens", "1000", *few, "--output", str(output)])
+    reading.main([measurement, "--tokens", "1500", *OPTIONS[measurement], "--output", str(output)])
     found = json.loads(output.read_text())
-    assert found["command"].startswith(f"python recipes/reading.py {measurement} --tokens 1000")
+    assert found["command"].startswith(f"python recipes/reading.py {measurement} --tokens 1500")
     if measurement == "choice":
         recall = found["recall"]["last eight tokens"]
         assert recall["facts"] == 24 and set(recall) == {"all", "facts", *TEXTS}
         assert all(0 <= share <= 1 for share in recall["all"]) and recall["all"] == sorted(recall["all"])
-    else:
+    elif measurement == "answers":
         assert set(found["right"]) == {"adapter", "read_chunks=1", "full attention"}
         assert all(len(answers) == 1 for answers in found["answers"].values())
+    elif measurement == "forms":
+        assert set(found["right"]) == {"alone", "candidates in front"}
+        assert all(len(those) == found["questions"] == 12 for those in found["answers"].values())
+    elif measurement == "rounds":
+        assert len(found["both facts"]) == 4 and found["questions"] == 12
+    else:
+        assert len(found["right"]) == 6 and all(len(those) == 4 for those in found["answers"].values())
+        assert all(len(one["answers"]) == 4 for those in found["answers"].values() for one in those)
