@@ -104,18 +104,12 @@ class FocusConfig(FocusOptions, PeftConfig):
             raise ValueError(
                 f"`alpha` is {self.alpha} but `r` is None; full twins have no scale. Give `r`, or leave `alpha` out."
             )
-        if self.read_chunks is not None:
-            for name, value, default in (
-                ("decoding", self.decoding, "streaming"),
-                ("refresh_interval", self.refresh_interval, 1),
-                ("top_chunks", self.top_chunks, None),
-            ):
-                if value != default:
-                    raise ValueError(
-                        f"`{name}` is {value!r} and `read_chunks` is {self.read_chunks}, but where the frozen model "
-                        f"reads chunks in full, no candidates are renewed for new tokens; leave `{name}` at "
-                        f"{default!r}, or `read_chunks` out."
-                    )
+        if self.read_chunks is not None and self.decoding != "streaming":
+            raise ValueError(
+                f"`decoding` is {self.decoding!r} and `read_chunks` is {self.read_chunks}, but where the frozen model "
+                "reads chunks in full, no candidates are renewed for new tokens; leave `decoding` at 'streaming', or "
+                "`read_chunks` out."
+            )
         if self.storage_dir is not None and self.storage != "disk":
             raise ValueError(
                 f"`storage_dir` is {str(self.storage_dir)!r} but `storage` is {self.storage!r}, which makes no files; "

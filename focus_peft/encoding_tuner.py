@@ -86,9 +86,8 @@ class EncodingTuner(TwinTuner):
                 fields = ", ".join(f"`{field}`" for field in INFERENCE_FIELDS)
                 raise TypeError(f"`{name}` cannot be given for one call; only {fields} can.")
         config = self.active_config.with_overrides(**overrides)
-        for name in ("top_chunks", "read_chunks"):
-            if getattr(config, name) is not None:
-                self._check_attention_is_seen(name)
+        if config.read_chunks is not None:
+            self._check_attention_is_seen("read_chunks")
         return Settings.of(config, self.facts)
 
     def _check_attention_is_seen(self, what: str) -> None:

@@ -99,22 +99,11 @@ class FocusOptions:
         'label scheme likewise: "streaming" gives every label its own candidates, "exact" one set to a block of '
         "labels.",
     )
-    refresh_interval: int = _decoding(
-        1,
-        SIZE,
-        "Candidates are renewed every so many generated tokens. Defaults to every token.",
-    )
     chunk_batch_size: int | None = _decoding(
         None,
         SIZE_OR_NONE,
         "How many chunks are read at once. Results do not depend on it. Defaults to as many as fit a token budget.",
         each_process=True,
-    )
-    top_chunks: int | None = _decoding(
-        None,
-        SIZE_OR_NONE,
-        "Only so many chunks are renewed: those that the first token after the input, or after the window grew into "
-        "the memory, attended to most. The others keep their last candidate. Defaults to all.",
     )
     read_chunks: int | None = _decoding(
         None,

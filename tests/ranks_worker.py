@@ -75,15 +75,6 @@ class Scenarios:
     def samples(self) -> Results:
         return self._generate(LONG, 20, do_sample=True, num_return_sequences=3)
 
-    def candidates_kept(self) -> Results:
-        return self._generate(LONG, 20, refresh_interval=3)
-
-    def top_chunks(self) -> Results:
-        return self._generate(LONG, 20, top_chunks=2)
-
-    def one_top_chunk(self) -> Results:
-        return self._generate(LONG, 20, top_chunks=1)
-
     def chunks_read_in_full(self) -> Results:
         return self._generate(LONG, 20, read_chunks=2)
 
@@ -124,9 +115,6 @@ class Scenarios:
 
     def a_memory_beams(self) -> Results:
         return self._ask(num_beams=3)
-
-    def a_memory_top_chunks(self) -> Results:
-        return self._ask(top_chunks=2, new_tokens=30)
 
     def a_memory_read_in_full(self) -> Results:
         return self._ask(read_chunks=2, num_beams=2, new_tokens=30)
@@ -233,7 +221,7 @@ def errors(rank: int, directory: Path) -> dict[str, str]:
         "other beginnings": error_of(lambda: model.generate(other(0), max_new_tokens=2)),
         "other ends": error_of(lambda: model.generate(other(-1), max_new_tokens=2)),
         "other lengths": error_of(lambda: model.generate(LONG[:, rank:], max_new_tokens=2)),
-        "other options": error_of(lambda: model.generate(LONG, max_new_tokens=2, refresh_interval=1 + rank)),
+        "other options": error_of(lambda: model.generate(LONG, max_new_tokens=2, prompt_size=3 + rank)),
         "other seeds": error_of(sample),
         "other documents": error_of(lambda: model.encode([LONG[0] + rank])),
         "saved": error_of(lambda: memory.save(directory / "spread.memory")),

@@ -38,8 +38,6 @@ class Sizes:
     prompt: int
     bos: int | None
     decoding: str
-    refresh_interval: int = 1
-    top_chunks: int | None = None
     positions: int | None = None  # None: more than are ever needed
 
 
@@ -304,9 +302,7 @@ class SlowSequence:
         sizes = self.sizes
         self.prompt = self._with_bos(self.window[-sizes.prompt :])
         self.steps = 0  # tokens since the split
-        self.newest_so_far = 0  # those of them that were the newest in their turn, plain ones not counted
         self.candidates: KeyValues | None = None
-        self.chosen: list[int] | None = None  # the chunks that are renewed, as soon as somebody looked at them
         self.candidate_step = 0
         self.local_past: KeyValues | None = None  # streaming: everything in the window but the newest token
         local = self._local()
@@ -323,33 +319,17 @@ class SlowSequence:
                 return None
             position = self._position(0, shift=self.candidate_step)
             logits, _ = self.plain.run(local, position, self.candidates)
-            self._choose(local, position, None)
             return logits[-1]
         position = self._position(len(local) - 1)
         logits, newest = self.plain.run(local[-1:], position, None if plain else self.candidates, self.local_past)
-        if not plain:
-            self._choose(local[-1:], position, self.local_past)
         self.local_past = joined([self.local_past, newest]) if self.local_past else newest
         return None if plain else logits[-1]
 
-    def _choose(self, tokens: Sequence[int], position: int, past: KeyValues | None) -> None:
-        if self.sizes.top_chunks is None or self.chosen is not None or not self.chunks:
-            return
-        looked = self.plain.looked_at(tokens, position, self.candidates, past).tolist()
-        order = sorted(range(len(looked)), key=lambda chunk: -looked[chunk])
-        self.chosen = order[: self.sizes.top_chunks]
-
     def _refresh(self) -> None:
-        number, self.newest_so_far = self.newest_so_far, self.newest_so_far + 1
-        if not self.chunks or number % self.sizes.refresh_interval:
+        if not self.chunks:
             return
         found = []
         for number, chunk in enumerate(self.chunks):
-            if self.chosen is not None and number not in self.chosen:
-                found.append(
-                    [(keys[:, :, number, None], values[:, :, number, None]) for keys, values in self.candidates]
-                )
-                continue
             row = chunk + self.prompt
             first = number + self.steps - (len(row) - 1) if self.plain.relative else 0
             _, key_values = self.plain.run(row, first, twin_at_last=True)
@@ -384,8 +364,6 @@ class Reference:
             "prompt": config.prompt_size,
             "bos": base.config.bos_token_id if config.add_bos else None,
             "decoding": config.decoding,
-            "refresh_interval": config.refresh_interval,
-            "top_chunks": config.top_chunks,
         }
         self.sizes = Sizes(**{**fields, **overrides})
         self.plain = PlainModel(base, read_twins(wrapped))

@@ -30,7 +30,7 @@ IDS = random_ids(30)[None]  # the local window has 8 tokens
 # They run the model with its adapter, or say which adapter that is: each with the test that shows it
 USED = {
     "add_adapter": "test_tuner.py::test_adding_an_adapter_changes_nothing_until_it_is_set",
-    "chunk_attention": "decoding/test_top_chunks.py::test_chunk_attention_is_what_eager_attention_returns",
+    "chunk_attention": "decoding/test_chunk_attention.py::test_chunk_attention_is_what_eager_attention_returns",
     "chunk_scores": "decoding/test_read_chunks.py::test_chunk_scores_are_what_the_reference_looks_at",
     "compile": "test_loading.py::test_a_compiled_model_reads_and_trains_like_one_that_is_not",
     "delete_adapter": "test_tuner.py::test_deleting_an_adapter_leaves_the_others_as_they_were",

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..kv.store import LayerStates
 from ..passes.chunking import cut
 from ..passes.prompt_region import PromptRegion
 from .local_states import LocalStates
@@ -30,7 +29,6 @@ class _Snapshot:
     stream: Stream
     chunks: int
     local: LocalStates
-    candidates: list[LayerStates] | None
 
 
 class FocusCache(Predictor):
@@ -48,17 +46,12 @@ class FocusCache(Predictor):
         if origin == list(range(len(origin))):
             return
         with torch.inference_mode(False), torch.no_grad():
-            self._reorder_states(beam_idx)
+            self.local.store.select_rows(beam_idx)
         old = self.streams
         self.streams = [old[o].clone(old[r].member) for r, o in enumerate(origin)]
         group = self._members
         for document, region in enumerate(self.regions):
             region.reorder([old[o].member for o in origin[document * group : (document + 1) * group]])
-
-    def _reorder_states(self, beam_idx: torch.Tensor) -> None:
-        self.local.store.select_rows(beam_idx)
-        if self.candidates is not None:
-            self.candidates = [(k[beam_idx.to(k.device)], v[beam_idx.to(v.device)]) for k, v in self.candidates]
 
     def crop(self, max_length: int) -> None:
         """Take back the last `-max_length` tokens (or, if positive, all after the first `max_length`)."""
@@ -68,29 +61,20 @@ class FocusCache(Predictor):
         while self._snapshots and len(self._snapshots[-1].stream.ids) >= length:
             before = self._snapshots.pop()
             self.streams, self.local = [before.stream], before.local
-            self.candidates = before.candidates
             self.chunks.truncate(before.chunks)
             self._clear_region(0)
         stream = self.streams[0]
-        stream.since = max(0, stream.since - (len(stream.ids) - length))
         del stream.ids[length:]
-        if not stream.since:
-            stream.chosen = None
         while stream.anchors and stream.anchors[-1][0] > length:
             _, stream.prompt_start = stream.anchors.pop()
             self._clear_region(0)
         stream.cached = min(stream.cached, len(self._window(stream)))
-        while self._renewals and self._renewals[-1].length > length:
-            self._renewals.pop()
-        if self._renewals and stream.since:
-            self.candidates, stream.local_start = self._renewals[-1].candidates, self._renewals[-1].local_start
         stream.fed = min(stream.fed, len(self._prompt(stream)))
         self.regions[0].truncate(stream.fed)
 
     # Reading
 
     def _begin(self, new: Sequence[Sequence[int]], newest: int) -> None:
-        del self._renewals[:-1]
         self._check_read(new, newest)
 
     def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:
@@ -124,8 +108,7 @@ class FocusCache(Predictor):
 
     def _newest_at_once(self) -> int:
         """How many newest tokens one pass may take: each has its own candidates, and none may spill but the first."""
-        settings = self.settings
-        if settings.exact or settings.config.refresh_interval > 1 or settings.config.top_chunks is not None:
+        if self.settings.exact:
             return 1
         room = min(min(self._limit(s) - 1 - s.window_length, self._prompt_room(s)) for s in self.streams)
         chunks = max(len(stream.rows) for stream in self.streams)
@@ -151,7 +134,7 @@ class FocusCache(Predictor):
             if not spilled and stream.is_split:
                 self._shorten_prompt(stream, newest)
                 continue
-            if self.may_crop and spilled and len(self.streams) == 1 and stream.since:
+            if self.may_crop and spilled and len(self.streams) == 1 and stream.is_split:
                 self._remember(stream, newest)
             for chunk in cut(stream.ids[stream.start : stream.start + spilled], sizes.chunk):
                 key = (stream.document, len(stream.rows), tuple(chunk))
@@ -163,8 +146,7 @@ class FocusCache(Predictor):
             stream.prompt_start = max(stream.start, len(stream.ids) - newest + 1 - sizes.prompt)
             prompt = len(self._prompt(stream)) - newest + 1
             stream.local_start = self.chunks.frames.local_start(len(stream.rows), prompt)
-            stream.cached = stream.since = 0
-            stream.chosen = None
+            stream.cached = 0
             stream.anchors = []
             stream.is_split = True
             self._clear_region(stream.document)
@@ -188,5 +170,5 @@ class FocusCache(Predictor):
     def _remember(self, stream: Stream, newest: int) -> None:
         before = stream.clone(stream.member)
         del before.ids[len(before.ids) - newest :]
-        self._snapshots.append(_Snapshot(before, len(self.chunks), self.local, self.candidates))
+        self._snapshots.append(_Snapshot(before, len(self.chunks), self.local))
         self.local = LocalStates()

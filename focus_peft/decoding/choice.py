@@ -27,7 +27,7 @@ def score_chunks(
 
     Args: as for `look`. What has spilled from the windows joins the chunks first.
     """
-    plain = replace(settings.config, decoding="streaming", refresh_interval=1, top_chunks=None, read_chunks=None)
+    plain = replace(settings.config, decoding="streaming", read_chunks=None)
     settings = replace(settings, config=plain)  # each looks at new candidates of its own
     split(reader, settings, chunks, memory, streams)
     longest = min(LOOKING, settings.sizes.prompt)

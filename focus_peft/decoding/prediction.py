@@ -4,12 +4,9 @@ and the local pass behind them; for a streaming token, all of it in one pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 
-from ..frozen.attention_record import AttentionRecord, best_chunks
+from ..frozen.attention_record import AttentionRecord
 from ..kv.pass_caches import PassCache
 from ..kv.store import LayerStates
 from ..memory.memory import Memory
@@ -24,17 +21,6 @@ from ..passes.settings import Settings
 from .local_states import LocalStates
 from .loop_cache import LoopCache
 from .stream import Stream
-
-
-@dataclass
-class Renewal:
-    """Candidates, and the number of tokens when they were made: some are kept for more than one token, and may come
-    back.
-    """
-
-    length: int
-    candidates: list[LayerStates]
-    local_start: int
 
 
 class Predictor(LoopCache):
@@ -65,13 +51,11 @@ class Predictor(LoopCache):
         self.streams: list[Stream] = []
         self.regions: list[PromptRegion] = []  # one for each document
         self.local = LocalStates()
-        self.candidates: list[LayerStates] | None = None  # per layer, (streams, kv_heads, newest * chunks, head_dim)
         if len(self.chunks):
             self.base_cache = None
         self._reads_in_parts = reader.reads_in_parts and self.chunks.ranks.size == 1 and not reader.sharded
         self.records_attention = False
         self.chunk_attention: list[torch.Tensor] = []
-        self._renewals: list[Renewal] = []  # of the last read, and the last one before it
 
     @property
     def _members(self) -> int:
@@ -96,17 +80,14 @@ class Predictor(LoopCache):
 
     def _predict(self, newest: int) -> torch.Tensor:
         """Logits (streams, `newest`, vocabulary) for the last tokens of every stream."""
-        interval = self.settings.config.refresh_interval
-        renewed = [number for number, s in enumerate(self.streams) if s.rows and s.since % interval == 0]
-        if renewed and self._fits_one_pass(newest):
+        if not any(stream.rows for stream in self.streams):
+            logits = self._local_pass(newest)
+        elif self._fits_one_pass(newest):
             logits = self._one_pass(newest)
         else:
-            if renewed:
-                self._renew(renewed, newest)
-            logits = self._local_pass(newest)
+            logits = self._local_pass(newest, self._candidates(newest))
         for stream in self.streams:
             stream.cached = len(self._window(stream))
-            stream.since += newest
         return logits
 
     def _place_prompts(self, newest: int) -> dict[int, Placement]:
@@ -114,10 +95,6 @@ class Predictor(LoopCache):
         if self.memory is not None and not self.memory.lease(self):
             for document in range(self.documents):
                 self._clear_region(document)
-        if self.settings.config.top_chunks is not None:
-            for stream in self.streams:
-                if stream.chosen is None:  # rows that were left alone lack the prompt's last tokens
-                    self._clear_region(stream.document)
         prompts = [self._prompt(stream) for stream in self.streams]
         fed = [stream.fed for stream in self.streams]
         self.chunks.ranks.check_alike("what is read is", (prompts, fed, newest, self.settings.shared))
@@ -134,43 +111,35 @@ class Predictor(LoopCache):
         for stream in self.streams:
             stream.fed = len(self._prompt(stream)) - 1
 
-    def _renew(self, renewed: list[int], newest: int) -> None:
-        """Run the chunk pass, and gather the candidates of the streams in `renewed`; the others keep theirs."""
+    def _candidates(self, newest: int) -> list[LayerStates]:
+        """Run the chunk pass, and gather each stream's candidates."""
         placements = self._place_prompts(newest)
-        asked: Sequence[int] = range(len(self.chunks))
-        if self.settings.config.top_chunks is not None:
-            asked = sorted({stream.rows[chunk] for stream in self.streams for chunk in stream.renewed_chunks})
-        pool = self.chunks.candidates(placements, self._members * newest, asked)
+        pool = self.chunks.candidates(placements, self._members * newest)
         self._keep_prompts(placements)
-        kept: dict[int, Sequence[int]] = {}
-        for n, stream in enumerate(self.streams):
-            chunks = range(len(stream.rows))
-            kept[n] = chunks if n not in renewed else sorted(set(chunks) - set(stream.renewed_chunks))
-        places = {number: place for place, number in enumerate(asked)}
-        seen = [[places.get(row, 0) for row in stream.rows] for stream in self.streams]
-        members = [stream.member for stream in self.streams]
-        self.candidates = select_candidates(pool, seen, members, newest, kept, self.candidates)
         if self.settings.exact:
-            for stream in (self.streams[number] for number in renewed):
-                prompt = len(self._prompt(stream))
-                stream.local_start = self.chunks.frames.local_start(len(stream.rows), prompt)
-        if self.may_crop and len(self.streams) == 1 and self.settings.config.refresh_interval > 1:
-            stream = self.streams[0]
-            self._renewals.append(Renewal(len(stream.ids), self.candidates, stream.local_start))
+            for stream in self.streams:
+                if stream.rows:
+                    prompt = len(self._prompt(stream))
+                    stream.local_start = self.chunks.frames.local_start(len(stream.rows), prompt)
+        return select_candidates(pool, *self._places(newest))
 
-    def _local_pass(self, newest: int) -> torch.Tensor:
-        """Run the local pass behind the candidates that there are."""
+    def _places(self, newest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where each stream's candidates stand among those of all chunk rows."""
+        rows, members = [stream.rows for stream in self.streams], [stream.member for stream in self.streams]
+        return candidate_places(rows, members, newest)
+
+    def _local_pass(self, newest: int, candidates: list[LayerStates] | None = None) -> torch.Tensor:
+        """Run the local pass behind the candidates, if there are any."""
         chunks = [len(stream.rows) for stream in self.streams]
         prefix = max(chunks) * newest
         inputs, cache = self._open_local(newest)
         if prefix:
-            cache.prefix = self.candidates
-        record = AttentionRecord(prefix, newest) if prefix and self._looks else None
+            cache.prefix = candidates
+        record = AttentionRecord(prefix, newest) if prefix and self.records_attention else None
         logits = self.reader.run(inputs, cache, logits=newest, record=record)
         if record is not None:
             shares = record.mean.unflatten(1, (newest, -1)).sum(1)  # each token sees candidates of its own
             self.chunk_attention = [share[len(share) - count :] for share, count in zip(shares, chunks)]
-            self._choose()
         return logits
 
     def _open_local(self, newest: int) -> tuple[PassInput, PassCache]:
@@ -187,42 +156,22 @@ class Predictor(LoopCache):
     def _fits_one_pass(self, newest: int) -> bool:
         """Whether chunk pass and local pass can be made in one, and that is shorter (`one_pass`).
 
-        In exact mode the local window is read again as a whole; candidates that are kept, attention that is recorded
-        and chunks of other processes need the chunk pass by itself.
+        In exact mode the local window is read again as a whole; attention that is recorded and chunks of other
+        processes need the chunk pass by itself.
         """
-        settings = self.settings
-        kept = settings.exact or settings.config.refresh_interval > 1 or settings.config.top_chunks is not None
-        if kept or self._looks or not self._reads_in_parts:
+        if self.settings.exact or self.records_attention or not self._reads_in_parts:
             return False
         new = max(max(len(self._window(s)) - s.cached, len(self._prompt(s)) - s.fed) for s in self.streams)
         return new <= STREAM_TOKENS and len(self.chunks) * self._members * (new + newest) <= PASS_TOKENS
 
     def _one_pass(self, newest: int) -> torch.Tensor:
         placements = self._place_prompts(newest)
-        rows, members = [stream.rows for stream in self.streams], [stream.member for stream in self.streams]
         logits = read_in_one_pass(
             self.reader,
             self.chunks.batches(placements),
             self._members * newest,
             self._open_local(newest),
-            candidate_places(rows, members, newest),
+            self._places(newest),
         )
         self._keep_prompts(placements)
-        self.candidates = None
         return logits[:, -newest:]
-
-    @property
-    def _looks(self) -> bool:
-        """Whether it matters what the last token looks at."""
-        chooses = self.settings.config.top_chunks is not None and any(stream.chosen is None for stream in self.streams)
-        return chooses or self.records_attention
-
-    def _choose(self) -> None:
-        """The chunks that a stream looked at most when it was split are renewed from now on; the earlier of two that
-        are even.
-        """
-        if self.settings.config.top_chunks is None:
-            return
-        for stream, mass in zip(self.streams, self.chunk_attention):
-            if stream.chosen is None and stream.rows:
-                stream.chosen = best_chunks(mass, self.settings.config.top_chunks)

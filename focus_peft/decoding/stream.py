@@ -20,14 +20,11 @@ class Stream:
         fed (`int`): Prompt tokens, BOS included, that the chunk rows hold as ordinary ones.
         cached (`int`): Tokens of the local window, BOS included, whose keys and values are kept.
         split_at (`int`): Tokens before the first newest one when the window was last split.
-        since (`int`): Newest tokens since the window was last split.
         anchors (`list[tuple[int, int]]`): Of each time that its prompt was shortened since the window was last split:
             the tokens up to the first newest one then, and where in `ids` the prompt had started before.
         local_start (`int`): Position of the first local token.
         fresh (`bool`): Nothing has been read of it.
         is_split (`bool`): Its window and prompt have been set up.
-        chosen (`list[int]`, *optional*): The chunks whose candidates are renewed, by their number in `rows`. None:
-            all.
     """
 
     document: int
@@ -39,20 +36,14 @@ class Stream:
     fed: int = 0
     cached: int = 0
     split_at: int = 0
-    since: int = 0
     anchors: list[tuple[int, int]] = field(default_factory=list)
     local_start: int = 0
     fresh: bool = True
     is_split: bool = False
-    chosen: list[int] | None = None
 
     @property
     def window_length(self) -> int:
         return len(self.ids) - self.start
-
-    @property
-    def renewed_chunks(self) -> list[int]:
-        return list(range(len(self.rows))) if self.chosen is None else self.chosen
 
     def clone(self, member: int) -> Stream:
         """A stream that goes on from here on its own."""

@@ -96,12 +96,6 @@ class Ranks:
         """Those that this process holds, in order; they stand one after another in its store."""
         return [row for row in rows if self.holds(row)]
 
-    def own_numbers(self, rows: Sequence[ChunkRow], numbers: Iterable[int]) -> list[int]:
-        """The numbers that the rows with these numbers have among those of this process, without those of others."""
-        wanted = set(numbers)
-        mine = [number for number, row in enumerate(rows) if self.holds(row)]
-        return [place for place, number in enumerate(mine) if number in wanted]
-
     # What goes from process to process
 
     def check_alike(self, what: str, said: Any) -> None:

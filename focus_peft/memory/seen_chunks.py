@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ..kv.storage import make_store
 from ..kv.store import KeyValueStore, LayerStates, columns_for
-from ..passes.chunk_pass import ChunkBatch, RowsInStores, chunk_batches, read_candidates, some_rows
+from ..passes.chunk_pass import ChunkBatch, chunk_batches, read_candidates
 from ..passes.inputs import ChunkRow
 from ..passes.prompt_region import Placement
 from ..passes.reader import Reader
@@ -92,36 +92,27 @@ class SeenChunks:
         """Forget all rows but the first `count`."""
         del self.rows[count:]
 
-    def candidates(
-        self, placements: dict[int, Placement], count: int, numbers: Sequence[int]
-    ) -> Sequence[LayerStates]:
+    def candidates(self, placements: dict[int, Placement], count: int) -> Sequence[LayerStates]:
         """Run the chunk pass.
 
         Args:
             placements (`dict[int, Placement]`): What is new in each document.
             count (`int`): Candidates of each row.
-            numbers (`Sequence[int]`): The rows that are asked, ascending.
 
         Returns:
-            Per layer, keys and values of shape (rows asked, kv_heads, `count`, head_dim).
+            Per layer, keys and values of shape (rows, kv_heads, `count`, head_dim).
         """
-        stores = some_rows(self._stores(), self.ranks.own_numbers(self.rows, numbers))
-        found = read_candidates(self._reader, self._batches(stores, placements), count)
-        return self.ranks.gather(found, [self.rows[number] for number in numbers], count, self._reader.device)
+        found = read_candidates(self._reader, self._batches(placements), count)
+        return self.ranks.gather(found, self.rows, count, self._reader.device)
 
     def batches(self, placements: dict[int, Placement]) -> list[ChunkBatch]:
         """All rows, for a pass whose layers each read all of them."""
-        return list(self._batches(self._stores(), placements, layer_by_layer=True))
+        return list(self._batches(placements, layer_by_layer=True))
 
-    def _stores(self) -> RowsInStores:
+    def _batches(self, placements: dict[int, Placement], layer_by_layer: bool = False) -> Iterator[ChunkBatch]:
         held, cut = self.rows[: self._held], self.rows[self._held :]
         stores: list[tuple[KeyValueStore, Sequence[ChunkRow], int]] = [(self.store, self.ranks.own(cut), 0)]
         if self._memory is not None:
             stores.insert(0, (self._memory.store, self.ranks.own(held), self._first))
-        return stores
-
-    def _batches(
-        self, stores: RowsInStores, placements: dict[int, Placement], layer_by_layer: bool = False
-    ) -> Iterator[ChunkBatch]:
         batch_size = self._settings.config.chunk_batch_size
         return chunk_batches(self._reader, stores, self.frames, placements, batch_size, layer_by_layer)

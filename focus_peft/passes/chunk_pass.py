@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -102,27 +101,19 @@ def read_candidates(reader: Reader, batches: Iterable[ChunkBatch], count: int) -
     return _join(gathered)
 
 
-def some_rows(stores: RowsInStores, numbers: Sequence[int]) -> RowsInStores:
-    """The chunk rows with these numbers, in ascending order, out of those of all stores: a store for each run of
-    neighbours.
-    """
-    runs: list[tuple[KeyValueStore, list[ChunkRow], int]] = []
-    begin = 0
-    for store, rows, first in stores:
-        places = [number - begin for number in numbers if begin <= number < begin + len(rows)]
-        for at, place in enumerate(places):
-            if not at or place != places[at - 1] + 1:
-                runs.append((store, [], first + place))
-            runs[-1][1].append(rows[place])
-        begin += len(rows)
-    return [(store, run, first) for store, run, first in runs]
-
-
 def candidate_places(
     rows: Sequence[Sequence[int]], members: Sequence[int], newest: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each stream's candidates stand among those of all chunk rows: rows (streams, 1, block), and numbers among
-    a row's candidates (streams, `newest`, 1). Args as in `select_candidates`.
+    """Where each stream's candidates stand among those of all chunk rows.
+
+    Args:
+        rows (`Sequence[Sequence[int]]`): The chunk rows that each stream sees, in order.
+        members (`Sequence[int]`): Each stream's number among those of its document.
+        newest (`int`): Candidates that each stream has in a chunk row.
+
+    Returns:
+        Rows (streams, 1, block), and numbers among a row's candidates (streams, `newest`, 1). A block has as many
+        columns as the longest stream has chunks, and is filled from its right end.
     """
     block = max(map(len, rows))
     row_index = torch.tensor([[0] * (block - len(seen)) + list(seen) for seen in rows])[:, None]
@@ -130,49 +121,25 @@ def candidate_places(
     return row_index, number
 
 
-def select_candidates(
-    pool: Sequence[LayerStates],
-    rows: Sequence[Sequence[int]],
-    members: Sequence[int],
-    newest: int,
-    kept: dict[int, Sequence[int]],
-    old: Sequence[LayerStates] | None,
-) -> list[LayerStates]:
+def select_candidates(pool: Sequence[LayerStates], row_index: torch.Tensor, number: torch.Tensor) -> list[LayerStates]:
     """Each stream's candidates, from those of all chunk rows.
 
     Args:
         pool (`Sequence[LayerStates]`): As `read_candidates` returns.
-        rows (`Sequence[Sequence[int]]`): Where in the pool the chunk rows stand that each stream sees, in order.
-        members (`Sequence[int]`): Each stream's number among those of its document.
-        newest (`int`): Candidates that each stream has in a chunk row.
-        kept (`dict[int, Sequence[int]]`): The chunks of which a stream keeps the candidates of `old` instead.
-        old (`Sequence[LayerStates]`, *optional*): What this function returned before.
+        row_index, number (`torch.Tensor`): As `candidate_places` returns.
 
     Returns:
-        Per layer, keys and values of shape (streams, kv_heads, newest * chunks, head_dim): for each newest token a
-        block of as many columns as the longest stream has chunks, filled from its right end.
+        Per layer, keys and values of shape (streams, kv_heads, newest * block, head_dim): a block for each newest
+        token.
     """
-    row_index, number = candidate_places(rows, members, newest)
-    stays = {} if old is None else {stream: torch.tensor(chunks) for stream, chunks in kept.items() if len(chunks)}
-    old = old or pool
-    indices: dict[torch.device, Any] = {}  # sent to each device once, not in every layer
-    selected: list[LayerStates] = []
-    for layer, states in enumerate(pool):
-        device = states[0].device
-        if device not in indices:
-            # from the right end
-            at = {stream: sent(chunks - len(rows[stream]), device) for stream, chunks in stays.items()}
-            indices[device] = sent(row_index, device), sent(number, device), at
-        its_row, its_number, its_stays = indices[device]
-        sides = []
-        for side, state in enumerate(states):
-            taken = state[its_row, :, its_number]  # (streams, newest, block, heads, dim)
-            taken = taken.flatten(1, 2).transpose(1, 2)
-            for stream, at in its_stays.items():
-                taken[stream, :, at] = old[layer][side][stream, :, at]
-            sides.append(taken)
-        selected.append((sides[0], sides[1]))
-    return selected
+    # sent to each device once, not in every layer
+    places = {device: (sent(row_index, device), sent(number, device)) for device in {k.device for k, _ in pool}}
+
+    def taken(states: torch.Tensor) -> torch.Tensor:
+        its_row, its_number = places[states.device]
+        return states[its_row, :, its_number].flatten(1, 2).transpose(1, 2)  # of (streams, newest, block, heads, dim)
+
+    return [(taken(keys), taken(values)) for keys, values in pool]
 
 
 def read_candidates_with_graph(

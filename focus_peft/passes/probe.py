@@ -143,7 +143,7 @@ def _agrees_in_parts(reader: Reader, frames: Frames) -> bool:
                     return False
             else:
                 pool = read_candidates(reader, batches, 1)
-                cache.prefix = select_candidates(pool, [[0, 1]], [0], 1, {}, None)
+                cache.prefix = select_candidates(pool, *candidate_places([[0, 1]], [0], 1))
                 found = reader.run(inputs, cache, logits=1)
             logits.append(found[0].float())
     return _difference(logits[1], logits[0]) <= _tolerance(reader.model, reader.device)

@@ -219,7 +219,7 @@ def digest_of_twins(model: Any) -> str:
 def _windows(settings: Settings) -> dict[str, Any]:
     """What the adapter reads with, as far as results depend on it."""
     # the first stood in the earliest folders' names; what came later stands there where it is chosen
-    names = ("decoding", "refresh_interval", "top_chunks", "storage", "storage_dir")
+    names = ("decoding", "storage", "storage_dir")
     changed = [name for name in SHARED_FIELDS if getattr(settings.config, name) != getattr(FocusConfig, name)]
     chosen = {name: getattr(settings.config, name) for name in {*names, *changed}}
     return {"sizes": asdict(settings.sizes), "frames": asdict(settings.frames), "bos": settings.bos, **chosen}

@@ -234,10 +234,9 @@ READING = {
     "chunk-size": 16,
     "local-size": 20,
     "prompt-size": 6,
-    "decoding": "exact",
-    "refresh-interval": 2,
+    "decoding": "streaming",
     "chunk-batch-size": 1,
-    "top-chunks": 3,
+    "read-chunks": 3,
     "storage": "disk",
     "storage-dir": "/tmp",
 }
@@ -250,18 +249,18 @@ def test_every_field_that_may_change_after_training_has_an_option() -> None:
     expected = {**{name.replace("-", "_"): value for name, value in READING.items()}, "add_bos": False}
     assert {name: value for name, value in found.items() if value is not None} == expected
     assert {*found, "spread_chunks"} == set(READING_FIELDS)
-    assert FocusConfig().with_overrides(**found).top_chunks == 3
+    assert FocusConfig().with_overrides(**found).read_chunks == READING["read-chunks"]
     assert set(reading_options(build_parser().parse_args(given)).values()) == {None}
 
 
 def test_a_command_may_have_an_option_of_its_own_instead() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--top-chunks", type=int, default=1)
-    add_reading_options(parser, leave_out=["top_chunks"])
+    parser.add_argument("--read-chunks", type=int, default=1)
+    add_reading_options(parser, leave_out=["read_chunks"])
     args = parser.parse_args(["--prompt-size", "4"])
-    assert args.top_chunks == 1
+    assert args.read_chunks == 1
     found = reading_options(args)
-    assert found["prompt_size"] == 4 and "top_chunks" not in found
+    assert found["prompt_size"] == 4 and "read_chunks" not in found
 
 
 def test_an_option_changes_how_the_adapter_reads(

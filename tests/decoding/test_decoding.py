@@ -105,7 +105,6 @@ def test_any_sizes_equal_the_reference(seed: int) -> None:
         "prompt_size": draw.randint(1, local),
         "add_bos": draw.random() < 0.7,
         "decoding": draw.choice(MODES),
-        "refresh_interval": draw.choice([1, 1, 2, 5]),
         "chunk_batch_size": draw.choice([None, 1, 3]),
     }
     model, reference = make_pair(draw.choice(["llama", "gemma3", "gpt2"]), **fields)
@@ -131,17 +130,10 @@ def test_a_sequence_without_memory_spills_too(decoding: str) -> None:
     assert_row_is(generate(model, ids, 24), 0, len(ids), reference.greedy(ids, 24))
 
 
-@pytest.mark.parametrize("interval", [2, 5])
-def test_candidates_are_renewed_at_the_refresh_interval(decoding: str, interval: int) -> None:
-    model, reference = make_pair(decoding=decoding, refresh_interval=interval)
-    ids = random_ids(30)
-    assert_row_is(generate(model, ids, 14), 0, len(ids), reference.greedy(ids, 14))
-
-
 def test_sizes_and_mode_can_be_overridden_for_one_call() -> None:
     model, _ = make_pair(decoding="streaming", chunk_size=8, local_size=16, prompt_size=8)
-    overrides = {"decoding": "exact", "refresh_interval": 2, "prompt_size": 3, "local_size": 10}
-    reference = Reference(make_tiny_model(), model, decoding="exact", refresh_interval=2, prompt=3, local=10)
+    overrides = {"decoding": "exact", "prompt_size": 3, "local_size": 10}
+    reference = Reference(make_tiny_model(), model, decoding="exact", prompt=3, local=10)
     ids = random_ids(40)
     before = generate(model, ids)
     assert_row_is(generate(model, ids, chunk_batch_size=2, **overrides), 0, len(ids), reference.greedy(ids, 12))
@@ -204,16 +196,14 @@ def test_each_row_of_a_ragged_batch_equals_that_row_alone(family: str, decoding:
 
 @pytest.mark.parametrize("drafts", [3, 6])
 def test_drafts_taken_back_across_the_first_spill_bring_no_candidates(decoding: str, drafts: int) -> None:
-    model, reference = make_pair(
-        "phi3", decoding=decoding, chunk_size=3, local_size=12, prompt_size=8, refresh_interval=2
-    )
+    model, reference = make_pair("phi3", decoding=decoding, chunk_size=3, local_size=12, prompt_size=8)
     ids = random_ids(4, seed=3).repeat(3)[:11]
     output = generate(model, ids, 18, prompt_lookup_num_tokens=drafts)
     assert_row_is(output, 0, len(ids), reference.greedy(ids, 18))
 
 
-def test_rows_that_spill_at_different_times_keep_their_own_refresh_interval(decoding: str) -> None:
-    model, reference = make_pair(decoding=decoding, chunk_size=3, refresh_interval=5)
+def test_rows_spill_at_different_times(decoding: str) -> None:
+    model, reference = make_pair(decoding=decoding, chunk_size=3)
     documents, questions = (
         [random_ids(3, seed=1), random_ids(9, seed=2)],
         [random_ids(3, seed=3), random_ids(10, seed=4)],
@@ -452,14 +442,6 @@ def test_prompt_lookup_equals_greedy_decoding_across_spills(family: str, decodin
         assert_row_is(output, 0, len(ids), expected)
 
 
-def test_assisted_decoding_keeps_to_the_refresh_interval(decoding: str) -> None:
-    model, reference = make_pair(decoding=decoding, refresh_interval=2)
-    ids = random_ids(9).repeat(2)
-    expected = reference.greedy(ids, 12)
-    assert_row_is(generate(model, ids, 12, prompt_lookup_num_tokens=3), 0, len(ids), expected)
-    assert_row_is(generate(model, ids, 12, assistant_model=make_tiny_model()), 0, len(ids), expected)
-
-
 def test_assisted_decoding_on_a_memory_equals_greedy_decoding(decoding: str) -> None:
     model, reference = make_pair(decoding=decoding)
     document, ids = random_ids(13, seed=1), random_ids(5).repeat(2)
@@ -671,9 +653,8 @@ def test_a_conversation_goes_on_from_its_cache(decoding: str, length: int, turn:
     assert_row_is(second, 0, len(full), greedy_steps(sequence, logits, 9))
 
 
-@pytest.mark.parametrize("interval", [1, 3])
-def test_a_conversation_on_a_memory_goes_on_from_its_cache(decoding: str, interval: int) -> None:
-    model, reference = make_pair(decoding=decoding, refresh_interval=interval)
+def test_a_conversation_on_a_memory_goes_on_from_its_cache(decoding: str) -> None:
+    model, reference = make_pair(decoding=decoding)
     document, ids = random_ids(21, seed=3), random_ids(5, seed=1)
     memory = model.encode(document)
     output, sequence = generate(model, ids, 6, memory=memory), reference.start(ids, document)
@@ -751,7 +732,6 @@ def test_an_exact_conversation_without_a_spill_equals_a_sequence_read_token_by_t
         ({"token_healing": True}, "token_healing"),
         ({"position_ids": 1 + torch.arange(20)[None]}, "position_ids"),
         ({"decoding": "sideways"}, "decoding"),
-        ({"refresh_interval": 0}, "refresh_interval"),
         ({"chunk_batch_size": 0}, "chunk_batch_size"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

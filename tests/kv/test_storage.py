@@ -78,7 +78,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "a long answer": {"new_tokens": 20},
     "beams": {"num_beams": 3},
     "samples": {"num_return_sequences": 3, "do_sample": True},
-    "candidates kept": {"refresh_interval": 3},
     "all chunks at once": {"chunk_batch_size": None},
 }
 

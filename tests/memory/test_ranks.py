@@ -117,13 +117,10 @@ def test_chunks_that_come_one_by_one_are_spread_evenly_too() -> None:
     assert [row.rank for row in rows] == [0, 1, 0, 1, 0, 1]
 
 
-def test_rows_of_a_process_are_numbered_as_they_stand_in_its_store() -> None:
+def test_rows_of_a_process_stand_in_order() -> None:
     rows = rows_of(*[8] * 7)
     for row, rank in zip(rows, (0, 0, 1, 1, 0, 1, 1)):
         row.rank = rank
-    wanted = [1, 3, 4, 6]
-    assert Ranks(0, 2).own_numbers(rows, wanted) == [1, 2]
-    assert Ranks(1, 2).own_numbers(rows, wanted) == [1, 3]
     assert Ranks(1, 2).own(rows) == [rows[2], rows[3], rows[5], rows[6]]
 
 

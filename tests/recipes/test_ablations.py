@@ -53,7 +53,6 @@ def test_every_configuration_builds_with_the_studies_that_are_wanted_and_opens_w
         "local size",
         "chunk size",
         "prompt size",
-        "refresh interval",
     ]
     comment = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert f"recipes/ablations.py --config recipes/ablations/{file.name}" in "\n".join(comment)
@@ -76,8 +75,6 @@ def test_a_configuration_with_an_adapter_trains_nothing_and_has_the_studies_of_h
         "local size": config.local_size,
         "chunk size": config.chunk_size,
         "prompt size": config.prompt_size,
-        "refresh interval": config.refresh_interval,
-        "top chunks": "all",
         "storage": config.storage,
     }
     assert list(ablations.studies) == list(own)
