@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .console import LOADING, USAGE, CommandError, add_command, failing_as, say
 from .generate import load
 from .reading_options import add_reading_options
+
+
+if TYPE_CHECKING:
+    from ..serve import ServerSettings
 
 
 DESCRIPTION = """\
@@ -50,19 +55,16 @@ def add_serve(commands: Any) -> None:
     add_reading_options(serve)
 
 
-def run_serve(args: argparse.Namespace) -> None:
-    """`focus-peft serve`: check, load, listen."""
-    with failing_as(USAGE, "the server's packages are missing (pip install focus_peft[serve])", ImportError):
-        import uvicorn
-
-        from ..serve import Server, ServerSettings
+def settings_of(args: argparse.Namespace) -> ServerSettings:
+    """What the options say of the server."""
+    from ..serve import ServerSettings
 
     key = None
     if args.api_key_file is not None:
         with failing_as(USAGE, f"the API key cannot be read from {args.api_key_file}", OSError):
             key = (args.api_key_file.read_text(encoding="utf-8").splitlines() or [""])[0].strip()
     try:
-        settings = ServerSettings(
+        return ServerSettings(
             name=args.name or Path(args.adapter or args.model).name,
             host=args.host,
             port=args.port,
@@ -81,6 +83,23 @@ def run_serve(args: argparse.Namespace) -> None:
         )
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
+
+
+def run_serve(args: argparse.Namespace) -> None:
+    """`focus-peft serve`: check, load, listen."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise CommandError(
+            f"WORLD_SIZE is {processes}, but a server is one process; start it without torchrun, or several of them "
+            "with recipes/serving/ray_serve.py.",
+            USAGE,
+        )
+    with failing_as(USAGE, "the server's packages are missing (pip install focus_peft[serve])", ImportError):
+        import uvicorn
+
+        from ..serve import Server
+
+    settings = settings_of(args)
     with listening(settings.host, settings.port) as place:  # a port that is taken is found before the model is loaded
         model, tokenizer = load(args)
         with failing_as(LOADING, f"documents cannot be kept in {args.documents}", OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .errors import ApiError
 
@@ -64,10 +64,18 @@ class Sampling(BaseModel):
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """A null of JSON is a field that was left out, as OpenAI has it."""
+        return (
+            {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+        )
+
     @field_validator("stop", mode="before")
     @classmethod
     def _as_list(cls, value: Any) -> Any:
-        return [] if value is None else [value] if isinstance(value, str) else value
+        return [value] if isinstance(value, str) else value
 
     @field_validator("stop")
     @classmethod
@@ -103,7 +111,7 @@ class Sampling(BaseModel):
                 404, f"`model` is {self.model!r}, but this server has {name!r} only.", "model", "model_not_found"
             )
         for field, value in (self.model_extra or {}).items():
-            if field in HARMLESS or value is None or value in ([], {}, False):
+            if field in HARMLESS or value in ([], {}, False):
                 continue
             what = REFUSED.get(field, "does not know this field")
             raise ApiError(400, f"`{field}` was given, but this server {what}; leave it out.", field)

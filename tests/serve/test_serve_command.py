@@ -77,7 +77,7 @@ def test_what_was_uploaded_outlives_a_kill_and_a_request_ends_gracefully(base: P
 
 
 def test_what_cannot_be_is_found_before_the_model_is_loaded(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failed(*options: str) -> str:
         assert main(["serve", "--model", str(tmp_path / "no model"), *options]) == 2
@@ -90,3 +90,5 @@ def test_what_cannot_be_is_found_before_the_model_is_loaded(
     assert "--memory-gb" in failed("--memory-gb", "0")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "--port" in failed("--port", str(taken.getsockname()[1]))
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as under torchrun
+    assert "WORLD_SIZE is 2" in failed()

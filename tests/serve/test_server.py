@@ -173,6 +173,17 @@ def test_a_stream_is_the_same_answer_in_pieces(client: openai.OpenAI) -> None:
     assert len(events) > 6
 
 
+def test_a_null_is_a_field_that_was_left_out(client: openai.OpenAI) -> None:
+    fields = ("n", "stop", "stream", "presence_penalty", "frequency_penalty", "seed", "document", "tools", "top_k")
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hm?"}], "temperature": 0, "max_tokens": 5}
+    answers = []
+    for nulls in ({}, dict.fromkeys(fields)):
+        answer = httpx.post(f"{client.base_url}chat/completions", json={**body, **nulls}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        answers.append(answer.json()["choices"])
+    assert answers[0] == answers[1]
+
+
 def test_a_prompt_is_completed(parts: tuple[PeftModel, Any], client: openai.OpenAI) -> None:
     answer = client.completions.create(model="tiny", prompt=DOCUMENT + "From", temperature=0, max_tokens=9)
     ids = parts[1](DOCUMENT + "From").input_ids
