@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import re
 import threading
@@ -489,14 +490,17 @@ def test_the_client_of_the_page_works(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    changes = {"http://127.0.0.1:8000/v1": str(client.base_url), "smollm2-135m-instruct-focus": "tiny"}
-    for old, new in changes.items():
-        assert old in code
-        code = code.replace(old, new)
+    codes = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for old, new in {"http://127.0.0.1:8000/v1": str(client.base_url), "smollm2-135m-instruct-focus": "tiny"}.items():
+        assert all(old in code for code in codes)
+        codes = [code.replace(old, new) for code in codes]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text(DOCUMENT)
-    exec(compile(code, "serving.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(codes[0], "serving.md", "exec"), names)
     printed = capsys.readouterr().out.removesuffix("\n")
     ids = chat_ids(parts, "What is a candidate?")
     assert printed == generated(parts, ids, DOCUMENT, 64, read_chunks=2)
+    if importlib.util.find_spec("langchain_openai"):  # the page's other client, which is no dependency
+        exec(compile(codes[1], "serving.md", "exec"), names)
+        assert capsys.readouterr().out == generated(parts, ids, DOCUMENT, 64)
