@@ -15,13 +15,14 @@ import json
 import logging
 import re
 import shlex
+import sys
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, Field
-from ray import serve
+from ray import cloudpickle, serve
 from ray.exceptions import RayActorError
 from ray.serve import Application
 from starlette.applications import Starlette
@@ -178,6 +179,7 @@ def app(arguments: Arguments) -> Application:
             "`options` needs --api-key-file, as other machines can reach a cluster, and --documents, from which a "
             "replica that died comes back."
         )
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # other machines lack this file
     folder, names = settings.documents.resolve(), [f"replica-{number}" for number in range(arguments.replicas)]
     options: dict[str, Any] = {"max_ongoing_requests": UNLIMITED, "graceful_shutdown_timeout_s": GRACE}
     resources = {"num_gpus": arguments.gpus}
@@ -191,4 +193,5 @@ def app(arguments: Arguments) -> Application:
     def listening() -> Starlette:
         return Front(settings, names).app
 
-    return serve.deployment(serve.ingress(listening)(), name="front", **options).bind(*replicas)
+    front = serve.deployment(serve.ingress(listening)(), name="front", ray_actor_options={"num_cpus": 0}, **options)
+    return front.bind(*replicas)
