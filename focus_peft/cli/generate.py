@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..memory.text import decode_text
 from .console import DOCUMENT, LOADING, SAVING, USAGE, CommandError, add_command, failing_as, say
 from .reading_options import add_reading_options, reading_options
 
@@ -135,22 +136,10 @@ def read_document(name: str) -> str:
         raise CommandError("stdin cannot be read: it is closed; name a file as --document.", DOCUMENT)
     with failing_as(DOCUMENT, f"{where} cannot be read", OSError):
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    return decode_document(data, where)
-
-
-def decode_document(data: bytes, where: str) -> str:
-    """The text in the bytes of a file; `where` they are from is for the errors.
-
-    Raises:
-        CommandError: if they are no text, or an empty one.
-    """
-    with failing_as(DOCUMENT, f"{where} is not UTF-8 text", UnicodeDecodeError):
-        text = data.decode("utf-8-sig")
-    if "\0" in text:
-        raise CommandError(f"{where} is not text; it contains NUL characters.", DOCUMENT)
-    if not text.strip():
-        raise CommandError(f"{where} is empty; give a document with some text in it.", DOCUMENT)
-    return text
+    try:
+        return decode_text(data, where)
+    except ValueError as error:
+        raise CommandError(str(error), DOCUMENT) from error
 
 
 def check_memory(directory: Path, to_save: bool) -> None:

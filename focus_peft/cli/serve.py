@@ -50,6 +50,8 @@ def add_serve(commands: Any) -> None:
     add("--max-tokens", type=int, default=1024, help="the longest answer (default: 1024)")
     add("--time-limit", type=float, default=600.0, metavar="SECONDS", help="for an answer (default: 600)")
     add("--max-upload-mb", type=float, default=64.0, help="the largest request, in MiB (default: 64)")
+    add("--page", action="store_true", help="serve a page at / for browsers on this machine; it needs gradio")
+    add("--example-tokens", type=int, default=30000, help="length of the page's example (default: 30000)")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: the model's own")
     add("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one)")
     add_reading_options(serve)
@@ -80,9 +82,21 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
             max_tokens=args.max_tokens,
             time_limit=args.time_limit,
             max_upload_mb=args.max_upload_mb,
+            page=args.page,
+            example_tokens=args.example_tokens,
         )
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
+
+
+def load_served(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model that the options say, and its tokenizer. Requests say how many chunks are read, or else the settings, so
+    that 0 can switch it off.
+    """
+    model, tokenizer = load(argparse.Namespace(**{**vars(args), "read_chunks": None}))
+    with failing_as(USAGE, "these options do not go together", ValueError):
+        model.settings(read_chunks=args.read_chunks)
+    return model, tokenizer
 
 
 def run_serve(args: argparse.Namespace) -> None:
@@ -95,22 +109,24 @@ def run_serve(args: argparse.Namespace) -> None:
             USAGE,
         )
     with failing_as(USAGE, "the server's packages are missing (pip install focus_peft[serve])", ImportError):
-        import uvicorn
-
-        from ..serve import Server
+        from ..serve import Listener, Server
+    if args.page:
+        with failing_as(USAGE, "--page needs gradio (pip install 'focus_peft[demo]')", ImportError):
+            import gradio  # noqa: F401
 
     settings = settings_of(args)
     with listening(settings.host, settings.port) as place:  # a port that is taken is found before the model is loaded
-        model, tokenizer = load(args)
+        model, tokenizer = load_served(args)
         with failing_as(LOADING, f"documents cannot be kept in {args.documents}", OSError):
             server = Server(model, tokenizer, settings)
         logging.basicConfig(format="%(message)s")
         logging.getLogger("focus_peft.serve").setLevel(logging.INFO)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        say(f"serving {settings.name} at http://{host}:{place.getsockname()[1]}/v1; Ctrl-C ends it.")
-        # who is being answered then has some time
-        config = uvicorn.Config(server.app, timeout_graceful_shutdown=GRACE, access_log=False, log_level="warning")
-        uvicorn.Server(config).run(sockets=[place])
+        address = f"http://{host}:{place.getsockname()[1]}"
+        say(f"serving {settings.name} at {address}/v1; Ctrl-C ends it.")
+        if settings.page:
+            say(f"open {address}/ in a browser.")
+        Listener(server, GRACE).run(sockets=[place])
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from ..memory.text import decode_text
 from . import answers
 from .documents import Document, DocumentStore
 from .engine import Engine
@@ -58,6 +59,12 @@ class Server:
         self.app.add_exception_handler(ApiError, _told)
         self.app.add_exception_handler(RequestValidationError, _invalid)
         self._add_routes()
+        self.page: Any = None
+        if settings.page:
+            from .page import Page  # gradio is not needed without
+
+            self.page = Page(self.engine, self.prompts)
+            self.page.mount(self.app)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -66,8 +73,15 @@ class Server:
 
     def close(self) -> None:
         """End what is still being answered, with what there is, and stop reading."""
+        if self.page is not None:
+            self.page.close()
         self.documents.close()
         self.engine.close()
+
+    def hang_up(self) -> None:
+        """End the streams of open pages, which never end by themselves."""
+        if self.page is not None:
+            self.page.hang_up()
 
     def _add_routes(self) -> None:
         add = self.app.add_api_route
@@ -105,14 +119,10 @@ class Server:
     # Documents
 
     async def upload(self, file: UploadFile, purpose: str = Form("user_data")) -> dict[str, Any]:
-        data = await file.read()
         try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ApiError(400, f"`file` is not UTF-8 text (byte {error.start}); send text.", "file") from error
-        if "\0" in text or not text.strip():
-            what = "has NUL characters" if "\0" in text else "is empty"
-            raise ApiError(400, f"`file` {what}; send a text.", "file")
+            text = decode_text(await file.read(), "`file`")
+        except ValueError as error:
+            raise ApiError(400, str(error), "file") from error
         return _file(await run_in_threadpool(self.documents.add, file.filename or "document", text))
 
     async def files(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 from ..memory.memory import Memory
 from ..memory.progress import telling_progress
+from ..saving import sync_names, write_whole
 from .errors import ApiError
 from .metrics import Metrics
 
@@ -131,9 +131,9 @@ class DocumentStore:
         place = self.folder / document.id
         try:
             place.mkdir()
-            _write(place / TEXT, data)
+            write_whole(place / TEXT, data)
             self._tell(document)  # last: without it, the document does not exist
-            _sync(self.folder)
+            sync_names(self.folder)
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
             message = f"The document cannot be kept: {error.strerror}."
@@ -269,29 +269,7 @@ class DocumentStore:
 
     def _tell(self, document: Document) -> None:
         about = {name: getattr(document, name) for name in ("name", "bytes", "created", "tokens")}
-        _write(self.folder / document.id / ABOUT, json.dumps(about).encode())
+        write_whole(self.folder / document.id / ABOUT, json.dumps(about))
 
     def _count(self) -> None:
         self.metrics.documents.set(len(self._documents))
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Write a file so that it is whole on the disk, or not there."""
-    partial = file.with_name(f"{file.name}.partial")
-    with open(partial, "wb") as output:
-        output.write(data)
-        output.flush()
-        os.fsync(output.fileno())
-    os.replace(partial, file)
-    _sync(file.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Let the names in a folder be on the disk."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

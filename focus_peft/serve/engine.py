@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
+
 from . import batch
 from .documents import DocumentStore
 from .errors import ApiError
@@ -65,7 +67,7 @@ class Engine:
         """
         with self._lock:
             if self._closed:
-                raise ApiError(503, "The server is shutting down; try another one.", code="shutting_down")
+                raise shutting_down()
             waiting = sum(map(len, self._waiting.values()))
             if waiting + len(rows) > self.settings.queue_size:
                 raise ApiError(
@@ -91,11 +93,12 @@ class Engine:
             time.sleep(self.settings.batch_wait)
         with self._lock:
             waiting = self._waiting.pop(key, [])
-            rows, rest = waiting[: self.settings.batch_size], waiting[self.settings.batch_size :]
+            taken, rest = waiting[: self.settings.batch_size], waiting[self.settings.batch_size :]
             if rest:
                 self._waiting[key] = rest
             self.metrics.waiting.set(sum(map(len, self._waiting.values())))
-            self._running[key] = rows = [row for row in rows if not row.cancelled.is_set()]
+            self._running[key] = rows = [row for row in taken if not row.cancelled.is_set()]
+        _fail([row for row in taken if row not in rows], shutting_down())  # or nobody listens any more
         if rows:
             self._answer(rows, key)
         with self._lock:
@@ -122,6 +125,12 @@ class Engine:
             self.metrics.failed.inc()
             _fail(rows, error)
 
+    def chunk_attention(self, ids: list[int], document: str) -> list[float]:
+        """The share of attention that each chunk of a document has from the end of a prompt."""
+        with self.documents.held(document) as memory:
+            (shares,) = self.model.chunk_attention(torch.tensor([ids]), memory=memory)
+        return list(shares.tolist())
+
     def close(self) -> None:
         """End: whoever is being answered gets what there is."""
         with self._lock:
@@ -136,6 +145,10 @@ class Engine:
             time.sleep(0.01)
         self._workers.shutdown(wait=True)
         self._kept.close()
+
+
+def shutting_down() -> ApiError:
+    return ApiError(503, "The server is shutting down; try another one.", code="shutting_down")
 
 
 def _fail(rows: Sequence[Row], error: BaseException) -> None:

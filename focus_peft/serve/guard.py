@@ -21,6 +21,8 @@ logger = logging.getLogger("focus_peft.serve")
 OPEN = {"/health"}
 # Headers of a request that is longer than this are refused by uvicorn; an id of a client's is cut here
 ID_SIZE = 64
+# Browsers ask no other server for fonts, scripts or anything, whatever the page of gradio says
+POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
 
 class Guard:
@@ -33,10 +35,13 @@ class Guard:
         self.most_bytes = int(settings.max_upload_mb * 2**20)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if scope["type"] == "websocket":
+            await self._connect(scope, receive, send, headers)
+            return
         given = headers.get("x-request-id", "")[:ID_SIZE]
         id = given if given.isascii() and given.isprintable() and given else uuid.uuid4().hex
         scope["state"] = {**scope.get("state", {}), "request_id": id}
@@ -55,7 +60,8 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", id.encode())]
+                ours = [(b"x-request-id", id.encode()), (b"content-security-policy", POLICY)]
+                message["headers"] = [*message.get("headers", []), *ours]
             await send(message)
 
         async def answer_in_time(message: Message) -> None:
@@ -82,6 +88,15 @@ class Guard:
                 "seconds": round(seconds, 4),
             }
             logger.info(json.dumps(line))
+
+    async def _connect(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        """A WebSocket, for which there is no answer but to close it."""
+        try:
+            self._check(scope["path"], headers)
+        except ApiError as error:
+            await send({"type": "websocket.close", "code": 1008, "reason": error.message})
+            return
+        await self.app(scope, receive, send)
 
     def _check(self, path: str, headers: Headers) -> None:
         settings = self.settings

@@ -33,6 +33,8 @@ class ServerSettings:
         max_prompt_tokens (`int`): The longest prompt.
         time_limit (`float`): Seconds after which an answer ends.
         max_upload_mb (`float`): The largest body of a request, in MiB.
+        page (`bool`): Whether there is a page at `/`, for browsers on this machine. It goes without an API key.
+        example_tokens (`int`): Length of the page's example.
 
     Raises:
         ValueError: if a value cannot work.
@@ -55,10 +57,12 @@ class ServerSettings:
     max_prompt_tokens: int = 1_000_000
     time_limit: float = 600.0
     max_upload_mb: float = 64.0
+    page: bool = False
+    example_tokens: int = 30_000
 
     def __post_init__(self) -> None:
         above = ("memory_gb", "batch_size", "running", "queue_size", "max_tokens", "max_prompt_tokens", "time_limit")
-        for name in (*above, "max_upload_mb"):
+        for name in (*above, "max_upload_mb", "example_tokens"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
         if self.batch_wait < 0:
@@ -67,6 +71,11 @@ class ServerSettings:
             raise ValueError(f"`port` must be from 0 to 65535, got {self.port!r}.")
         if self.api_key is not None and not self.api_key:
             raise ValueError("`api_key` is empty; give a key, or leave it out.")
+        if self.page and (self.api_key is not None or not is_loopback(self.host)):
+            raise ValueError(
+                "`page` is for browsers on this machine, which send no API key, and whoever reaches it may ask; leave "
+                "out the key and listen at 127.0.0.1 (others can come through an SSH tunnel), or leave out `page`."
+            )
         if self.api_key is None and not is_loopback(self.host):
             raise ValueError(
                 f"`host` is {self.host!r}, which other machines can reach, and there is no API key; give one, or "

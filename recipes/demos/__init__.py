@@ -1,1 +1,1 @@
-"""What the demo and its page share."""
+"""What the demo, its recording and other recipes share."""

@@ -22,9 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demos.chunk_strip import shades
 from demos.model import ADAPTER, load
-from demos.questions import NEEDLE, QUESTION, haystack, question_ids
+from demos.shades import shades
+from focus_peft.tasks.needle import NEEDLE, QUESTION, haystack, question_text
 
 
 FRAME = 0.9  # seconds of one token
@@ -56,8 +56,9 @@ class Recording:
 
 def record(model: Any, tokenizer: Any, tokens: int, new_tokens: int, seed: int) -> Recording:
     """Run the demo on about `tokens` tokens, and note the attention of every token of the answer."""
-    ids, number = haystack(tokenizer, tokens, seed)
-    ids = torch.cat([ids, question_ids(tokenizer, QUESTION)], dim=1)
+    text, number = haystack(tokenizer, tokens, seed)
+    parts = [tokenizer(part, verbose=False).input_ids for part in (text, question_text(QUESTION))]
+    ids = torch.tensor([sum(parts, [])])
     local = model.settings().sizes.local
     memory, window = model.encode(ids[:, :-local]), ids[:, -local:]
     output = model.generate(

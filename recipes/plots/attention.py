@@ -6,12 +6,12 @@ import argparse
 import math
 from typing import Any
 
-from demos.questions import question_text
 from evaluating.configuration import Evaluation, tokens_of
 from evaluating.evaluator import load
 from lib.result_files import write_json
 from matplotlib.patches import Patch
 
+from focus_peft.tasks.needle import question_text
 from focus_peft.tasks.passkey import INFORMATION, passkey_prompt
 
 from .attention_shares import measure

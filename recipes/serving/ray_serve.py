@@ -32,9 +32,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Scope
 
-from focus_peft.cli.generate import load
 from focus_peft.cli.main import build_parser
-from focus_peft.cli.serve import GRACE, settings_of
+from focus_peft.cli.serve import GRACE, load_served, settings_of
 from focus_peft.serve import Server, ServerSettings
 from focus_peft.serve.errors import ApiError
 from focus_peft.serve.guard import Guard
@@ -53,7 +52,7 @@ class Replica:
     def __init__(self, args: Namespace, settings: ServerSettings) -> None:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("focus_peft.serve").setLevel(logging.INFO)
-        self.server = Server(*load(args), settings)
+        self.server = Server(*load_served(args), settings)
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncIterator[Message]:
         """What the server sends. When nobody listens any more, it hears that the client went away."""

@@ -5,21 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-import torch
-
 
 # Characters of a chunk in the title of its cell
 FIRST_WORDS = 80
 
 
-def shades(shares: Sequence[float] | torch.Tensor) -> list[float]:
-    """Shares of attention as parts of the largest, from 0 to 1."""
-    values = [float(share) for share in shares]
-    largest = max([1e-9, *values])
-    return [value / largest for value in values]
-
-
-def html_strip(shares: Sequence[float] | None, texts: Sequence[str], number: str | None = None) -> str:
+def strip(shares: Sequence[float] | None, texts: Sequence[str], number: str | None = None) -> str:
     """A cell for each chunk, the stronger its color the more it was looked at, as HTML.
 
     Args:
@@ -30,7 +21,9 @@ def html_strip(shares: Sequence[float] | None, texts: Sequence[str], number: str
     if not texts:
         return ""
     cells, hidden = [], [index for index, text in enumerate(texts) if number is not None and number in text]
-    for index, (text, shade) in enumerate(zip(texts, shades(shares or [0.0] * len(texts)))):
+    largest = max([1e-9, *(shares or [])])
+    for index, text in enumerate(texts):
+        shade = shares[index] / largest if shares else 0.0
         words = " ".join(text[: 4 * FIRST_WORDS].split())[:FIRST_WORDS]
         looked = "" if shares is None else f" ({shares[index]:.1%} of the attention)"
         title = html.escape(f"Chunk {index + 1}{looked}: {words} …", quote=True)
