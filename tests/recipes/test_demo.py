@@ -30,7 +30,8 @@ def test_a_demo_reads_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_answer_is_printed_and_is_what_generate_says(tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    model = make_focus_model(base={"vocab_size": 259}, chunk_size=32, local_size=128, prompt_size=16)
+    base = {"vocab_size": 259, "max_position_embeddings": 512}
+    model = make_focus_model(base=base, chunk_size=32, local_size=128, prompt_size=16)
     ids = tokenizer(question_text(QUESTION), return_tensors="pt").input_ids
     memory = model.encode(torch.arange(3, 203)[None])
     answer = demo.answered(model, tokenizer, ids, 8, memory=memory, read_chunks=1)
