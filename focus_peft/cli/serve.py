@@ -90,8 +90,8 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
 
 
 def load_served(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model that the options say, and its tokenizer. Requests say how many chunks are read, or else the settings, so
-    that 0 can switch it off.
+    """The model that the options say, and its tokenizer. Requests say how many chunks are read, or else the settings,
+    so that 0 can switch it off.
     """
     model, tokenizer = load(argparse.Namespace(**{**vars(args), "read_chunks": None}))
     with failing_as(USAGE, "these options do not go together", ValueError):
