@@ -49,6 +49,7 @@ def one_of(*choices: str) -> Rule:
 SIZE = Rule(_is_size, "a positive integer", int)
 SIZE_OR_NONE = Rule(lambda value: value is None or _is_size(value), "a positive integer or None", int)
 FLAG = Rule(lambda value: isinstance(value, bool), "True or False", bool)
+FLAG_OR_NONE = Rule(lambda value: value is None or isinstance(value, bool), "True, False or None", bool)
 WEIGHT = Rule(lambda value: is_number(value) and 0 <= value < math.inf, "a finite number, 0 or above", float)
 SHARE = Rule(lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1", float)
 SCALE = Rule(

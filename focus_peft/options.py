@@ -8,6 +8,7 @@ from typing import Literal
 
 from .fields import (
     FLAG,
+    FLAG_OR_NONE,
     FOLDER,
     LAYERS,
     SCALE,
@@ -85,11 +86,13 @@ class FocusOptions:
         "Tokens at the end of the local window that are appended to every chunk as the dynamic prompt, P. Defaults to "
         "min(512, `chunk_size`, `local_size`), the paper's.",
     )
-    add_bos: bool = _windows(
-        True,
-        FLAG,
+    add_bos: bool | None = _windows(
+        None,
+        FLAG_OR_NONE,
         "Put the model's BOS, if it has one, before the dynamic prompt and before the local window, unless they "
-        "already start with it. Nothing is added where there is no memory.",
+        "already start with it. Nothing is added where there is no memory. Defaults to what the model's tokenizer "
+        "does with a text, decided when the adapter is made and saved with it; where no tokenizer is found on this "
+        "machine, to True, but for Qwen.",
     )
     decoding: Literal["streaming", "exact"] = _decoding(
         "streaming",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,11 +12,13 @@ import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from torch import nn
+from transformers import PreTrainedModel
 
 from .adapter_file import check_adapter_weights
 from .config import FocusConfig
 from .foreign_options import refuse_foreign
 from .frozen.facts import ModelFacts, embedding_count
+from .frozen.own_bos import reads_bos
 from .frozen.projections import find_projections, is_projection
 from .layer import MERGE_REFUSAL, TwinLayer
 from .other_tuners import FocusConfigs, check_above, check_beneath, is_foreign
@@ -222,6 +225,10 @@ class TwinTuner(BaseTuner):
                 weight.requires_grad = False
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config = cast(FocusConfig, self.peft_config[adapter_name])
+        if config.add_bos is None:  # decided once, in a copy: what was given may make an adapter of another model
+            self.peft_config[adapter_name] = config = copy.copy(config)
+            config.add_bos = reads_bos(cast(PreTrainedModel, self.model), self.facts.bos)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._mark_only_adapters_as_trainable(model)  # PEFT lets those beneath train along
 

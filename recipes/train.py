@@ -77,7 +77,10 @@ def make_trainer(recipe: Recipe) -> FocusTrainer:
     if run.passkey_every is not None:
         args.eval_tasks_steps = run.passkey_every
         tasks["passkey"] = PasskeyTask(run.passkey_tokens, run.passkey_samples)
-    adapted = get_peft_model(model, recipe.focus)
+    focus = recipe.focus
+    if focus.add_bos is None and run.initial_adapter is not None:
+        focus = replace(focus, add_bos=FocusConfig.from_pretrained(run.initial_adapter).add_bos)
+    adapted = get_peft_model(model, focus)
     depends_on = {}
     if run.initial_adapter is not None:
         depends_on["initial_adapter"] = start_from(adapted, run.initial_adapter)

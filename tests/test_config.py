@@ -64,7 +64,7 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "chunk_size": [0, -1, 2.5, "8", True],
     "local_size": [0, -3, 2.0, "8", True],
     "prompt_size": [0, -3, 2.0, "8", True],
-    "add_bos": [None, 1, "yes"],
+    "add_bos": [1, "yes"],
     "decoding": [None, "fast", ["exact"], "EXACT", 1],
     "chunk_batch_size": [0, -1, 1.5, "8", True],
     "read_chunks": [0, -1, 1.5, "8", True],

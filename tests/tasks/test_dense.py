@@ -37,7 +37,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("base")
     save_base(folder, max_position_embeddings=512)
-    config = FocusConfig(chunk_size=40, local_size=30, prompt_size=30)
+    config = FocusConfig(chunk_size=40, local_size=30, prompt_size=30, add_bos=True)
     return get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
 
 
