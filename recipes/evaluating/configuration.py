@@ -9,7 +9,7 @@ from typing import Any
 from lib.base_model import ModelArguments
 from lib.yaml_files import build, check_names, expanded, read_yaml
 
-from focus_peft.tasks import METHODS, RECORD_TASKS, TASKS, LongPerplexityTask, PerplexityTask
+from focus_peft.tasks import RECORD_TASKS, TASKS, LongPerplexityTask, PerplexityTask, method_named
 from focus_peft.tasks.longppl import ALPHA, BETA, SHORT, STRIDE
 
 
@@ -74,8 +74,8 @@ class Evaluation:
         model (`ModelArguments`): The base model, as in a training recipe.
         tasks (`dict`): Names of tasks, and the fields of `TaskArguments` for each.
         methods (`list` or `dict`): Names of methods, or labels with options:
-            `{wide: {method: adapter, local_size: 1024}}`. With `longest` a method is left out at larger lengths, where
-            it would take too long: `{yarn: {longest: 16K}}`.
+            `{wide: {method: adapter, local_size: 1024}}`. "kvpress:SnapKV@0.5" is a press of kvpress. With `longest` a
+            method is left out at larger lengths, where it would take too long: `{yarn: {longest: 16K}}`.
         lengths (`list`): Lengths of all tasks that have none of their own.
         adapter (`str`, *optional*): Folder or name of the trained adapter. None: untrained twins.
         focus (`dict`): Fields of the adapter's configuration to replace, such as `chunk_size` and `local_size`.
@@ -133,8 +133,8 @@ class Evaluation:
     def __post_init__(self) -> None:
         check_names("`tasks`", self.tasks, [*TEXT_TASKS, *TASKS, *RECORD_TASKS])
         check_names("`data`", self.data, dict.fromkeys(task.benchmark.name for task in RECORD_TASKS.values()))
-        check_names("`methods`", [entry.get("method", label) for label, entry in self.methods.items()], METHODS)
-        for entry in self.methods.values():
+        for label, entry in self.methods.items():
+            method_named(entry.get("method", label))
             if LONGEST in entry:
                 entry[LONGEST] = tokens_of(entry[LONGEST])
         self.lengths = [tokens_of(length) for length in self.lengths]

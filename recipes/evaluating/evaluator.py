@@ -32,7 +32,7 @@ from focus_peft.config import SHARED_FIELDS
 from focus_peft.frozen.fingerprint import digest
 from focus_peft.hub.results import save_results
 from focus_peft.passes.settings import Settings
-from focus_peft.tasks import METHODS, LongPerplexityTask, Method, Source
+from focus_peft.tasks import LongPerplexityTask, Method, Source, method_named
 
 
 class Evaluator:
@@ -53,7 +53,7 @@ class Evaluator:
         self.methods: dict[str, Method] = {}
         for label, options in evaluation.methods.items():
             options = {name: value for name, value in options.items() if name != LONGEST}
-            self.methods[label] = METHODS[options.pop("method", label)](self.model, **options)
+            self.methods[label] = method_named(options.pop("method", label))(self.model, **options)
         self.source = Source(self.tokenizer, evaluation.seed, self.texts, self.words, evaluation.chat, evaluation.data)
         self._documents: list[list[int]] | None = None
         self.keys: KeyTokenFinder | None = None

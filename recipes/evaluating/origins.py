@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import peft
@@ -13,12 +15,14 @@ import torch
 import transformers
 
 import focus_peft
+from focus_peft.tasks.methods.pressed_cache import PACKAGE
 from focus_peft.trainer.metrics import peak_memory
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that results come from."""
-    return {module.__name__: module.__version__ for module in (focus_peft, peft, torch, transformers)}
+    found = {module.__name__: module.__version__ for module in (focus_peft, peft, torch, transformers)}
+    return {**found, **({PACKAGE: version(PACKAGE)} if PACKAGE in sys.modules else {})}
 
 
 def origins(samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,17 +48,30 @@ def saved_model() -> Path:
     release = f"{Path(gguf_file).stem}-{size}-transformers-{transformers.__version__}"
     saved = Path(constants.HF_HOME) / "focus_peft" / release
     if not saved.is_dir():
-        saved.parent.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.mkdtemp(dir=saved.parent, prefix="partial-")
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
-            tokenizer.save_pretrained(partial)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf_file, dtype="float32")
-            unquantized(model).save_pretrained(partial)
-            os.rename(partial, saved)
-        except OSError:
-            if not saved.is_dir():  # by another process, in the meantime
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        save_unpacked(folder / gguf_file, saved, "float32")
     return saved
+
+
+def save_unpacked(file: Path, saved: Path, dtype: str, **generation: Any) -> None:
+    """Save the model and the tokenizer of a GGUF file as transformers does, with plain weights; whole, or not at all.
+
+    `generation` are fields of the generation configuration that the file has no place for.
+    """
+    saved.parent.mkdir(parents=True, exist_ok=True)
+    partial = tempfile.mkdtemp(dir=saved.parent, prefix="partial-")
+    # from transformers 5.24 on, weights may stay packed, in layers of their own
+    unpacks = getattr(transformers, "GgufConfig", None)
+    options = {} if unpacks is None else {"quantization_config": unpacks(dequantize=True)}
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer.save_pretrained(partial)
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32", **options)
+        if generation:  # else it is what the model's configuration says
+            model.generation_config.update(**generation, _from_model_config=False)
+        unquantized(model).to(getattr(torch, dtype)).save_pretrained(partial)
+        os.rename(partial, saved)
+    except OSError:
+        if not saved.is_dir():  # by another process, in the meantime
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

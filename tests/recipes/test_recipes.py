@@ -274,11 +274,12 @@ def test_training_goes_on_from_another_adapter(tmp_path: Path) -> None:
     """A second recipe starts from the twins that a first one left, and refuses twins of another shape."""
     first, second = tmp_path / "first", tmp_path / "second"
     small = ["passkey_every=null", "eval_strategy=no", "data.held_out=0", f"data.cache_dir={tmp_path}"]
-    train_here(*small, "max_steps=2", f"output_dir={first}")
+    train_here(*small, "max_steps=2", "add_bos=no", f"output_dir={first}")
     onward = [*small, f"initial_adapter={first}", "learning_rate=0", "max_steps=1"]
     train_here(*onward, f"output_dir={second}")
     twins = [load_file(folder / "adapter_model.safetensors") for folder in (first, second)]
     assert twins[0].keys() == twins[1].keys()
     assert all(torch.equal(twins[0][name], twins[1][name]) for name in twins[0])
+    assert FocusConfig.from_pretrained(second).add_bos is False, "as the first was trained"
     with refusal("`r` is 3", "`initial_adapter`"):
         train_here(*onward, "focus.r=3", f"output_dir={tmp_path / 'third'}")
