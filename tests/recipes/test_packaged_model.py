@@ -1,7 +1,11 @@
-"""The copy of SmolLM2 that the recipes load is the model in the package, bit by bit."""
+"""The copy of SmolLM2 that the recipes load is the model in the package, bit by bit; and what is no copy of Qwen is
+refused.
+"""
 
 from __future__ import annotations
 
+import runpy
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,3 +29,16 @@ def test_the_saved_model_and_its_tokenizer_are_those_of_the_gguf_file() -> None:
     reads: Any = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
     text = Path(__file__).read_text() + "\n\n  Größe, 長い文脈 \U0001f600 <|im_start|>user"
     assert tokenizer(text) == reads(text) and tokenizer.chat_template == reads.chat_template
+
+
+@pytest.mark.parametrize("content, reason", [(None, "no file"), (b"GGUF", "sha256")])
+def test_another_file_than_qwens_is_refused_and_nothing_is_written(
+    content: bytes | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, folder = tmp_path / "model.gguf", tmp_path / "model"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["qwen_coder.py", str(file), "--output", str(folder)])
+    with pytest.raises(SystemExit, match=f"`file` is .*{reason}.*Q4_K_M"):
+        runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "qwen_coder.py"), run_name="__main__")
+    assert not folder.exists()
