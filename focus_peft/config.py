@@ -52,10 +52,7 @@ class FocusConfig(FocusOptions, PeftConfig):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> FocusConfig:
         refuse_foreign(kwargs)
-        config = super().__new__(cls)
-        if "auto_mapping" in kwargs and "add_bos" not in kwargs:  # all that was saved, before there was this field
-            vars(config)["_adds_bos"] = True
-        return config
+        return super().__new__(cls)
 
     def __getattr__(self, name: str) -> Any:
         # TRL's trainers read and set options of LoRA where they add tokens
@@ -72,7 +69,6 @@ class FocusConfig(FocusOptions, PeftConfig):
             raise ValueError(
                 f"`task_type` must be CAUSAL_LM, because FocusLLM decodes the next token; got {self.task_type!r}."
             )
-        self.add_bos = vars(self).pop("_adds_bos", self.add_bos)
         for name in ("target_modules", "exclude_modules", "layers_to_transform"):
             value = getattr(self, name)
             if isinstance(value, (set, frozenset, tuple)):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_tiny_model, random_ids, small_config
 from lib.byte_tokenizer import byte_tokenizer
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
@@ -106,20 +106,6 @@ def test_an_adapter_keeps_what_was_decided_where_the_tokenizer_says_otherwise(tm
     ids = random_ids(40)[None]
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(ids).logits, model.eval()(ids).logits)
-
-
-@pytest.mark.parametrize("load", [PeftConfig.from_pretrained, FocusConfig.from_pretrained])
-def test_an_adapter_from_before_there_was_a_choice_adds_bos(tmp_path: Path, load: Any) -> None:
-    model = saved_base(tmp_path / "base", False)
-    get_peft_model(model, small_config()).save_pretrained(tmp_path / "adapter")
-    file = tmp_path / "adapter" / "adapter_config.json"
-    values = json.loads(file.read_text())
-    del values["add_bos"]
-    file.write_text(json.dumps(values))
-    assert load(str(tmp_path / "adapter")).add_bos is True
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    again: Any = PeftModel.from_pretrained(model, tmp_path / "adapter")
-    assert again.base_model.settings().bos == model.config.bos_token_id
 
 
 def test_a_configuration_that_was_saved_open_stays_open(tmp_path: Path) -> None:
