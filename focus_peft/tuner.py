@@ -227,8 +227,9 @@ class TwinTuner(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = cast(FocusConfig, self.peft_config[adapter_name])
         if config.add_bos is None:  # decided once, in a copy: what was given may make an adapter of another model
-            self.peft_config[adapter_name] = config = copy.copy(config)
+            config = copy.copy(config)
             config.add_bos = reads_bos(cast(PreTrainedModel, self.model), self.facts.bos)
+            dict.__setitem__(self.peft_config, adapter_name, config)  # no other tuner's, even if we were imported anew
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._mark_only_adapters_as_trainable(model)  # PEFT lets those beneath train along
 
