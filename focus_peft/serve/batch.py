@@ -40,24 +40,27 @@ class StopByRow(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def generate(model: Any, rows: Sequence[Row], memory: Memory | None, read_chunks: int | None, pad: int) -> None:
+def generate(
+    model: Any, rows: Sequence[Row], memory: Memory | None, end: Sequence[int], read_chunks: int | None, pad: int
+) -> None:
     """Generate all answers of a batch. Pieces go to the rows as they come.
 
     Args:
         model (`PeftModel`): With the adapter.
         rows (`Sequence[Row]`): What is asked; without a memory just one prompt, maybe several times.
         memory (`Memory`, *optional*): The document that all are about.
+        end (`Sequence[int]`): What stands behind the memory and before each prompt.
         read_chunks (`int`, *optional*): As in `FocusConfig`.
         pad (`int`): A token that stands where rows are shorter, and is hidden.
     """
-    device = model.device
+    device, prompts = model.device, [[*end, *row.ids] for row in rows]
     ends = end_tokens(model.get_base_model())
     options: dict[str, Any] = {} if memory is None else {"memory": memory}
     if read_chunks:
         options["read_chunks"] = read_chunks
     output = model.generate(
-        input_ids=pad_left([row.ids for row in rows], pad).to(device),
-        attention_mask=pad_left([[1] * len(row.ids) for row in rows]).to(device),
+        input_ids=pad_left(prompts, pad).to(device),
+        attention_mask=pad_left([[1] * len(prompt) for prompt in prompts]).to(device),
         max_new_tokens=max(row.max_tokens for row in rows),
         do_sample=False,
         num_beams=1,

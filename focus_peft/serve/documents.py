@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,9 @@ class Document:
         status (`str`): "uploaded", "processing", "processed" or "error", as OpenAI has it.
         progress (`float`): The share of it that has been read.
         tokens (`int`): Of the document, once they are counted.
+        end (`list[int]`): Its last tokens, as many as half of a local window at most. They are not in the memory, but
+            stand before each prompt: adapters are trained with a local window, and read badly with a short question
+            alone in it.
         problem (`str`, *optional*): Why it cannot be read.
         memory (`Memory`, *optional*): What was read, while it is held.
         used (`float`): When it was asked about, on `time.monotonic`.
@@ -53,6 +56,7 @@ class Document:
     status: str = "uploaded"
     progress: float = 0.0
     tokens: int = 0
+    end: list[int] = field(default_factory=list)
     problem: str | None = None
     memory: Memory | None = None
     used: float = 0.0
@@ -114,6 +118,7 @@ class DocumentStore:
         self._documents[document.id] = document
         if (place / READ).is_dir():
             document.status, document.progress, document.tokens = "processed", 1.0, int(told.get("tokens", 0))
+            document.end = list(told.get("end", []))
             document.ready.set()
         else:
             self._reads.submit(self._read, document)
@@ -177,14 +182,14 @@ class DocumentStore:
         self._count()
 
     @contextlib.contextmanager
-    def held(self, id: str | None) -> Iterator[Memory | None]:
-        """Within the context, a document's memory is there. It is waited for while it is being read.
+    def held(self, id: str | None) -> Iterator[tuple[Memory | None, Sequence[int]]]:
+        """Within the context, a document's memory is there, and its end. It is waited for while it is being read.
 
         Raises:
             ApiError: if it cannot be read, or was deleted.
         """
         if id is None:
-            yield None
+            yield None, []
             return
         document = self.get(id)
         document.ready.wait()
@@ -199,7 +204,7 @@ class DocumentStore:
                     document.memory = self.model.load_memory(place, tokenizer=self.tokenizer, storage=self.storage)
                 memory = document.memory
             self._make_room()
-            yield memory
+            yield memory, document.end
         finally:
             with document.lock:
                 document.users -= 1
@@ -224,8 +229,10 @@ class DocumentStore:
                 return
             document.status = "processing"
             ids = self.tokenizer(self.text(document.id), return_tensors="pt", verbose=False).input_ids
-            document.tokens = ids.shape[1]
-            memory = self._encode(document, ids)
+            document.tokens = tokens = ids.shape[1]
+            held = tokens - min(self.model.settings().sizes.local, tokens) // 2
+            document.end = ids[0, held:].tolist()
+            memory = self._encode(document, ids[:, :held])
             with document.lock:
                 document.check()
                 memory.save(self.folder / document.id / READ, tokenizer=self.tokenizer)
@@ -268,7 +275,7 @@ class DocumentStore:
             self.metrics.memory_bytes.set(total)
 
     def _tell(self, document: Document) -> None:
-        about = {name: getattr(document, name) for name in ("name", "bytes", "created", "tokens")}
+        about = {name: getattr(document, name) for name in ("name", "bytes", "created", "tokens", "end")}
         write_whole(self.folder / document.id / ABOUT, json.dumps(about))
 
     def _count(self) -> None:

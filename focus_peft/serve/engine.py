@@ -111,8 +111,8 @@ class Engine:
         document, read_chunks, _ = key
         self.metrics.batch_rows.observe(len(rows))
         try:
-            with self.documents.held(document) as memory:
-                batch.generate(self.model, rows, memory, read_chunks, self.pad)
+            with self.documents.held(document) as (memory, end):
+                batch.generate(self.model, rows, memory, end, read_chunks, self.pad)
         except ValueError as error:
             if len(rows) > 1 and not any(row.tokens for row in rows):  # one of them cannot be read
                 for row in rows:
@@ -127,8 +127,8 @@ class Engine:
 
     def chunk_attention(self, ids: list[int], document: str) -> list[float]:
         """The share of attention that each chunk of a document has from the end of a prompt."""
-        with self.documents.held(document) as memory:
-            (shares,) = self.model.chunk_attention(torch.tensor([ids]), memory=memory)
+        with self.documents.held(document) as (memory, end):
+            (shares,) = self.model.chunk_attention(torch.tensor([[*end, *ids]]), memory=memory)
         return list(shares.tolist())
 
     def close(self) -> None:

@@ -22,7 +22,6 @@ from focus_peft.passes.inputs import ChunkRow
 SOME = [
     "an_input_and_what_it_spills",
     "beams",
-    "one_top_chunk",
     "one_chunk_and_what_it_spills",
     "no_chunk_at_first",
     "a_memory",

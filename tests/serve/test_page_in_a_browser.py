@@ -37,7 +37,7 @@ def browser() -> Iterator[Any]:
 
 
 def test_a_tab_reads_asks_and_looks_at_chunks(model: Any, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("focus_peft.tasks.needle.topics", dict(sorted(topics.items())[:8]))
+    monkeypatch.setattr("focus_peft.tasks.needle.topics", dict(sorted(topics.items())[:9]))
     with made(model) as server, serving(server) as address:
         tab, problems, hosts = browser.new_page(), [], set()
         tab.set_default_timeout(60_000)

@@ -95,11 +95,18 @@ def chat_ids(parts: tuple[PeftModel, Any], text: str) -> list[int]:
     return parts[1](prompt, add_special_tokens=False).input_ids
 
 
+def memory_and_end(document: list[int], local: int) -> tuple[list[int], list[int]]:
+    """What the server keeps of a document as chunks, and what stands before each prompt."""
+    end = min(len(document), local) // 2
+    return document[: len(document) - end], document[len(document) - end :]
+
+
 def generated(parts: tuple[PeftModel, Any], ids: list[int], document: str | None, count: int, **options: Any) -> str:
     """What the model itself says."""
     model, tokenizer = parts
     if document is not None:
-        options["memory"] = model.encode(tokenizer(document, return_tensors="pt").input_ids)
+        held, end = memory_and_end(tokenizer(document).input_ids, model.settings().sizes.local)
+        options["memory"], ids = model.encode(held), end + ids
     given = torch.tensor([ids])
     output = model.generate(
         given, attention_mask=torch.ones_like(given), max_new_tokens=count, do_sample=False, pad_token_id=0, **options
@@ -225,16 +232,13 @@ def test_log_probabilities_are_the_models(parts: tuple[PeftModel, Any], client: 
 
 def test_penalties_keep_tokens_from_coming_again(client: openai.OpenAI) -> None:
     id = uploaded(client)
-    answer = asked(
-        client, QUESTIONS[0], frequency_penalty=2, presence_penalty=2, max_tokens=20, logprobs=True,
-        extra_body={"document": id},
-    )  # fmt: skip
-    plain = asked(client, QUESTIONS[0], max_tokens=20, logprobs=True, extra_body={"document": id})
 
-    def different(one: Any) -> int:
-        return len({entry.token for entry in one.choices[0].logprobs.content})
+    def different(**penalties: float) -> int:
+        options: dict[str, Any] = {"max_tokens": 40, "logprobs": True, "extra_body": {"document": id}, **penalties}
+        answers = [asked(client, question, **options) for question in QUESTIONS]
+        return sum(len({entry.token for entry in one.choices[0].logprobs.content}) for one in answers)
 
-    assert different(answer) > different(plain)
+    assert different(frequency_penalty=2, presence_penalty=2) > different()
 
 
 # Many at once

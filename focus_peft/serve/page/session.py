@@ -111,11 +111,12 @@ class Session:
         while not document.ready.wait(TICK):
             progress(document.progress)
         seconds = time.perf_counter() - start
-        with self.documents.held(document.id) as memory:
+        with self.documents.held(document.id) as (memory, end):
             assert memory is not None  # it has an id
-            (ids,), size, nbytes = memory.documents, memory.chunk_size, memory.nbytes
-        beginnings = range(0, len(ids) if len(ids) + self.local // 2 > self.local else 0, size)
-        texts = [self.engine.tokenizer.decode(ids[begin : begin + size]) for begin in beginnings]
+            (held,), size, nbytes = memory.documents, memory.chunk_size, memory.nbytes
+        ids = [*held, *end]
+        beginnings = range(0, len(held) if len(ids) + self.local // 2 > self.local else 0, size)
+        texts = [self.engine.tokenizer.decode(held[begin : begin + size]) for begin in beginnings]
         chunks = [text.strip("\ufffd") for text in texts]  # of a character that is cut in two
         self.reading = Reading(document, ids[-self.local :], chunks, nbytes, seconds, number)
         return self.reading
