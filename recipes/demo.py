@@ -29,7 +29,7 @@ from focus_peft.cli.console import CommandError
 from focus_peft.cli.generate import read_document
 from focus_peft.cli.reading_options import add_reading_options, reading_options
 from focus_peft.frozen.compat import CACHE
-from focus_peft.tasks.needle import NEEDLE, QUESTION, haystack, question_text
+from focus_peft.tasks.needle import NEEDLE, QUESTION, haystack, prompt_ids
 from focus_peft.trainer.metrics import peak_memory
 
 
@@ -63,8 +63,7 @@ def main(args: argparse.Namespace) -> None:
             text, number = read_document(args.document), None
         except CommandError as error:
             raise SystemExit(f"error: {error}") from error
-    parts = [tokenizer(part, verbose=False).input_ids for part in (text, question_text(args.question))]
-    ids = torch.tensor([sum(parts, [])])
+    ids = torch.tensor([prompt_ids(tokenizer, text, args.question)])
     local = model.settings().sizes.local
 
     print(f"\n{args.question}\nThe model alone, with the last {local} of {ids.shape[1]:,} tokens:", end="", flush=True)

@@ -74,9 +74,6 @@ class FocusCache(Predictor):
 
     # Reading
 
-    def _begin(self, new: Sequence[Sequence[int]], newest: int) -> None:
-        self._check_read(new, newest)
-
     def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:
         """By the chunk pass, and the local pass behind its candidates."""
         logits: list[torch.Tensor] = []

@@ -72,7 +72,7 @@ class LoopCache(Cache):
         self._snapshots.clear()
         if not self.streams:
             self._open(len(new))
-        self._begin(new, newest)
+        self._check_read(new, newest)
         self.tokens += width or max(map(len, new))
         if self.base_cache is not None:
             if base_call is not None and all(self._stays_base(s, len(ids)) for s, ids in zip(self.streams, new)):
@@ -136,8 +136,8 @@ class LoopCache(Cache):
     def _open(self, rows: int) -> None:
         """Make the streams of so many rows."""
 
-    def _begin(self, new: Sequence[Sequence[int]], newest: int) -> None:
-        """Before anything of new tokens is taken in. Args as of `read`."""
+    def _check_read(self, new: Sequence[Sequence[int]], newest: int) -> None:
+        """Raise a ValueError if new tokens cannot be read. Nothing has been taken in of them. Args as of `read`."""
 
     @abstractmethod
     def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:

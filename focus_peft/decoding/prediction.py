@@ -133,8 +133,7 @@ class Predictor(LoopCache):
         chunks = [len(stream.rows) for stream in self.streams]
         prefix = max(chunks) * newest
         inputs, cache = self._open_local(newest)
-        if prefix:
-            cache.prefix = candidates
+        cache.prefix = candidates
         record = AttentionRecord(prefix, newest) if prefix and self.records_attention else None
         logits = self.reader.run(inputs, cache, logits=newest, record=record)
         if record is not None:

@@ -22,6 +22,11 @@ def haystack(tokenizer: Any, tokens: int, seed: int) -> tuple[str, str]:
     return "\n\n".join(paragraphs), number
 
 
+def prompt_ids(tokenizer: Any, text: str, question: str) -> list[int]:
+    """The tokens of a document, and those of a question behind it."""
+    return [token for part in (text, question_text(question)) for token in tokenizer(part, verbose=False).input_ids]
+
+
 def question_text(question: str) -> str:
     """What stands behind the document."""
     return f"\n\nQuestion: {question}\nAnswer:"

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from demos.model import ADAPTER, load
 from demos.shades import shades
-from focus_peft.tasks.needle import NEEDLE, QUESTION, haystack, question_text
+from focus_peft.tasks.needle import NEEDLE, QUESTION, haystack, prompt_ids
 
 
 FRAME = 0.9  # seconds of one token
@@ -57,8 +57,7 @@ class Recording:
 def record(model: Any, tokenizer: Any, tokens: int, new_tokens: int, seed: int) -> Recording:
     """Run the demo on about `tokens` tokens, and note the attention of every token of the answer."""
     text, number = haystack(tokenizer, tokens, seed)
-    parts = [tokenizer(part, verbose=False).input_ids for part in (text, question_text(QUESTION))]
-    ids = torch.tensor([sum(parts, [])])
+    ids = torch.tensor([prompt_ids(tokenizer, text, QUESTION)])
     local = model.settings().sizes.local
     memory, window = model.encode(ids[:, :-local]), ids[:, -local:]
     output = model.generate(
