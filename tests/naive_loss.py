@@ -10,29 +10,16 @@ window is read behind them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from reference import KeyValues, PlainModel, cut, joined, read_twins
+from reference import KeyValues, PlainModel, cut, joined, read_twins, with_bos
 from torch import nn
 from transformers import PreTrainedModel
 
 
 SPECIAL = -100
-
-
-@dataclass(frozen=True)
-class NaiveSpan:
-    """`local` tokens from `start` on, then `labels` tokens to be predicted, given the first `memory` tokens in
-    chunks.
-    """
-
-    memory: int
-    chunk: int
-    start: int
-    local: int
-    labels: int
 
 
 class NaiveFocus:
@@ -61,62 +48,54 @@ class NaiveFocus:
     def gradients(self) -> dict[str, torch.Tensor | None]:
         return {name: parameter.grad for name, parameter in self.parameters.items()}
 
-    def loss(self, ids: Sequence[int], targets: Sequence[int], spans: Sequence[NaiveSpan]) -> torch.Tensor:
-        """Mean cross-entropy of the labels of some spans of one document; targets of -100 do not count."""
+    def loss(self, ids: Sequence[int], targets: Sequence[int], sample: Any, span: Any = None) -> torch.Tensor:
+        """Mean cross-entropy of the labels of one span of a document's sample, or the sum of those of both spans;
+        targets of -100 do not count.
+        """
+        if span is None:
+            spans = [span for span in (sample.continuation, sample.repetition) if span is not None]
+            return torch.stack([self.loss(ids, targets, sample, span) for span in spans]).sum()
         losses = [
             F.cross_entropy(logits, torch.tensor(target))
-            for span in spans
-            for logits, target in zip(self.logits(ids, span), targets[span.start + span.local :])
+            for logits, target in zip(self.logits(ids, sample, span), targets[span.start + span.local :])
             if target != SPECIAL
         ]
         return torch.stack(losses).mean()
 
-    def choice_loss(self, ids: Sequence[int], span: NaiveSpan, holders: dict[int, list[int]]) -> torch.Tensor:
+    def choice_loss(self, ids: Sequence[int], sample: Any, span: Any, holders: dict[int, list[int]]) -> torch.Tensor:
         """Mean cross-entropy of what labels look at among the chunks; `holders` has the right ones of some labels."""
         losses = []
-        for number, step in enumerate(self._steps(ids, span)):
+        for number, step in enumerate(self._steps(ids, sample, span)):
             if number in holders:
                 looks = self.plain.looked_at(*step)
                 losses.append(-(looks / looks.sum()).log()[holders[number]].mean())
         return torch.stack(losses).mean()
 
-    def logits(self, ids: Sequence[int], span: NaiveSpan) -> torch.Tensor:
+    def logits(self, ids: Sequence[int], sample: Any, span: Any) -> torch.Tensor:
         """Logits (labels, vocabulary) of the labels of a span."""
-        return torch.stack([self.plain.run(*step)[0][-1] for step in self._steps(ids, span)])
+        return torch.stack([self.plain.run(*step)[0][-1] for step in self._steps(ids, sample, span)])
 
     def _steps(
-        self, ids: Sequence[int], span: NaiveSpan
+        self, ids: Sequence[int], sample: Any, span: Any
     ) -> Iterator[tuple[list[int], int, KeyValues, KeyValues | None]]:
         """For each label what is run, the last token of which predicts it: tokens, their first position, candidates,
         and what is in the cache behind these."""
         ids = list(ids)
-        chunks = cut(ids[: span.memory], span.chunk)
+        chunks = cut(ids[: sample.memory], sample.chunk_size)
         window = ids[span.start : span.start + span.local]
         following = ids[span.start + span.local : span.start + span.local + span.labels - 1]
-        size = min(self.prompt, span.chunk, span.local)
-        prompt = self._with_bos(window[-size:])
-        local = self._with_bos(window)
+        size = min(self.prompt, sample.chunk_size, span.local)
+        prompt = with_bos(window[-size:], self.bos)
+        local = with_bos(window, self.bos)
         first = len(chunks) if self.plain.relative else 0
         if self.decoding == "exact":
-            candidates = self._candidates(chunks, prompt, 0)
+            candidates = self.plain.candidates(chunks, prompt, 0)
             for number in range(span.labels):
                 yield local + following[:number], first, candidates, None
             return
         past = self.plain.run(local[:-1], first)[1] if len(local) > 1 else None
         for number, token in enumerate([local[-1], *following]):
-            candidates = self._candidates(chunks, prompt + following[:number], number)
+            candidates = self.plain.candidates(chunks, prompt + following[:number], number)
             position = first + len(local) - 1 + number
             yield [token], position, candidates, past
             past = joined([past, self.plain.run([token], position, candidates, past)[1]])
-
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        return ids if self.bos is None or ids[0] == self.bos else [self.bos, *ids]
-
-    def _candidates(self, chunks: list[list[int]], prompt: list[int], step: int) -> KeyValues:
-        found = []
-        for index, chunk in enumerate(chunks):
-            row = chunk + prompt
-            start = index + step - (len(row) - 1) if self.plain.relative else 0
-            _, everything = self.plain.run(row, start, twin_at_last=True)
-            found.append([(keys[:, :, -1:], values[:, :, -1:]) for keys, values in everything])
-        return joined(found)

@@ -118,20 +118,9 @@ class PlainModel:
             twin_at_last (`bool`): The last token is a candidate.
         """
         row = (tuple(map(int, tokens)), first_position, twin_at_last)  # with nothing before it, it is read once
-        if not self.graph and not candidates and not past:
-            if row not in self._read:
-                self._read[row] = self._run(tokens, first_position, None, None, twin_at_last)
+        is_kept = not (self.graph or candidates or past)
+        if is_kept and row in self._read:
             return self._read[row]
-        return self._run(tokens, first_position, candidates, past, twin_at_last)
-
-    def _run(
-        self,
-        tokens: Sequence[int],
-        first_position: int,
-        candidates: KeyValues | None,
-        past: KeyValues | None,
-        twin_at_last: bool,
-    ) -> tuple[torch.Tensor, KeyValues]:
         self._twin_at_last = twin_at_last
         try:
             with torch.set_grad_enabled(self.graph and torch.is_grad_enabled()):
@@ -139,7 +128,22 @@ class PlainModel:
         finally:
             self._twin_at_last = False
         left = length(candidates) + length(past)
-        return output.logits[0], [(layer.keys[:, :, left:], layer.values[:, :, left:]) for layer in cache.layers]
+        found = output.logits[0], [(layer.keys[:, :, left:], layer.values[:, :, left:]) for layer in cache.layers]
+        if is_kept:
+            self._read[row] = found
+        return found
+
+    def candidates(self, chunks: Sequence[list[int]], prompt: list[int], step: int) -> KeyValues:
+        """The candidates of all chunks, `step` tokens after the prompt was cut: each row stands where its candidate
+        is wanted.
+        """
+        found = []
+        for number, chunk in enumerate(chunks):
+            row = chunk + prompt
+            first = number + step - (len(row) - 1) if self.relative else 0
+            _, key_values = self.run(row, first, twin_at_last=True)
+            found.append([(keys[:, :, -1:], values[:, :, -1:]) for keys, values in key_values])
+        return joined(found)
 
     def _call(
         self,
@@ -217,6 +221,11 @@ def cut(tokens: Sequence[int], size: int) -> list[list[int]]:
     return [list(tokens[start : start + size]) for start in range(0, len(tokens), size)]
 
 
+def with_bos(tokens: list[int], bos: int | None) -> list[int]:
+    """Tokens behind BOS, unless there is none or they begin with it."""
+    return list(tokens) if bos is None or tokens[0] == bos else [bos, *tokens]
+
+
 class SlowSequence:
     """One sequence, read from its start.
 
@@ -247,18 +256,10 @@ class SlowSequence:
 
     def append(self, token: int) -> torch.Tensor:
         """Add a token, the newest, and return its logits (vocabulary,)."""
-        self.window.append(int(token))
-        if len(self.window) == self._limit():
-            surplus = len(self.window) - self.sizes.local
-            self.chunks.append(self.window[:surplus])
-            self.window = self.window[surplus:]
+        if self._add(token):
             self._split()
-        else:
-            self.prompt.append(int(token))
-            self.steps += 1
-            if self.sizes.positions is not None and self.sizes.chunk + len(self.prompt) > self.sizes.positions:
-                self.prompt = self._with_bos(self.window[-self.sizes.prompt :])
-                self.steps = 0
+        elif self.sizes.positions is not None and self.sizes.chunk + len(self.prompt) > self.sizes.positions:
+            self._cut_prompt()
         self.logits = self._newest()
         return self.logits
 
@@ -270,20 +271,25 @@ class SlowSequence:
         """
         spilled = False
         for number, token in enumerate(tokens):
-            self.window.append(int(token))
-            if len(self.window) == self.sizes.local + self.sizes.chunk:
-                self.chunks.append(self.window[: self.sizes.chunk])
-                self.window = self.window[self.sizes.chunk :]
-                spilled = True
-            elif not spilled:
-                self.prompt.append(int(token))
-                self.steps += 1
-                if number < len(tokens) - 1:
-                    self._newest(plain=True)
+            spilled |= self._add(token)
+            if not spilled and number < len(tokens) - 1:
+                self._newest(plain=True)
         if spilled:
             self._split()
         self.logits = self._newest()
         return self.logits
+
+    def _add(self, token: int) -> bool:
+        """Whether the window spilled."""
+        self.window.append(int(token))
+        self.prompt.append(int(token))
+        self.steps += 1
+        if len(self.window) < self._limit():
+            return False
+        surplus = len(self.window) - self.sizes.local
+        self.chunks.append(self.window[:surplus])
+        self.window = self.window[surplus:]
+        return True
 
     def _limit(self) -> int:
         """The length at which the window goes back to L, and what leaves it is a chunk: as long as the others, unless
@@ -298,53 +304,43 @@ class SlowSequence:
             growth //= 2  # all positions of the window move on, too
         return sizes.local + min(sizes.chunk, growth + 1)
 
+    def looked_at(self) -> torch.Tensor:
+        """The attention of the newest token to each chunk's candidate (chunks,), as eager attention has it."""
+        local = self._local()
+        if self.sizes.decoding == "exact":
+            return self.plain.looked_at(local, self._position(0), self.candidates, None)
+        # the newest token is in the past by now
+        past = [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in self.local_past]
+        return self.plain.looked_at(local[-1:], self._position(len(local) - 1), self.candidates, past)
+
+    def _cut_prompt(self) -> None:
+        self.prompt = with_bos(self.window[-self.sizes.prompt :], self.sizes.bos)
+        self.steps = 0  # tokens since
+
     def _split(self) -> None:
-        sizes = self.sizes
-        self.prompt = self._with_bos(self.window[-sizes.prompt :])
-        self.steps = 0  # tokens since the split
-        self.candidates: KeyValues | None = None
-        self.candidate_step = 0
+        self._cut_prompt()
         self.local_past: KeyValues | None = None  # streaming: everything in the window but the newest token
         local = self._local()
-        if sizes.decoding == "streaming" and len(local) > 1:
+        if self.sizes.decoding == "streaming" and len(local) > 1:
             _, self.local_past = self.plain.run(local[:-1], self._position(0))
 
     def _newest(self, plain: bool = False) -> torch.Tensor | None:
         """Logits of the newest token; a plain one sees no candidates and has none, but leaves its key and value."""
-        if not plain:
-            self._refresh()
+        self.candidates = [] if plain else self.plain.candidates(self.chunks, self.prompt, self.steps)
         local = self._local()
         if self.sizes.decoding == "exact":
-            if plain:
-                return None
-            position = self._position(0, shift=self.candidate_step)
-            logits, _ = self.plain.run(local, position, self.candidates)
-            return logits[-1]
-        position = self._position(len(local) - 1)
-        logits, newest = self.plain.run(local[-1:], position, None if plain else self.candidates, self.local_past)
-        self.local_past = joined([self.local_past, newest]) if self.local_past else newest
+            return None if plain else self.plain.run(local, self._position(0), self.candidates)[0][-1]
+        logits, newest = self.plain.run(local[-1:], self._position(len(local) - 1), self.candidates, self.local_past)
+        self.local_past = joined([self.local_past, newest])
         return None if plain else logits[-1]
 
-    def _refresh(self) -> None:
-        if not self.chunks:
-            return
-        found = []
-        for number, chunk in enumerate(self.chunks):
-            row = chunk + self.prompt
-            first = number + self.steps - (len(row) - 1) if self.plain.relative else 0
-            _, key_values = self.plain.run(row, first, twin_at_last=True)
-            found.append([(keys[:, :, -1:], values[:, :, -1:]) for keys, values in key_values])
-        self.candidates, self.candidate_step = joined(found), self.steps
-
-    def _with_bos(self, tokens: list[int]) -> list[int]:
-        bos = self.sizes.bos
-        return list(tokens) if bos is None or tokens[0] == bos else [bos, *tokens]
-
     def _local(self) -> list[int]:
-        return self._with_bos(self.window) if self.chunks else self.window
+        return with_bos(self.window, self.sizes.bos) if self.chunks else self.window
 
-    def _position(self, local: int, shift: int = 0) -> int:
-        return len(self.chunks) + local + shift if self.plain.relative else local
+    def _position(self, local: int) -> int:
+        """Of a token of the local window: behind the candidates, which move on with every step."""
+        moved = self.steps if self.chunks and self.sizes.decoding == "exact" else 0
+        return len(self.chunks) + local + moved if self.plain.relative else local
 
 
 class Reference:
@@ -376,18 +372,17 @@ class Reference:
         self, tokens: Sequence[int], count: int, memory: Sequence[int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`count` greedy tokens (count,) and the logits (count, vocabulary) that they were taken from."""
-        sequence = self.start(tokens, memory)
-        return greedy_steps(sequence, sequence.logits, count)
+        return greedy_steps(self.start(tokens, memory), count)
 
-    def all_logits(self, tokens: Sequence[int], memory: Sequence[int] | None = None) -> torch.Tensor:
-        """Logits (tokens, vocabulary) with each token the newest in its turn."""
-        sequence = self.start(tokens[:1], memory)
-        return torch.stack([sequence.logits, *[sequence.append(token) for token in tokens[1:]]])
+    def all_logits(self, tokens: Sequence[int], memory: Sequence[int] | None = None, first: int = 1) -> torch.Tensor:
+        """Logits (tokens, vocabulary) with each token the newest in its turn, but for the `first`, read at once."""
+        sequence = self.start(tokens[:first], memory)
+        return torch.stack([sequence.logits, *[sequence.append(token) for token in tokens[first:]]])
 
 
-def greedy_steps(sequence: SlowSequence, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Go on greedily from `logits`, the sequence's last ones; the last of the `count` tokens is not read."""
-    rows = [logits]
+def greedy_steps(sequence: SlowSequence, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Go on greedily; the last of the `count` tokens is not read."""
+    rows = [sequence.logits]
     while len(rows) < count:
         rows.append(sequence.append(int(rows[-1].argmax())))
     return torch.stack([row.argmax() for row in rows]), torch.stack(rows)

@@ -172,31 +172,6 @@ def test_a_disabled_layer_is_its_frozen_projection_at_every_position(r: int | No
         assert torch.equal(layer(x), layer.base_layer(x))
 
 
-def test_each_adapter_of_a_layer_has_its_own_twin() -> None:
-    layer, x = make_layer(), make_input()
-    layer.update_layer("low", FocusConfig(r=2))
-    perturb_twins(layer, std=1.0)
-    results = []
-    for name in ("default", "low"):
-        layer.set_adapter(name)
-        with Pass(candidates=1).running():
-            results.append(layer(x)[:, -1])
-    assert not torch.allclose(results[0], results[1])
-    layer.delete_adapter("low")
-    assert not len(layer.focus_A) and not len(layer.focus_B) and layer.scaling == {}
-    layer.set_adapter("default")
-    with Pass(candidates=1).running():
-        assert torch.equal(layer(x)[:, -1], results[0])
-
-
-def test_a_layer_that_the_active_adapter_left_out_stays_frozen() -> None:
-    layer, x = make_layer(), make_input()
-    perturb_twins(layer)
-    layer.set_adapter("another")
-    with Pass(candidates=2).running():
-        assert torch.equal(layer(x), layer.base_layer(x))
-
-
 @pytest.mark.parametrize("call", ["merge", "unmerge"])
 def test_a_layer_refuses_to_be_merged(call: str) -> None:
     with pytest.raises(NotImplementedError, match="candidate positions only"):

@@ -1,13 +1,24 @@
-"""What the tests of training share: small documents, seeds, and comparisons of losses and gradients."""
+"""What the tests of training share: small documents, their losses, by the library and one label at a time, and
+comparisons of losses and gradients.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tiny import random_ids
+from naive_loss import NaiveFocus
+from peft import PeftModel
+from tiny import make_tiny_model, random_ids
 from torch import nn
+
+from focus_peft import FocusOutput
+from focus_peft.losses.documents import Document
+from focus_peft.losses.objectives import focus_loss
+from focus_peft.losses.readings import LabeledWindow, Reading, Window
+from focus_peft.losses.sampling import Sample
 
 
 EXACTLY = 1e-9
@@ -25,6 +36,41 @@ def batch_of(rows: Sequence[list[int]]) -> torch.Tensor:
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def reading(memory: list[int], chunk_size: int, window: Window) -> Reading:
+    """One window behind a memory."""
+    return Reading(memory, chunk_size, None, [LabeledWindow("continuation", window, [])])
+
+
+def naive_of(model: PeftModel, family: str = "llama", base: dict[str, Any] | None = None) -> NaiveFocus:
+    """The naive computation for a model that `make_focus_model` made."""
+    config = model.peft_config["default"]
+    plain = make_tiny_model(family, **(base or {}))
+    bos = plain.config.bos_token_id if config.add_bos else None
+    return NaiveFocus(plain, model, config.decoding, config.prompt_size, bos)
+
+
+def loss_of(
+    model: PeftModel,
+    ids: list[int],
+    sample: Sample,
+    targets: list[int] | None = None,
+    weights: tuple[float, float] = (1.0, 1.0),
+    distill_weight: float = 0.0,
+    **overrides: Any,
+) -> FocusOutput:
+    """`focus_loss` of one document."""
+    tuner = model.base_model
+    settings = tuner.settings(**overrides)
+    config = dataclasses.replace(
+        settings.config,
+        continuation_weight=weights[0],
+        repetition_weight=weights[1],
+        distill_weight=distill_weight,
+    )
+    settings = dataclasses.replace(settings, config=config)
+    return focus_loss(tuner.reader, settings, [Document(ids, targets or ids, sample)])
 
 
 def gradients(model: nn.Module) -> Gradients:

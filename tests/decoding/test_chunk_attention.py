@@ -21,15 +21,7 @@ def test_chunk_attention_is_what_eager_attention_returns(family: str, decoding: 
     model, reference = make_pair(family, decoding=decoding, **SIZES)
     ids = random_ids(29)
     (found,) = model.chunk_attention(ids[None])
-    sequence = reference.start(ids)
-    local = sequence._local()
-    if decoding == "exact":
-        expected = reference.plain.looked_at(local, sequence._position(0), sequence.candidates, None)
-    else:
-        # the newest token is in the past by now
-        past = [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in sequence.local_past]
-        place = sequence._position(len(local) - 1)
-        expected = reference.plain.looked_at(local[-1:], place, sequence.candidates, past)
+    expected = reference.start(ids).looked_at()
     assert found.shape == (5,)
     assert 0 < float(found.sum()) < 1
     torch.testing.assert_close(found.double(), expected.double(), rtol=0, atol=1e-9)

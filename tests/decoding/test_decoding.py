@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import BOS, EOS, make_focus_model, make_tiny_model, make_tiny_tokenizer, pad_rows, random_ids
-from families import CORE, IS_OLD
+from families import IS_OLD
 from generating import GENERATED, MODES, TIGHT, assert_row_is, generate, make_pair, ones
 from peft import PeftModel
-from reference import Reference, greedy_steps, make_oracle
+from reference import Reference, SlowSequence, greedy_steps, make_oracle
 from refusal import refusal
 from transformers import (
     DynamicCache,
@@ -56,36 +56,13 @@ def test_forward_equals_the_reference_at_every_token(decoding: str) -> None:
     torch.testing.assert_close(logits[0], reference.all_logits(ids), **TIGHT)
 
 
-def test_forward_with_a_memory_equals_the_reference_at_every_token(decoding: str) -> None:
-    model, reference = make_pair(decoding=decoding)
-    document, question = random_ids(21, seed=1), random_ids(19, seed=2)
-    with torch.no_grad():
-        logits = model(question[None], memory=model.encode(document)).logits
-    torch.testing.assert_close(logits[0], reference.all_logits(question, document), **TIGHT)
-
-
 @pytest.mark.parametrize("keep", [1, 3, 20])
 def test_forward_takes_the_kept_tokens_for_the_newest_and_the_others_for_the_input(decoding: str, keep: int) -> None:
     model, reference = make_pair(decoding=decoding)
     ids = random_ids(37)
-    sequence = reference.start(ids[: 38 - keep])
-    expected = [sequence.logits, *[sequence.append(token) for token in ids[38 - keep :]]]
     with torch.no_grad():
         logits = model(ids[None], logits_to_keep=keep).logits
-    torch.testing.assert_close(logits[0], torch.stack(expected), **TIGHT)
-
-
-@pytest.mark.parametrize("family", CORE)
-def test_every_family_equals_the_reference(family: str, decoding: str) -> None:
-    # rows are longer than sliding windows, of 6 or 7 tokens
-    model, reference = make_pair(family, decoding=decoding, chunk_size=5, local_size=5, prompt_size=4)
-    ids = random_ids(14, seed=3)
-    # eager attention takes its softmax in float32, whatever the model's type
-    eager = model.config._attn_implementation == "eager"
-    with torch.no_grad():
-        logits = model(ids[None]).logits[0]
-    torch.testing.assert_close(logits, reference.all_logits(ids), rtol=0, atol=1e-5 if eager else 1e-9)
-    assert_row_is(generate(model, ids, 7), 0, len(ids), reference.greedy(ids, 7))  # its fifth token spills
+    torch.testing.assert_close(logits[0], reference.all_logits(ids, first=38 - keep), **TIGHT)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
@@ -118,27 +95,11 @@ def test_any_sizes_equal_the_reference(seed: int) -> None:
     assert_row_is(generate(model, ids, 8, memory=encoded), 0, len(ids), reference.greedy(ids, 8, memory))
 
 
-def test_generation_spills_into_the_memory_again_and_again(decoding: str) -> None:
+@pytest.mark.parametrize("length", [13, 3], ids=["memory", "no memory"])
+def test_generation_spills_into_the_memory_again_and_again(decoding: str, length: int) -> None:
     model, reference = make_pair(decoding=decoding, chunk_size=8, local_size=8, prompt_size=4)
-    ids = random_ids(13)
-    assert_row_is(generate(model, ids, 26), 0, len(ids), reference.greedy(ids, 26))  # three times
-
-
-def test_a_sequence_without_memory_spills_too(decoding: str) -> None:
-    model, reference = make_pair(decoding=decoding, chunk_size=8, local_size=8, prompt_size=4)
-    ids = random_ids(3)
-    assert_row_is(generate(model, ids, 24), 0, len(ids), reference.greedy(ids, 24))
-
-
-def test_sizes_and_mode_can_be_overridden_for_one_call() -> None:
-    model, _ = make_pair(decoding="streaming", chunk_size=8, local_size=16, prompt_size=8)
-    overrides = {"decoding": "exact", "prompt_size": 3, "local_size": 10}
-    reference = Reference(make_tiny_model(), model, decoding="exact", prompt=3, local=10)
-    ids = random_ids(40)
-    before = generate(model, ids)
-    assert_row_is(generate(model, ids, chunk_batch_size=2, **overrides), 0, len(ids), reference.greedy(ids, 12))
-    again = generate(model, ids)
-    assert torch.equal(torch.cat(before.logits), torch.cat(again.logits))  # the override is gone
+    ids = random_ids(length)
+    assert_row_is(generate(model, ids, 26), 0, length, reference.greedy(ids, 26))  # three times, or twice
 
 
 # ---- BOS
@@ -291,30 +252,26 @@ def compare_with_oracle(
 
 
 @pytest.mark.parametrize("shared_memory", [False, True], ids=["split", "memory"])
-def test_beam_search_equals_beam_search_over_the_reference(decoding: str, shared_memory: bool) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "num_return_sequences": 2, "do_sample": False},
+        {"num_beams": 2, "do_sample": True},
+        {"num_return_sequences": 3, "do_sample": True, "temperature": 0.8, "top_k": 20, "top_p": 0.95},
+    ],
+    ids=["beams", "beams of samples", "samples"],
+)
+def test_beams_and_samples_equal_those_over_the_reference(
+    decoding: str, options: dict[str, Any], shared_memory: bool
+) -> None:
     model, reference = make_pair(decoding=decoding)
     rows = [random_ids(length, seed=length) for length in ((5, 9) if shared_memory else (20, 6))]
     memories = [random_ids(13, seed=7), random_ids(5, seed=8)] if shared_memory else None
-    found, expected = compare_with_oracle(
-        model, reference, rows, memories, num_beams=3, num_return_sequences=2, do_sample=False, output_scores=True
-    )
-    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, **GENERATED)
-    assert found.beam_indices.tolist() == expected.beam_indices.tolist()
-
-
-@pytest.mark.parametrize("shared_memory", [False, True], ids=["split", "memory"])
-def test_sampled_return_sequences_equal_sampling_from_the_reference(decoding: str, shared_memory: bool) -> None:
-    model, reference = make_pair(decoding=decoding)
-    rows = [random_ids(length, seed=length) for length in ((4, 7) if shared_memory else (18, 5))]
-    memories = [random_ids(13, seed=7), random_ids(5, seed=8)] if shared_memory else None
-    options = {"do_sample": True, "num_return_sequences": 3, "temperature": 0.8, "top_k": 20, "top_p": 0.95}
-    found, _ = compare_with_oracle(model, reference, rows, memories, seed=5, **options)
-    assert len({tuple(row) for row in found.sequences.tolist()}) == 6
-
-
-def test_beam_sampling_equals_beam_sampling_from_the_reference(decoding: str) -> None:
-    model, reference = make_pair(decoding=decoding)
-    compare_with_oracle(model, reference, [random_ids(20)], seed=3, do_sample=True, num_beams=2)
+    found, expected = compare_with_oracle(model, reference, rows, memories, seed=5, output_scores=True, **options)
+    assert len({tuple(row) for row in found.sequences.tolist()}) == len(found.sequences)
+    if "num_beams" in options:
+        torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, **GENERATED)
+        assert found.beam_indices.tolist() == expected.beam_indices.tolist()
 
 
 class BanEvenTokens(LogitsProcessor):
@@ -346,17 +303,6 @@ def test_logits_processors_see_what_they_see_over_the_reference(decoding: str, o
     torch.testing.assert_close(torch.stack(found.scores), torch.stack(expected.scores), **GENERATED)
     torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), **GENERATED)
     assert found.sequences.tolist() != plain.tolist()  # the option had something to do
-
-
-def test_scores_are_returned_as_the_base_model_returns_them(decoding: str) -> None:
-    model, reference = make_pair(decoding=decoding)
-    found, expected = compare_with_oracle(
-        model, reference, [random_ids(22)], do_sample=False, output_scores=True, output_logits=True
-    )
-    assert len(found.scores) == len(found.logits) == 9
-    torch.testing.assert_close(torch.stack(found.scores), torch.stack(expected.scores), **GENERATED)
-    transitions = model.base_model.model.compute_transition_scores(found.sequences, found.scores)
-    assert transitions.shape == (1, 9)
 
 
 class CountingCriteria(StoppingCriteria):
@@ -475,15 +421,6 @@ def test_a_draft_that_is_always_right_is_taken_several_tokens_at_a_time(decoding
 # ---- pipelines and chats
 
 
-def test_a_text_generation_pipeline_reads_a_long_prompt(decoding: str) -> None:
-    tokenizer = make_tiny_tokenizer()
-    model, reference = make_pair(base={"vocab_size": len(tokenizer)}, decoding=decoding)
-    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
-    found = pipe(TEXT, max_new_tokens=10, do_sample=False, return_tensors=True)[0]["generated_token_ids"]
-    ids = tokenizer(TEXT)["input_ids"]
-    assert list(found) == ids + reference.greedy(ids, 10)[0].tolist()
-
-
 def test_a_pipeline_reads_a_batch_of_prompts() -> None:
     tokenizer = make_tiny_tokenizer()
     model, reference = make_pair(base={"vocab_size": len(tokenizer)})
@@ -522,25 +459,6 @@ def test_a_memory_is_encoded_once_and_asked_twice_in_either_order(decoding: str)
             output = generate(model, questions[number], 12, memory=memory)
             assert_row_is(output, 0, len(questions[number]), expected[number])
         assert (memory.num_documents, memory.num_chunks, memory.num_tokens) == (1, 4, 29)
-
-
-def test_a_memory_read_beforehand_equals_the_split_of_a_long_input(decoding: str) -> None:
-    model, _ = make_pair(decoding=decoding)
-    ids = random_ids(37)
-    memory = model.encode(ids[:-8])
-    split, explicit = generate(model, ids), generate(model, ids[-8:], memory=memory)
-    assert split.sequences[0, 37:].tolist() == explicit.sequences[0, 8:].tolist()
-    torch.testing.assert_close(torch.stack(split.logits), torch.stack(explicit.logits), **GENERATED)
-
-
-def test_a_batch_of_questions_is_asked_on_one_memory(decoding: str) -> None:
-    model, reference = make_pair(decoding=decoding)
-    document = random_ids(29, seed=1)
-    questions = [random_ids(length, seed=length) for length in (5, 1, 7, 14)]
-    ids, mask = pad_rows(questions)
-    output = generate(model, ids, attention_mask=mask, memory=model.encode(document))
-    for row, question in enumerate(questions):
-        assert_row_is(output, row, ids.shape[1], reference.greedy(question, 12, document))
 
 
 def test_several_documents_each_answer_their_own_questions(decoding: str) -> None:
@@ -638,54 +556,38 @@ def test_a_loaded_memory_can_be_extended(tmp_path: Any) -> None:
 # ---- conversations
 
 
+def next_turn(model: PeftModel, output: Any, sequence: SlowSequence, news: torch.Tensor, count: int) -> Any:
+    """Go on from the cache of an output, as the reference goes on."""
+    full = torch.cat([output.sequences[0], news])
+    output = generate(model, full, count, attention_mask=ones(full), **{CACHE: output[CACHE]})
+    sequence.extend(full[-len(news) - 1 :])  # the last generated token has not been read yet
+    assert_row_is(output, 0, len(full), greedy_steps(sequence, count))
+    return output
+
+
 @pytest.mark.parametrize("turn", [1, 3, 12, 30], ids=lambda turn: f"{turn} new tokens")
 @pytest.mark.parametrize("length", [4, 25], ids=["no memory", "memory"])
 def test_a_conversation_goes_on_from_its_cache(decoding: str, length: int, turn: int) -> None:
     model, reference = make_pair(decoding=decoding)
-    ids, news = random_ids(length, seed=1), random_ids(turn, seed=2)
-    first = generate(model, ids, 6)
-    sequence = reference.start(ids)
-    tokens, _ = greedy_steps(sequence, sequence.logits, 6)
-    assert_row_is(first, 0, length, reference.greedy(ids, 6))
-    full = torch.cat([first.sequences[0], news])
-    second = generate(model, full, 9, attention_mask=ones(full), **{CACHE: first[CACHE]})
-    logits = sequence.extend([int(tokens[-1]), *news.tolist()])  # the last generated token has not been read yet
-    assert_row_is(second, 0, len(full), greedy_steps(sequence, logits, 9))
-
-
-def test_a_conversation_on_a_memory_goes_on_from_its_cache(decoding: str) -> None:
-    model, reference = make_pair(decoding=decoding)
-    document, ids = random_ids(21, seed=3), random_ids(5, seed=1)
-    memory = model.encode(document)
-    output, sequence = generate(model, ids, 6, memory=memory), reference.start(ids, document)
-    tokens, _ = greedy_steps(sequence, sequence.logits, 6)
-    for turn in range(3):
-        news = random_ids(4, seed=10 + turn)
-        full = torch.cat([output.sequences[0], news])
-        output = generate(model, full, 6, attention_mask=ones(full), **{CACHE: output[CACHE]})
-        logits = sequence.extend([int(tokens[-1]), *news.tolist()])
-        tokens, expected = greedy_steps(sequence, logits, 6)
-        assert_row_is(output, 0, len(full), (tokens, expected))
-    assert memory.num_tokens == 21
+    ids = random_ids(length, seed=1)
+    first, sequence = generate(model, ids, 6), reference.start(ids)
+    assert_row_is(first, 0, length, greedy_steps(sequence, 6))
+    next_turn(model, first, sequence, random_ids(turn, seed=2), 9)
 
 
 def test_two_conversations_on_one_memory_take_turns(decoding: str) -> None:
     model, reference = make_pair(decoding=decoding)
-    document = random_ids(21, seed=3)
+    document, questions = random_ids(21, seed=3), [random_ids(5, seed=1), random_ids(3, seed=2)]
     memory = model.encode(document)
-    outputs, sequences = [], []
-    for ids in (random_ids(5, seed=1), random_ids(3, seed=2)):
-        outputs.append(generate(model, ids, 4, memory=memory))
-        sequences.append(reference.start(ids, document))
-        greedy_steps(sequences[-1], sequences[-1].logits, 4)
-    for turn in range(2):
+    outputs = [generate(model, ids, 6, memory=memory) for ids in questions]
+    sequences = [reference.start(ids, document) for ids in questions]
+    for sequence in sequences:
+        greedy_steps(sequence, 6)
+    for turn in range(3):
         for number, sequence in enumerate(sequences):
-            news = random_ids(2, seed=10 * turn + number)
-            full = torch.cat([outputs[number].sequences[0], news])
-            past = outputs[number][CACHE]
-            outputs[number] = generate(model, full, 4, attention_mask=ones(full), **{CACHE: past})
-            logits = sequence.extend(full[-3:].tolist())
-            assert_row_is(outputs[number], 0, len(full), greedy_steps(sequence, logits, 4))
+            news = random_ids(4, seed=10 * turn + number)
+            outputs[number] = next_turn(model, outputs[number], sequence, news, 6)
+    assert memory.num_tokens == 21
 
 
 def test_a_ragged_batch_of_conversations_goes_on_from_its_cache(decoding: str) -> None:
@@ -699,22 +601,9 @@ def test_a_ragged_batch_of_conversations_goes_on_from_its_cache(decoding: str) -
     second = generate(model, full, 12, attention_mask=full_mask, **{CACHE: first[CACHE]})
     for number, row in enumerate(rows):
         sequence = reference.start(row)
-        tokens, _ = greedy_steps(sequence, sequence.logits, 6)
-        logits = sequence.extend([int(tokens[-1]), *news[number].tolist()])
-        assert_row_is(second, number, full.shape[1], greedy_steps(sequence, logits, 12))
-
-
-def test_an_exact_conversation_without_a_spill_equals_a_sequence_read_token_by_token() -> None:
-    # in exact mode there is no difference between a plain token and one that was once the newest
-    model, reference = make_pair(decoding="exact", chunk_size=20)
-    ids, news = random_ids(30, seed=1), random_ids(9, seed=2)
-    first = generate(model, ids, 6)
-    full = torch.cat([first.sequences[0], news])
-    second = generate(model, full, 4, attention_mask=ones(full), **{CACHE: first[CACHE]})
-    sequence = reference.start(ids)
-    for token in full[30:]:
-        logits = sequence.append(int(token))
-    assert_row_is(second, 0, len(full), greedy_steps(sequence, logits, 4))
+        tokens, _ = greedy_steps(sequence, 6)
+        sequence.extend([int(tokens[-1]), *news[number].tolist()])
+        assert_row_is(second, number, full.shape[1], greedy_steps(sequence, 12))
 
 
 # ---- refusals
@@ -730,9 +619,6 @@ def test_an_exact_conversation_without_a_spill_equals_a_sequence_read_token_by_t
         ({"cache_implementation": "static"}, "cache_implementation"),
         ({"cache_implementation": "paged"}, "cache_implementation"),
         ({"token_healing": True}, "token_healing"),
-        ({"position_ids": 1 + torch.arange(20)[None]}, "position_ids"),
-        ({"decoding": "sideways"}, "decoding"),
-        ({"chunk_batch_size": 0}, "chunk_batch_size"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

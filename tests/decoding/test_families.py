@@ -16,14 +16,13 @@ import pytest
 import torch
 import transformers
 from conftest import BOS, make_focus_model, make_tiny_model, pad_rows, perturb_twins, random_ids
-from document_loss import loss_of, naive_loss, naive_of
 from families import FAMILIES, IS_OLD, OLD
 from generating import GENERATED, TIGHT
 from generating import generate as generate_greedily
 from peft import PeftModel, get_peft_model
 from reference import PlainModel, Reference, Sizes, SlowSequence, make_oracle
 from torch import nn
-from training import assert_equal_to, assert_same_gradients, document, gradients_of
+from training import assert_equal_to, assert_same_gradients, document, gradients_of, loss_of, naive_of
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from focus_peft import FocusConfig
@@ -170,7 +169,7 @@ def test_only_twins_have_a_gradient_and_it_is_the_naive_one(family: str) -> None
     naive = naive_of(model, family)
     for decoding in ("streaming", "exact"):
         naive.decoding = decoding
-        expected = naive_loss(naive, ids, ids, sample)
+        expected = naive.loss(ids, ids, sample)
         wanted = dict(
             zip(naive.parameters, torch.autograd.grad(expected, [*naive.parameters.values()], allow_unused=True))
         )

@@ -60,11 +60,9 @@ def test_a_cache_of_generate_goes_on_in_forward() -> None:
     torch.testing.assert_close(output.logits[:, -1].float(), expected.logits[4], **ROUNDED)
 
 
-def test_a_cache_of_another_model_or_another_setting_is_refused() -> None:
-    model, other = make_focus_model(), make_focus_model()
+def test_a_cache_with_another_setting_is_refused() -> None:
+    model = make_focus_model()
     first = model.generate(LONG, max_new_tokens=4, return_dict_in_generate=True, **GREEDY)
-    with refusal(f"`{CACHE}`", "another model"):
-        other(first.sequences[:, -1:], **{CACHE: first[CACHE]})
     with refusal("`local_size`", f"`{CACHE}`"):
         model(first.sequences[:, -1:], local_size=4, **{CACHE: first[CACHE]})
 
@@ -83,14 +81,19 @@ def test_a_cache_of_the_base_model_is_its_own_within_the_window_and_refused_beyo
         model(LONG, **{CACHE: DynamicCache()})
 
 
-def test_embeddings_longer_than_the_window_are_refused() -> None:
+def test_embeddings_are_refused_where_chunks_are_needed() -> None:
     model, base = make_focus_model(), make_tiny_model()
     embed = model.get_input_embeddings()
     with torch.no_grad():
         short = model(inputs_embeds=embed(LONG[:, :8])).logits
         assert torch.equal(short, base(inputs_embeds=embed(LONG[:, :8])).logits)
-    with refusal("`inputs_embeds`", "40 tokens", "`input_ids`"):
+    with refusal("`inputs_embeds`", "40 tokens", "`input_ids`", model=model):
         model(inputs_embeds=embed(LONG))
+    with refusal("`input_ids`", "`inputs_embeds`", model=model):
+        model.generate(inputs_embeds=embed(LONG), max_new_tokens=2)
+    memory = model.encode(LONG)
+    with refusal("`inputs_embeds`", "`input_ids`", model=model):
+        model(inputs_embeds=embed(LONG), memory=memory)
 
 
 def test_positions_that_only_count_tokens_are_taken_and_others_refused() -> None:
@@ -119,15 +122,6 @@ def test_adapter_names_that_are_unknown_or_not_active_are_refused() -> None:
             call(LONG, adapter_names=["nobody"])
         with refusal("`adapter_names`", "'other'", "`set_adapter`"):
             call(LONG, adapter_names=["other"])
-
-
-def test_the_last_logits_are_those_of_the_first_step_of_generate() -> None:
-    model = make_focus_model()
-    options = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True, **GREEDY}
-    expected = model.generate(LONG, **options).logits[0]
-    with torch.no_grad():
-        assert torch.equal(model(LONG, logits_to_keep=1).logits[:, -1].float(), expected)
-        assert torch.equal(model(LONG, use_cache=True).logits[:, -1].float(), expected)
 
 
 # The adapter beside other models

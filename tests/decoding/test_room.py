@@ -88,13 +88,14 @@ def test_a_memory_in_a_table_that_is_nearly_full(family: str, sizes: tuple[int, 
     torch.testing.assert_close(torch.cat(output.logits).double(), logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("road", ["generate", "forward", "a turn", "a token of one's own loop"])
+@pytest.mark.parametrize("road", ["generate", "forward", "encode", "a turn", "a token of one's own loop"])
 def test_more_chunks_than_positions_are_refused_on_every_road(road: str) -> None:
     model, ids = focus_model(MODELS["rotary"]), random_ids(100)[None]
     cache = model(ids[:, :40], use_cache=True)[CACHE]
     calls: dict[str, Any] = {
         "generate": lambda: model.generate(ids, max_new_tokens=3, **OPTIONS),
         "forward": lambda: model(ids),
+        "encode": lambda: model.encode(random_ids(200)),
         "a turn": lambda: model.generate(ids, max_new_tokens=3, **OPTIONS, **{CACHE: cache}),
         "a token of one's own loop": lambda: model(ids[:, 40:], use_cache=True, **{CACHE: cache}),
     }

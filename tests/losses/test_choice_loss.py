@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model
-from document_loss import naive_of, naive_span
 from peft import PeftModel
 from refusal import refusal
-from training import assert_equal_to, assert_same_gradients, document, gradients_of
+from training import assert_equal_to, assert_same_gradients, document, gradients_of, naive_of
 
-from focus_peft import FocusConfig, FocusOutput
+from focus_peft import FocusOutput
 from focus_peft.losses.distractors import Distractors
 from focus_peft.losses.documents import Document
 from focus_peft.losses.objectives import focus_loss
@@ -45,11 +44,10 @@ def test_the_choice_loss_and_its_gradient_equal_eager_attention(family: str, dec
         "continuation": (Sample(29, 8, CONTINUATION, None), {0: [0, 3], 2: [1]}),
     }
     for loss, (sample, holders) in spans.items():
-        span = naive_span(sample, getattr(sample, loss))
         naive.plain.model.zero_grad(set_to_none=True)
         for parameter in naive.parameters.values():
             parameter.grad = None
-        expected = naive.choice_loss(ids, span, holders)
+        expected = naive.choice_loss(ids, sample, getattr(sample, loss), holders)
         output = loss_of(model, sample)
         assert_equal_to(output.loss_choice, expected)
         assert output.num_choice == len(holders)
@@ -73,7 +71,7 @@ def test_a_place_that_is_no_label_does_not_count() -> None:
     naive = naive_of(model)
     output = loss_of(model, sample, labels=labels)
     assert output.num_choice == 2
-    assert_equal_to(output.loss_choice, naive.choice_loss(ids, naive_span(sample, REPETITION), {0: [2], 2: [2]}))
+    assert_equal_to(output.loss_choice, naive.choice_loss(ids, sample, REPETITION, {0: [2], 2: [2]}))
 
 
 def test_what_is_told_nowhere_has_no_choice_loss() -> None:
@@ -143,9 +141,3 @@ def test_a_model_that_does_not_show_its_attention_is_refused() -> None:
     ids = torch.tensor([document()])
     with refusal("`choice_weight`", "needs to see", type(make_tiny_model("mpt")).__name__):
         model(ids, labels=ids)
-
-
-def test_weights_that_cannot_be_are_refused() -> None:
-    for weight in (-1.0, float("inf"), True):
-        with refusal("`choice_weight`", repr(weight), "0 or above"):
-            FocusConfig(choice_weight=weight)

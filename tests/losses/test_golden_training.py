@@ -16,11 +16,11 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from document_loss import reading
 from exact import make_exact
 from golden import CASES, GOLDEN, golden_model
 from peft import PeftModel
 from safetensors.torch import load_file
+from training import reading
 
 from focus_peft.losses.documents import Document
 from focus_peft.losses.objectives import focus_loss
