@@ -43,7 +43,7 @@ USED = {
     "generate": "decoding/test_decoding.py::test_greedy_tokens_and_logits_equal_the_reference",
     "keeping_chunks": "decoding/test_threads.py::test_threads_share_chunks_that_are_kept",
     "load_adapter": "test_tuner.py::test_every_adapter_of_a_model_is_saved_and_loaded",
-    "load_memory": "memory/test_memory.py::test_a_loaded_memory_is_the_saved_one_bit_for_bit",
+    "load_memory": "kv/test_storage.py::test_a_saved_memory_can_be_loaded_into_every_storage",
     "push_to_hub": "hub/test_hub.py::test_a_pushed_adapter_brings_its_card_and_keeps_one_that_is_there",
     "save_pretrained": "test_tuner.py::test_a_file_holds_the_twins_and_nothing_else",
     "set_adapter": "test_tuner.py::test_each_adapter_reads_as_if_it_were_alone",

@@ -265,7 +265,7 @@ def test_a_memory_is_extended_in_its_own_storage_or_another(model: PeftModel, st
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", ["device", *STORAGES])
 def test_a_saved_memory_can_be_loaded_into_every_storage(storage: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = make_focus_model(dtype=dtype)
     memory = model.encode(DOCUMENTS, storage=storage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,8 @@ def test_any_description_ends_in_a_sentence_or_in_equal_logits(
 
 
 def edited(saved: dict[str, bytes], directory: Path, **fields: Any) -> Path:
-    """A folder whose description has other fields, and a checksum that fits them."""
-    description = {**json.loads(saved[JSON]), **fields}
+    """A folder whose description has other fields, or lacks those that are `...`, and a checksum that fits them."""
+    description = {name: value for name, value in {**json.loads(saved[JSON]), **fields}.items() if value is not ...}
     description["checksum"] = _checksum(description)
     (directory / JSON).write_text(json.dumps(description))
     (directory / STATES).write_bytes(saved[STATES])
@@ -170,6 +171,12 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
     "offset of a list": ({"offset": []}, "`offset` is []"),
     "learned positions": ({"learned": True}, "`learned` True"),
     "a negative chunk size": ({"chunk_size": -8}, "`chunk_size` is -8"),
+    "chunk size of zero": ({"chunk_size": 0}, "`chunk_size` is 0"),
+    "chunk size of text": ({"chunk_size": "8"}, "`chunk_size` is '8'"),
+    "no documents": ({"documents": ...}, "'documents' is missing"),
+    "documents of text": ({"documents": "text"}, "`documents`"),
+    "documents of text in a list": ({"documents": ["words of text"]}, "`documents`"),
+    "other documents": ({"documents": [[5] * 7]}, "shape"),
     "ids that are true": ({"documents": [[True] * 12]}, "`document_ids`"),
     "huge ids": ({"documents": [[10**30] * 12]}, "vocabulary"),
     "negative ids": ({"documents": [[-1] * 12]}, "vocabulary"),
@@ -177,8 +184,11 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
     "a type that is none": ({"states": {"key.0": ["torch.int8", [2, 2, 8, 8]]}}, "`states`"),
     "digests of another number": ({"digests": []}, "`digests`"),
     "digests of numbers": ({"digests": [1, 2]}, "chunk 0"),
+    "no model": ({"model": ...}, "'model' is missing"),
+    "model of nothing": ({"model": None}, "`model` is None"),
     "a model of text": ({"model": "llama"}, "`model`"),
     "the format before": ({"format": 1}, "format is 1"),
+    "a later format": ({"format": 99}, "format is 99"),
 }  # fmt: skip
 
 
@@ -191,10 +201,41 @@ def test_what_is_forged_with_a_checksum_is_still_refused(
         model.load_memory(edited(saved, tmp_path, **fields))
 
 
-def test_a_file_of_brackets_is_refused(model: PeftModel, saved: dict[str, bytes], tmp_path: Path) -> None:
-    (tmp_path / STATES).write_bytes(saved[STATES])
-    (tmp_path / JSON).write_text("[" * 200_000)
-    with refusal("nested too deeply", model=model):
+BYTES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "JSON cut off": (JSON, lambda content: content[:100], ""),
+    "JSON empty": (JSON, lambda content: b"", ""),
+    "JSON of bytes": (JSON, lambda content: b"\xff\xfe\x00", ""),
+    "JSON of a list": (JSON, lambda content: b"[]", "a list"),
+    "JSON of nothing": (JSON, lambda content: b"null", "a NoneType"),
+    "JSON of brackets": (JSON, lambda content: b"[" * 200_000, "nested too deeply"),
+    "states empty": (STATES, lambda content: b"", ""),
+    "states cut off": (STATES, lambda content: content[:2000], ""),
+    "states cut off in the header": (STATES, lambda content: content[:20], ""),
+    "states without their last byte": (STATES, lambda content: content[:-1], ""),
+    "states of another kind": (STATES, lambda content: pickle.dumps({}), ""),
+}
+TENSORS: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {
+    "a layer is missing": lambda t: {k: v for k, v in t.items() if not k.endswith(".1")},
+    "values are missing": lambda t: {k: v for k, v in t.items() if k != "value.1"},
+    "a layer too many": lambda t: {**t, "key.2": t["key.0"].clone(), "value.2": t["key.0"].clone()},
+    "chunks are missing": lambda t: {k: v[:1] for k, v in t.items()},
+    "tokens are missing": lambda t: {k: v[:, :, :5] for k, v in t.items()},
+    "heads are missing": lambda t: {k: v[:, :1] for k, v in t.items()},
+    "dimensions are missing": lambda t: {k: v[..., :4] for k, v in t.items()},
+    "another type": lambda t: {k: v.half() for k, v in t.items()},
+    "another number of axes": lambda t: {k: v[:, 0] for k, v in t.items()},
+}
+
+
+@pytest.mark.parametrize("damage", [*BYTES, *TENSORS])
+def test_damaged_files_are_refused(damage: str, model: PeftModel, saved: dict[str, bytes], tmp_path: Path) -> None:
+    edited(saved, tmp_path)
+    name, change, named = BYTES.get(damage, (STATES, lambda content: content, ""))
+    (tmp_path / name).write_bytes(change(saved[name]))
+    if damage in TENSORS:
+        changed = TENSORS[damage](load_file(tmp_path / STATES))
+        save_file({name: tensor.contiguous() for name, tensor in changed.items()}, tmp_path / STATES)
+    with refusal("memory", str(tmp_path), "cannot be used", named, model=model):
         model.load_memory(tmp_path)
 
 
