@@ -273,17 +273,6 @@ def test_twins_without_weights_are_refused_until_they_are_loaded(tmp_path: Path)
     torch.testing.assert_close(logits_of(model.double().eval()), logits_of(expected), rtol=0, atol=1e-9)
 
 
-def test_twins_without_weights_that_come_later_are_refused_too() -> None:
-    model = wrap(make_tiny_model(), r=4)
-    expected = logits_of(model)
-    model.add_adapter("second", small_config(), low_cpu_mem_usage=True)
-    model.set_adapter("second")
-    with refusal("twins", "'second'", "`low_cpu_mem_usage=True`"):
-        model(IDS)
-    model.set_adapter("default")
-    assert torch.equal(logits_of(model), expected)
-
-
 # `torch.compile`
 
 

@@ -16,7 +16,6 @@ import peft
 import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, random_ids
-from families import CORE
 from packaging.version import Version
 from peft import (
     LoraConfig,
@@ -238,18 +237,9 @@ def test_importing_changes_no_other_class_or_module(fresh_process: dict[str, Any
 # Models
 
 
-@pytest.mark.parametrize("family", CORE)
-def test_get_peft_model_works_with_defaults_on_every_family(family: str) -> None:
-    model = get_peft_model(make_tiny_model(family, torch.float32), FocusConfig()).eval()
-    assert type(model) is PeftModelForCausalLM and type(model.base_model) is FocusModel
-    ids = random_ids(70)[None]
-    assert model.generate(ids, max_new_tokens=2).shape == (1, 72)
-    assert torch.isfinite(model(ids).logits).all()
-    assert torch.isfinite(model(ids, labels=ids).loss)
-
-
 def test_an_adapter_can_have_any_name(tmp_path: Path) -> None:
     model = get_peft_model(make_tiny_model(), FocusConfig(), adapter_name="reader")
+    assert type(model) is PeftModelForCausalLM and type(model.base_model) is FocusModel
     assert model.active_adapters == ["reader"]
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path / "reader", adapter_name="again")

@@ -5,16 +5,16 @@ model.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import BOS, make_focus_model, make_tiny_model, perturb_twins, random_ids, small_config
+from conftest import make_focus_model, make_tiny_model, perturb_twins, random_ids, small_config
 from families import CORE
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
-from reference import PlainModel, Sizes, SlowSequence, greedy_steps
 from refusal import refusal
 from safetensors.torch import load_file
 from torch import nn
@@ -33,7 +33,6 @@ each_family = pytest.mark.parametrize("family", CORE)
 each_kind = pytest.mark.parametrize(
     "family, r", [("llama", None), ("llama", 4), ("gpt2", None), ("opt", 4), ("phi3", 4)]
 )
-each_decoding = pytest.mark.parametrize("decoding", ["streaming", "exact"])
 
 
 def untrained(family: str = "llama", dtype: torch.dtype = torch.float64, **fields: Any) -> PeftModel:
@@ -71,39 +70,6 @@ def test_without_candidates_the_wrapped_model_is_the_base_model_bit_for_bit(fami
 
 
 @each_rank
-@each_family
-def test_at_the_start_a_candidate_equals_the_ordinary_last_token(family: str, r: int | None) -> None:
-    model = untrained(family, r=r)
-    out = model.generate(IDS, max_new_tokens=1, return_dict_in_generate=True)
-    local = out[CACHE].local  # candidates stand before the local window
-    found = [tuple(side[:, :, local.front - 3 : local.front] for side in layer) for layer in local.store.layers]
-    # every chunk row once more through a base model that knows of no candidates
-    plain = PlainModel(make_tiny_model(family), {})
-    ids = IDS[0].tolist()
-    chunks, prompt = [ids[:8], ids[8:16], ids[16:22]], [BOS, *ids[-4:]]
-    for number, chunk in enumerate(chunks):
-        row = chunk + prompt
-        first = number - (len(row) - 1) if plain.relative else 0
-        _, ordinary = plain.run(row, first)
-        for (keys, values), (expected_keys, expected_values) in zip(found, ordinary, strict=True):
-            torch.testing.assert_close(keys[:, :, number], expected_keys[:, :, -1], rtol=0, atol=1e-6)
-            torch.testing.assert_close(values[:, :, number], expected_values[:, :, -1], rtol=0, atol=1e-6)
-
-
-@each_decoding
-@each_kind
-def test_at_the_start_the_answer_is_what_the_base_model_computes_from_plain_chunks(
-    family: str, r: int | None, decoding: str
-) -> None:
-    model = untrained(family, r=r, decoding=decoding)
-    sequence = SlowSequence(PlainModel(make_tiny_model(family), {}), Sizes(8, 8, 4, BOS, decoding), IDS[0].tolist())
-    tokens, expected = greedy_steps(sequence, sequence.logits, 10)  # the window spills on the way
-    out = model.generate(IDS, max_new_tokens=10, do_sample=False, output_scores=True, return_dict_in_generate=True)
-    assert torch.equal(out.sequences[0, 30:], tokens)
-    torch.testing.assert_close(torch.stack(out.scores)[:, 0], expected.float(), rtol=0, atol=1e-5)
-
-
-@each_rank
 def test_trained_twins_change_the_answer(r: int | None) -> None:
     assert (logits_of(make_focus_model(r=r)) - logits_of(untrained(r=r))).abs().max() > 0.1
 
@@ -122,12 +88,6 @@ def test_models_of_every_type_read_like_their_float64_twin(r: int | None, dtype:
     assert error < tolerance
 
 
-def test_an_adapter_can_keep_the_type_of_its_base() -> None:
-    model = get_peft_model(make_tiny_model(dtype=torch.bfloat16), small_config(r=2), autocast_adapter_dtype=False)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert torch.isfinite(logits_of(model)).all()
-
-
 # What gets a twin
 
 
@@ -136,101 +96,72 @@ def twin_paths(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "targets, count",
-    [(["q_proj"], 2), (["q_proj", "v_proj"], 4), (["layers.1.self_attn.o_proj"], 1), (["self_attn.k_proj"], 2)],
-    ids=str,
-)
-def test_target_modules_by_name_get_a_twin_and_no_others(targets: list[str], count: int) -> None:
-    model = untrained(target_modules=targets)
-    assert len(twin_paths(model)) == count
-    assert all(path.endswith(tuple(targets)) for path in twin_paths(model))
-    assert torch.isfinite(logits_of(model)).all()
-
-
-@pytest.mark.parametrize(
-    "regex, paths",
+    "family, fields, paths",
     [
-        (r".*\.[qk]_proj", {f"model.layers.{n}.self_attn.{p}_proj" for n in (0, 1) for p in "qk"}),
-        (r"model\.layers\.1\..*_proj", None),
-        (r".*layers\.0\.self_attn\.v_proj", {"model.layers.0.self_attn.v_proj"}),
+        ("llama", {"target_modules": ["q_proj"]}, r".*\.q_proj"),
+        ("llama", {"target_modules": ["q_proj", "v_proj"]}, r".*\.[qv]_proj"),
+        ("llama", {"target_modules": ["layers.1.self_attn.o_proj"]}, r".*layers\.1\..*o_proj"),
+        ("llama", {"target_modules": ["self_attn.k_proj"]}, r".*\.k_proj"),
+        ("llama", {"target_modules": r".*\.[qk]_proj"}, r".*\.[qk]_proj"),
+        ("llama", {"target_modules": r"model\.layers\.1\..*_proj"}, r".*layers\.1\..*_proj"),
+        ("llama", {"target_modules": r".*layers\.0\.self_attn\.v_proj"}, r".*layers\.0\..*v_proj"),
+        ("llama", {"target_modules": "all-linear"}, r".*_proj"),
+        ("phi3", {"target_modules": ["qkv_proj"]}, r".*\.qkv_proj"),
+        ("gpt2", {"target_modules": ["c_attn"]}, r".*\.c_attn"),
+        ("gpt_neox", {"target_modules": ["query_key_value"]}, r".*\.query_key_value"),
+        ("llama", {"layers_to_transform": 1}, r".*layers\.1\.self_attn\.._proj"),
+        (
+            "llama",
+            {"layers_to_transform": [0], "target_modules": ["q_proj", "up_proj"]},
+            r".*\.0\..*(q|up)_proj",
+        ),
+        (
+            "llama",
+            {"exclude_modules": ["o_proj", "layers.0.self_attn.k_proj"]},
+            r".*\.[qv]_proj|.*\.1\..*k_proj",
+        ),
+        ("llama", {"exclude_modules": r".*layers\.0\..*"}, r".*layers\.1\.self_attn\.._proj"),
+        ("llama", {"exclude_modules": ["q_proj"], "target_modules": r".*[qk]_proj", "r": 2}, r".*\.k_proj"),
     ],
 )
-def test_target_modules_by_regular_expression_match_the_whole_path(regex: str, paths: set[str] | None) -> None:
-    if paths is None:
-        paths = {name for name, _ in make_tiny_model().named_modules() if name.startswith("model.layers.1.")}
-        paths = {path for path in paths if path.endswith("_proj")}
-    assert twin_paths(untrained(target_modules=regex)) == paths
-
-
-@pytest.mark.parametrize(
-    "fields, count, inside",
-    [
-        ({"layers_to_transform": 1}, 4, "layers.1."),
-        ({"layers_to_transform": [0], "target_modules": ["q_proj", "up_proj"]}, 2, "layers.0."),
-        ({"exclude_modules": ["o_proj", "layers.0.self_attn.k_proj"]}, 5, ""),
-        ({"exclude_modules": r".*layers\.0\..*"}, 4, "layers.1."),
-        ({"exclude_modules": ["q_proj"], "target_modules": r".*[qk]_proj", "r": 2}, 2, "k_proj"),
-        ({"target_modules": "all-linear"}, 14, ""),
-    ],
-    ids=str,
-)
-def test_layers_and_exceptions_are_chosen_as_for_lora(
-    fields: dict[str, Any], count: int, inside: str, tmp_path: Path
+def test_modules_and_layers_are_chosen_as_for_lora(
+    family: str, fields: dict[str, Any], paths: str, tmp_path: Path
 ) -> None:
-    model = untrained(**fields)
-    assert len(twin_paths(model)) == count and all(inside in path for path in twin_paths(model))
+    model = untrained(family, **fields)
+    expected = {name for name, _ in make_tiny_model(family).named_modules() if re.fullmatch(paths, name)}
+    assert twin_paths(model) == expected != set()
     perturb_twins(model)
     model(IDS, labels=IDS).loss.backward()
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path)
+    loaded = PeftModel.from_pretrained(make_tiny_model(family), tmp_path)
     torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=0, atol=1e-9)
 
 
-def test_layers_that_are_not_there_are_refused() -> None:
-    with refusal("7"):
-        untrained(layers_to_transform=[0, 7])
-
-
-@pytest.mark.parametrize("family", ["phi3", "gpt2", "gpt_neox"])
-def test_a_fused_projection_can_be_named(family: str) -> None:
-    fused = {"phi3": "qkv_proj", "gpt2": "c_attn", "gpt_neox": "query_key_value"}[family]
-    model = untrained(family, target_modules=[fused])
-    assert {path.rpartition(".")[2] for path in twin_paths(model)} == {fused}
-    assert torch.isfinite(logits_of(model)).all()
-
-
-@pytest.mark.parametrize("targets", [["nothing"], ".*nothing"], ids=["name", "regex"])
-def test_target_modules_that_match_nothing_are_refused(targets: Any) -> None:
-    with refusal("nothing"):
-        untrained(target_modules=targets)
-
-
-@pytest.mark.parametrize("targets", [["q_proj", "mlp"], ["q_proj", "embed_tokens"], ".*(q_proj|norm)"], ids=str)
-def test_target_modules_that_are_no_projection_are_refused_and_leave_the_model_alone(targets: Any) -> None:
-    base = make_tiny_model()
+@pytest.mark.parametrize(
+    "family, fields, named",
+    [
+        ("llama", {"layers_to_transform": [0, 7]}, ["7"]),
+        ("llama", {"target_modules": ["nothing"]}, ["nothing"]),
+        ("llama", {"target_modules": ".*nothing"}, ["nothing"]),
+        ("llama", {"target_modules": ["q_proj", "mlp"]}, ["`target_modules`", "linear"]),
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}, ["`target_modules`", "linear"]),
+        ("llama", {"target_modules": ".*(q_proj|norm)"}, ["`target_modules`", "linear"]),
+        # it expands the latents of all tokens
+        ("deepseek_v3", {"target_modules": ["kv_b_proj"]}, ["`target_modules`", "kv_b_proj", "`kv_a_proj_with_mqa`"]),
+    ],
+)
+def test_what_can_have_no_twin_is_refused_and_the_model_left_alone(
+    family: str, fields: dict[str, Any], named: list[str]
+) -> None:
+    base = make_tiny_model(family)
     before = dict(base.named_modules())
-    with refusal("`target_modules`", "linear"):
-        get_peft_model(base, small_config(target_modules=targets))
+    with refusal(*named):
+        get_peft_model(base, small_config(**fields))
     assert dict(base.named_modules()) == before
     assert all(parameter.requires_grad for parameter in base.parameters())
 
 
 # What is trainable
-
-
-@each_kind
-def test_only_twins_are_trainable_and_frozen_weights_never_get_a_gradient(family: str, r: int | None) -> None:
-    model = make_focus_model(family, torch.float32, r=r).train()
-    assert trainable(model) == [name for name, _ in model.named_parameters() if "focus_" in name]
-    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(IDS, labels=IDS).loss.backward()
-        optimizer.step()
-    after = dict(model.named_parameters())
-    assert all(after[name].grad is None and torch.equal(after[name], weight) for name, weight in frozen.items())
-    assert any("focus_" in name and p.grad is not None and p.grad.any() for name, p in after.items())
 
 
 @each_rank
@@ -242,6 +173,7 @@ def test_the_printed_number_of_trainable_parameters_is_right(
     shapes = [(32, 32), (32, 16), (32, 16), (32, 32)]  # q, k, v, o of each of two layers
     expected = 2 * sum(i * o if r is None else r * (i + o) for i, o in shapes)
     model = get_peft_model(base, small_config(r=r))
+    assert trainable(model) == [name for name, _ in model.named_parameters() if "focus_" in name]
     assert model.get_nb_trainable_parameters() == (expected, frozen + expected)
     model.print_trainable_parameters()
     share = 100 * expected / (frozen + expected)
@@ -323,32 +255,49 @@ def test_adding_an_adapter_changes_nothing_until_it_is_set() -> None:
     assert torch.equal(logits_of(model), before)
 
 
-def test_an_unknown_adapter_cannot_be_set_and_changes_nothing() -> None:
+MERGING = ("cannot be merged", "candidate positions only", "`unload()`")
+REFUSED: dict[str, tuple[Callable[[Any], Any], tuple[str, ...], type[Exception]]] = {
+    "two at once": (
+        lambda model: model.base_model.set_adapter(["low", "other"]),
+        ("`adapter_name`", "['low', 'other']", "one"),
+        ValueError,
+    ),
+    "one that cannot fit": (
+        lambda model: model.add_adapter("large", small_config(chunk_size=300)),
+        ("`chunk_size` (300)", "128 positions"),
+        ValueError,
+    ),
+    "several as one": (
+        lambda model: model.add_weighted_adapter(["default", "low"], [0.5, 0.5], "both"),
+        ("combined", "`set_adapter`"),
+        NotImplementedError,
+    ),
+    "merge_and_unload": (lambda model: model.merge_and_unload(), MERGING, NotImplementedError),
+    "merge_adapter": (lambda model: model.merge_adapter(), MERGING, NotImplementedError),
+    "unmerge_adapter": (lambda model: model.unmerge_adapter(), MERGING, NotImplementedError),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_with_adapters_is_refused_and_changes_nothing(name: str) -> None:
+    call, named, error = REFUSED[name]
     model = model_with_three()
+    before = logits_of(model)
+    with refusal(*named, error=error):
+        call(model)
+    assert model.active_adapters == ["default"] and list(model.peft_config) == ["default", "low", "other"]
+    assert torch.equal(logits_of(model), before)
+
+
+def test_unknown_adapters_and_those_of_other_methods_are_refused_by_peft() -> None:
+    model = make_focus_model()
     before = logits_of(model)
     with pytest.raises(ValueError, match="nobody"):
         model.set_adapter("nobody")
-    assert model.active_adapters == ["default"]
-    assert torch.equal(logits_of(model), before)
-
-
-def test_two_adapters_at_once_are_refused() -> None:
-    with refusal("`adapter_name`", "['low', 'other']", "one"):
-        model_with_three().base_model.set_adapter(["low", "other"])
-
-
-def test_an_adapter_that_cannot_fit_is_refused_and_not_added() -> None:
-    model = make_focus_model()
-    before = logits_of(model)
-    with refusal("`chunk_size` (300)", "128 positions"):
-        model.add_adapter("large", small_config(chunk_size=300))
-    assert list(model.peft_config) == ["default"]
-    assert torch.equal(logits_of(model), before)
-
-
-def test_an_adapter_of_another_method_is_refused() -> None:
     with pytest.raises(ValueError, match="different peft types"):
-        make_focus_model().add_adapter("lora", LoraConfig())
+        model.add_adapter("lora", LoraConfig())
+    assert model.active_adapters == list(model.peft_config) == ["default"]
+    assert torch.equal(logits_of(model), before)
 
 
 def test_deleting_an_adapter_leaves_the_others_as_they_were() -> None:
@@ -496,20 +445,6 @@ def test_an_unloaded_model_can_be_wrapped_again() -> None:
     torch.testing.assert_close(logits_of(again), logits_of(untrained()), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("call", ["merge_and_unload", "merge_adapter", "unmerge_adapter"])
-def test_merging_is_refused_with_the_reason(call: str) -> None:
-    model = make_focus_model()
-    before = logits_of(model)
-    with refusal("cannot be merged", "candidate positions only", "`unload()`", error=NotImplementedError):
-        getattr(model, call)()
-    assert torch.equal(logits_of(model), before)
-
-
-def test_adapters_cannot_be_combined() -> None:
-    with refusal("combined", "`set_adapter`", error=NotImplementedError):
-        model_with_three().add_weighted_adapter(["default", "low"], [0.5, 0.5], "both")
-
-
 # On disk
 
 
@@ -560,16 +495,6 @@ def test_a_file_holds_the_twins_and_nothing_else(r: int | None, tmp_path: Path) 
     expected = {n.replace(".default", ""): p for n, p in model.named_parameters() if "focus_" in n}
     assert sorted(saved) == sorted(expected)
     assert all(torch.equal(saved[name], expected[name]) for name in saved)
-
-
-def test_low_rank_adapters_are_small_on_disk(tmp_path: Path) -> None:
-    sizes = {}
-    for r in (None, 2):
-        base = make_tiny_model(dtype=torch.float32, hidden_size=128, num_key_value_heads=4, head_dim=32)
-        get_peft_model(base, small_config(r=r)).save_pretrained(tmp_path / str(r))
-        sizes[r] = (tmp_path / str(r) / "adapter_model.safetensors").stat().st_size
-    assert sizes[None] > 2 * 4 * 128 * 128 * 4
-    assert sizes[2] < sizes[None] / 20
 
 
 def train(model: PeftModel, steps: int) -> PeftModel:
