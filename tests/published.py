@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from conftest import make_tiny_model, make_tiny_tokenizer, perturb_twins, random_ids
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from focus_peft import FocusConfig
+from focus_peft.hub import Release
 from focus_peft.hub.results import Result, save_results
 
 
@@ -69,6 +71,12 @@ class Trained:
         given |= {"figure": self.figure, "notes": self.notes, **changed}
         return {name: value for name, value in given.items() if value is not None}
 
+    def write(
+        self, output: Path, adapter: Path | None = None, overwrite: bool = False, **changed: Any
+    ) -> dict[str, Path]:
+        """The files of a release, of this adapter or another; `changed` as of `options`."""
+        return Release(adapter or self.adapter, **self.options(**changed)).write(output, overwrite=overwrite)
+
     def arguments(self, *more: str) -> list[str]:
         """The same for the command."""
         given = ["--adapter", self.adapter, "--license", "apache-2.0", "--base-model", BASE, "--config", self.recipe]
@@ -87,6 +95,12 @@ def load(trained: Trained, adapter: Path | None = None) -> Any:
 def logits_of(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(IDS).logits
+
+
+def change_weights(adapter: Path, by: float = 1.0) -> None:
+    """Let an adapter have other weights."""
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: weight + by for name, weight in load_file(file).items()}, file, {"format": "pt"})
 
 
 def make_trained(root: Path) -> Trained:

@@ -63,8 +63,8 @@ def run(model: Path, *arguments: object) -> int:
     return main(["generate", "--model", str(model), "--max-new-tokens", "8", "--device", "cpu", *map(str, arguments)])
 
 
-def expected(model: Path, adapter: Path, question: str) -> str:
-    """What the library answers, without the command line."""
+def read(model: Path, adapter: Path, question: str) -> tuple[PeftModel, dict[str, Any], torch.Tensor]:
+    """The model as the library loads it, what it is given to answer a question, and the question's ids."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = make_tiny_tokenizer()
@@ -72,8 +72,14 @@ def expected(model: Path, adapter: Path, question: str) -> str:
     memory = adapted.encode(tokenizer(TEXT, return_tensors="pt").input_ids)
     messages = [{"role": "user", "content": question}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    output = adapted.generate(**ids, memory=memory, max_new_tokens=8)
-    return tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) + "\n"
+    return adapted, {**ids, "memory": memory, "max_new_tokens": 8}, ids["input_ids"]
+
+
+def expected(model: Path, adapter: Path, question: str, **options: Any) -> str:
+    """What the library answers, without the command line."""
+    adapted, given, ids = read(model, adapter, question)
+    output = adapted.generate(**given, **options)
+    return make_tiny_tokenizer().decode(output[0, ids.shape[1] :], skip_special_tokens=True) + "\n"
 
 
 def test_answer_is_on_stdout_and_equals_the_librarys(
@@ -100,25 +106,17 @@ def test_each_question_is_answered_as_if_asked_alone(
 def test_chunks_that_are_read_in_full_are_shown(
     model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
     shared = ("--adapter", adapter, "--document", document, "--question", "Who jumps?", "--read-chunks", 2)
     assert run(model, *shared) == 0
     plain = capfd.readouterr()
     assert run(model, *shared, "--show-chunks") == 0
     out, err = capfd.readouterr()
     assert out == plain.out and "read chunk" not in plain.err
-
-    tokenizer = make_tiny_tokenizer()
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
-    memory = adapted.encode(tokenizer(TEXT, return_tensors="pt").input_ids)
-    messages = [{"role": "user", "content": "Who jumps?"}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    (scores,) = adapted.chunk_scores(ids["input_ids"], memory=memory)
-    output = adapted.generate(**ids, memory=memory, max_new_tokens=8, read_chunks=2)
-    assert out == tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True) + "\n"
+    assert out == expected(model, adapter, "Who jumps?", read_chunks=2)
+    adapted, given, ids = read(model, adapter, "Who jumps?")
+    (scores,) = adapted.chunk_scores(ids, memory=given["memory"])
     shown = [line for line in err.splitlines() if "read chunk" in line]
-    best = sorted(number for number in scores.topk(2).indices.tolist() if number < memory.num_chunks)
+    best = sorted(number for number in scores.topk(2).indices.tolist() if number < given["memory"].num_chunks)
     assert [line.split(" of ")[0].split()[-1] for line in shown] == [str(number + 1) for number in best]
     for line, number in zip(shown, best):
         begin = " ".join(TEXT[number * SIZES["chunk_size"] :][: SIZES["chunk_size"]].split())[:20]
@@ -184,18 +182,53 @@ def test_bad_documents_end_with_code_3_before_a_model_is_loaded(
     assert_one_sentence(capfd, complaint)
 
 
-def test_missing_model_ends_with_code_4(document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path / "no-model", "--document", document, "--question", "?") == 4
-    assert_one_sentence(capfd, "no-model cannot be loaded")
+SMALL = ["--chunk-size", 8, "--local-size", 200, "--prompt-size", 4]
 
 
-def test_missing_adapter_ends_with_code_4_and_says_where_it_was_looked_for(
-    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "ending"),
+    [
+        # after the model and the document, which may be given again
+        (["--model", "no-model"], (4, "no-model cannot be loaded")),
+        (["--model", "EMPTY"], (4, "--model EMPTY is there, but holds no")),
+        (["--adapter", "EMPTY"], (4, "--adapter EMPTY is there, but holds no")),
+        (
+            ["--adapter", "nobody/nothing"],
+            (4, "Can't find 'adapter_config.json' at 'nobody/nothing'. The Hub cannot be reached, or HF_HUB_OFFLINE"),
+        ),
+        (["--model", "no-model", "--memory", "FOLDER"], (5, "not empty")),
+        (["--device", "toaster"], (2, "--device toaster cannot be used")),
+        (["--device", "cuda:77"], (2, "--device cuda:77 cannot be used")),
+        (["--show-chunks"], (2, "--read-chunks")),
+        (["--local-size", 16, "--prompt-size", 32], (2, "--prompt-size (32) is larger than --local-size (16)")),
+        # what there are no positions for, before the document is read
+        (["--adapter", "ADAPTER", *SMALL, "--max-new-tokens", 10**9], (4, "1000000000 new tokens")),
+        (["--adapter", "ADAPTER", *SMALL, "--question", "why? " * 200], (4, "few positions")),
+    ],
+)
+def test_what_cannot_be_ends_with_its_code_and_one_sentence(
+    words: list[Any],
+    ending: tuple[int, str],
+    model: Path,
+    adapter: Path,
+    document: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(model, "--adapter", "nobody/nothing", "--document", document, "--question", "?") == 4
-    assert_one_sentence(
-        capfd, "Can't find 'adapter_config.json' at 'nobody/nothing'. The Hub cannot be reached, or HF_HUB_OFFLINE"
-    )
+    folder = document.parent
+    (folder / "empty").mkdir()
+    places = {"EMPTY": folder / "empty", "FOLDER": folder, "ADAPTER": adapter}
+    code, complaint = ending
+    assert run(model, "--document", document, "--question", "?", *[places.get(word, word) for word in words]) == code
+    assert_one_sentence(capfd, complaint.replace("EMPTY", str(places["EMPTY"])))
+
+
+def test_without_a_document_or_with_a_missing_memory_there_is_nothing_to_read(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(model, "--question", "?") == 2
+    assert_one_sentence(capfd, "--document")
+    assert run(model, "--memory", tmp_path / "no-memory", "--question", "?") == 4
+    assert_one_sentence(capfd, "no-memory cannot be loaded")
 
 
 def test_adapter_of_another_method_ends_with_code_4(
@@ -207,11 +240,6 @@ def test_adapter_of_another_method_ends_with_code_4(
     assert_one_sentence(capfd, "LORA")
 
 
-def test_missing_memory_ends_with_code_4(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(model, "--memory", tmp_path / "no-memory", "--question", "?") == 4
-    assert_one_sentence(capfd, "no-memory cannot be loaded")
-
-
 def test_memory_of_other_sizes_ends_with_code_4(
     model: Path, adapter: Path, document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,14 +248,6 @@ def test_memory_of_other_sizes_ends_with_code_4(
     capfd.readouterr()
     assert run(model, *shared, "--chunk-size", 16) == 4
     assert_one_sentence(capfd, "memory cannot be loaded")
-
-
-def test_used_memory_directory_ends_with_code_5_before_a_model_is_loaded(
-    document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shared = ("--memory", document.parent, "--question", "?")
-    assert run(tmp_path / "no-model", *shared, "--document", document) == 5
-    assert_one_sentence(capfd, "not empty")
 
 
 READING = {
@@ -295,39 +315,6 @@ def test_wrong_usage_ends_with_code_2(arguments: list[str], capfd: pytest.Captur
     assert "usage: focus-peft" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "words, complaint",
-    [
-        (["--max-new-tokens", 10**9], "1000000000 new tokens"),
-        (["--question", "why? " * 200], "few positions"),
-    ],
-    ids=["new tokens", "a question"],
-)
-def test_what_the_model_has_no_positions_for_is_refused_before_the_document_is_read(
-    words: list[Any], complaint: str, model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shared = ("--adapter", adapter, "--document", document, "--question", "?")
-    assert run(model, *shared, *words, "--chunk-size", 8, "--local-size", 200, "--prompt-size", 4) == 4
-    assert_one_sentence(capfd, complaint)
-
-
-def test_a_device_that_is_not_there_ends_with_code_2(
-    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for device in ("toaster", "cuda:77"):
-        assert run(model, "--document", document, "--question", "?", "--device", device) == 2
-        assert_one_sentence(capfd, f"--device {device} cannot be used")
-
-
-@pytest.mark.parametrize("option", ["--model", "--adapter"])
-def test_a_folder_without_a_model_or_an_adapter_is_not_looked_for_on_the_hub(
-    option: str, model: Path, document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "empty").mkdir()
-    assert run(model, "--document", document, "--question", "?", option, tmp_path / "empty") == 4
-    assert_one_sentence(capfd, f"{option} {tmp_path / 'empty'} is there, but holds no")
-
-
 def test_a_memory_that_cannot_be_written_ends_with_code_5_before_a_model_is_loaded(
     document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -340,15 +327,6 @@ def test_a_memory_that_cannot_be_written_ends_with_code_5_before_a_model_is_load
     assert sorted(tmp_path.iterdir()) == before, "nothing is left of the trial"
 
 
-def test_publish_names_its_own_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty").mkdir()
-    words = ["publish", "--adapter", str(tmp_path / "empty"), "--license", "mit", "--dry-run"]
-    assert main(words) == 2
-    assert_one_sentence(capfd, "--adapter '")
-    assert main([*words[:-1], "--repo", "a/b/c"]) == 2
-    assert_one_sentence(capfd, "--repo must be a name")
-
-
 def test_names_of_arguments_become_options_and_others_stay() -> None:
     message = "`chunk_size` (3) and `repo_id`; give `overwrite=True`, not `memory`."
     named = naming_options(message, ["chunk_size", "repo", "overwrite"])
@@ -357,26 +335,6 @@ def test_names_of_arguments_become_options_and_others_stay() -> None:
 
 def test_publish_knows_the_types_that_weights_can_be_rounded_to() -> None:
     assert tuple(weights.DTYPES) == publish.DTYPES
-
-
-def test_nothing_to_read_ends_with_code_2(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(model, "--question", "?") == 2
-    assert_one_sentence(capfd, "--document")
-
-
-def test_chunks_are_shown_only_where_some_are_read(
-    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(model, "--document", document, "--question", "?", "--show-chunks") == 2
-    assert_one_sentence(capfd, "--read-chunks")
-
-
-def test_sizes_that_do_not_go_together_end_with_code_2(
-    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    sizes = ("--local-size", 16, "--prompt-size", 32)
-    assert run(model, "--document", document, "--question", "?", *sizes) == 2
-    assert_one_sentence(capfd, "--prompt-size (32) is larger than --local-size (16)")
 
 
 def test_ctrl_c_ends_with_code_130(

@@ -53,13 +53,19 @@ def run(client: Client, code: str, token: str | None = TOKEN) -> Outcome:
     return client.ask(token, code=code)
 
 
+def ok(outcome: Outcome) -> Outcome:
+    """What has to succeed."""
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
 def push_base(client: Client, trained: Trained) -> None:
     code = f"""
 from huggingface_hub import HfApi
 HfApi().create_repo({BASE!r})
 HfApi().upload_folder(repo_id={BASE!r}, folder_path={str(trained.base)!r})
 """
-    assert run(client, code).code == 0
+    ok(run(client, code))
 
 
 def loaded_logits(
@@ -83,8 +89,7 @@ def test_an_adapter_is_published_and_its_cards_snippet_loads_it(
     hub: Hub, client: Client, trained: Trained, tmp_path: Path
 ) -> None:
     push_base(client, trained)
-    done = command(client, *trained.arguments("--repo", "user/adapter", "--tag", "v1.0"))
-    assert done.code == 0, done.err
+    done = ok(command(client, *trained.arguments("--repo", "user/adapter", "--tag", "v1.0")))
     repository = hub.repositories["user/adapter"]
     assert done.out.strip() == repository.branches["main"] == repository.tags["v1.0"]
     assert sorted(hub.files("user/adapter")) == [".gitattributes", *FILES]
@@ -95,8 +100,7 @@ def test_an_adapter_is_published_and_its_cards_snippet_loads_it(
     snippet = card.partition("```python\n")[2].partition("```")[0]
     shown = run(client, snippet, token=None)
     assert shown.code == 0 and shown.out.endswith("\n"), shown.err
-    found = loaded_logits(client, trained, "user/adapter", tmp_path / "logits.pt", token=None)
-    assert found.code == 0, found.err
+    ok(loaded_logits(client, trained, "user/adapter", tmp_path / "logits.pt", token=None))
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits_of(load(trained)))
 
 
@@ -104,8 +108,7 @@ def test_publishing_again_sends_nothing_and_nothing_is_overwritten_unasked(
     hub: Hub, client: Client, trained: Trained
 ) -> None:
     publish = trained.arguments("--repo", "org/adapter")
-    first = command(client, *publish, "--tag", "v1")
-    assert first.code == 0, first.err
+    first = ok(command(client, *publish, "--tag", "v1"))
     hub.requests.clear()
     again = command(client, *publish, "--tag", "v1")
     assert (again.code, again.out) == (0, first.out), again.err
@@ -120,8 +123,7 @@ def test_publishing_again_sends_nothing_and_nothing_is_overwritten_unasked(
     assert not hub.asked("POST") and hub.repositories["org/adapter"].branches["main"] == first.out.strip()
     moved = command(client, *rounded, "--overwrite", "--tag", "v1")
     assert moved.code == 5 and "'v1'" in moved.err and not hub.asked("POST")
-    replaced = command(client, *rounded, "--overwrite", "--tag", "v2")
-    assert replaced.code == 0, replaced.err
+    replaced = ok(command(client, *rounded, "--overwrite", "--tag", "v2"))
     repository = hub.repositories["org/adapter"]
     assert repository.tags == {"v1": first.out.strip(), "v2": replaced.out.strip()}
     changed = {name for name, data in hub.files("org/adapter").items() if data != hub.files("org/adapter", "v1")[name]}
@@ -131,15 +133,13 @@ def test_publishing_again_sends_nothing_and_nothing_is_overwritten_unasked(
 def test_what_was_published_of_other_weights_does_not_stay_beside_new_ones(
     hub: Hub, client: Client, trained: Trained, tmp_path: Path
 ) -> None:
-    first = command(client, *trained.arguments("--repo", "user/adapter"))
-    assert first.code == 0, first.err
+    first = ok(command(client, *trained.arguments("--repo", "user/adapter")))
     hub.repositories["user/adapter"].commits[first.out.strip()]["old.txt"] = b"old"
     bare = ["publish", "--adapter", str(trained.adapter), "--license", "mit", "--base-model", BASE]
     bare += ["--notes", str(trained.notes), "--dtype", "bfloat16", "--repo", "user/adapter"]
     refused = command(client, *bare)
     assert refused.code == 5 and "curves.svg" in refused.err and "results.json" in refused.err
-    replaced = command(client, *bare, "--overwrite")
-    assert replaced.code == 0, replaced.err
+    ok(command(client, *bare, "--overwrite"))
     assert sorted(hub.files("user/adapter")) == [".gitattributes", *FILES[:3], "old.txt"]
 
 
@@ -157,7 +157,7 @@ def test_a_dry_run_asks_and_changes_nothing(hub: Hub, client: Client, trained: T
 
 
 def test_branches_hold_adapters_of_their_own(hub: Hub, client: Client, trained: Trained, tmp_path: Path) -> None:
-    assert command(client, *trained.arguments("--repo", "user/adapter")).code == 0
+    ok(command(client, *trained.arguments("--repo", "user/adapter")))
     rounded = trained.arguments("--repo", "user/adapter", "--revision", "half", "--dtype", "bfloat16")
     hub.failing["/commit/"] = 1
     assert command(client, *rounded).code == 6
@@ -175,8 +175,7 @@ def test_branches_hold_adapters_of_their_own(hub: Hub, client: Client, trained: 
         ("half", ", revision='half'"),
         (done.out.strip(), f", revision={done.out.strip()!r}"),
     ):
-        outcome = loaded_logits(client, trained, "user/adapter", tmp_path / branch, options)
-        assert outcome.code == 0, outcome.err
+        ok(loaded_logits(client, trained, "user/adapter", tmp_path / branch, options))
     logits = {path.name: torch.load(path) for path in tmp_path.iterdir()}
     assert torch.equal(logits["main"], logits_of(load(trained)))
     assert torch.equal(logits["half"], logits[done.out.strip()]) and not torch.equal(logits["half"], logits["main"])
@@ -186,10 +185,9 @@ def test_branches_hold_adapters_of_their_own(hub: Hub, client: Client, trained: 
 
 def test_a_private_repository_is_for_its_owner(hub: Hub, client: Client, trained: Trained, tmp_path: Path) -> None:
     publish = trained.arguments("--repo", "user/private", "--private")
-    done = command(client, *publish)
-    assert done.code == 0, done.err
+    ok(command(client, *publish))
     assert hub.repositories["user/private"].private
-    assert loaded_logits(client, trained, "user/private", tmp_path / "mine.pt").code == 0
+    ok(loaded_logits(client, trained, "user/private", tmp_path / "mine.pt"))
     assert torch.equal(torch.load(tmp_path / "mine.pt"), logits_of(load(trained)))
     shutil.rmtree(Path(client.home) / "hub")
 
@@ -213,7 +211,7 @@ def test_without_a_right_to_write_nothing_is_written_and_the_reason_is_said(
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(hub: Hub, client: Client, trained: Trained) -> None:
-    assert command(client, *trained.arguments("--repo", "user/adapter")).code == 0
+    ok(command(client, *trained.arguments("--repo", "user/adapter")))
     refused = command(client, *trained.arguments("--repo", "user/adapter", "--private", "--overwrite"))
     assert refused.code == 2 and "--private" in refused.err and "public" in refused.err
 
@@ -232,8 +230,7 @@ def test_a_run_after_a_failure_sends_only_what_is_missing(
     if failing != "/tag/" and hub.repositories:
         assert sorted(hub.files("user/adapter")) == [".gitattributes"], "all files arrive in one commit, or none"
     hub.requests.clear()
-    done = command(client, *publish)
-    assert done.code == 0, done.err
+    done = ok(command(client, *publish))
     assert sorted(hub.files("user/adapter")) == [".gitattributes", *FILES]
     assert hub.asked("PUT /lfs") == 1 - arrived, "weights that have arrived are not sent again"
     assert hub.asked("/commit/") == (0 if failing == "/tag/" else 1)
@@ -256,7 +253,7 @@ except HubError as error:
 
 
 def test_somebody_elses_commit_in_between_is_not_overwritten(hub: Hub, client: Client, trained: Trained) -> None:
-    assert command(client, *trained.arguments("--repo", "user/adapter")).code == 0
+    ok(command(client, *trained.arguments("--repo", "user/adapter")))
     code = f"""
 from pathlib import Path
 from focus_peft.hub import HubError, Upload
@@ -276,11 +273,10 @@ except HubError as error:
 
 def test_a_written_folder_is_uploaded_as_it_is(hub: Hub, client: Client, trained: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "tiny"
-    assert command(client, *trained.arguments("--output", str(folder), "--repo", "user/tiny")).code == 0
+    ok(command(client, *trained.arguments("--output", str(folder), "--repo", "user/tiny")))
     assert not hub.requests
     (folder / "README.md").write_text((folder / "README.md").read_text() + "\nMy own last words.\n")
-    done = command(client, "publish", "--folder", str(folder), "--repo", "user/tiny")
-    assert done.code == 0, done.err
+    ok(command(client, "publish", "--folder", str(folder), "--repo", "user/tiny"))
     sent = hub.files("user/tiny")
     assert {name: sent[name] for name in FILES} == {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "optimizer.pt").write_bytes(b"\x80\x04")
@@ -295,8 +291,7 @@ def test_the_python_of_the_documentation_runs(hub: Hub, client: Client, trained:
     blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
     assert len(blocks) == 2
     code = f"import os\nos.chdir({str(tmp_path)!r})\n" + "\n".join(blocks).replace("me/mine", "user/mine")
-    outcome = run(client, code)
-    assert outcome.code == 0, outcome.err
+    ok(run(client, code))
     assert sorted(hub.files("user/mine")) == [".gitattributes", *FILES[:3], "recipe.yaml"]
     assert hub.repositories["user/mine"].private and (tmp_path / "passkey.json").is_file()
 
@@ -316,8 +311,7 @@ def test_a_pushed_adapter_brings_its_card_and_keeps_one_that_is_there(
     load_it = (
         PUSH.format(base=str(trained.base)) + f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r})\n"
     )
-    first = run(client, load_it + "push_adapter(model, 'user/pushed', private=True, tags=['mine'])")
-    assert first.code == 0, first.err
+    ok(run(client, load_it + "push_adapter(model, 'user/pushed', private=True, tags=['mine'])"))
     files = hub.files("user/pushed")
     assert sorted(files) == [".gitattributes", *FILES[:3]] and hub.repositories["user/pushed"].private
     card = files["README.md"].decode()
@@ -340,8 +334,7 @@ def test_push_to_hub_keeps_the_card_that_push_adapter_wrote(hub: Hub, client: Cl
         PUSH.format(base=str(trained.base)) + f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r})\n"
     )
     pushes = "push_adapter(model, 'user/pushed')\nmodel.push_to_hub('user/pushed')\nmodel.push_to_hub('user/other')\n"
-    outcome = run(client, load_it + pushes)
-    assert outcome.code == 0, outcome.err
+    ok(run(client, load_it + pushes))
     assert MARK in hub.files("user/pushed")["README.md"].decode()
     assert hub.files("user/other")[WEIGHTS] == (trained.adapter / WEIGHTS).read_bytes()
 
@@ -351,8 +344,7 @@ def test_another_methods_adapter_is_not_pushed_with_this_card(hub: Hub, client: 
     refused = run(client, make + "push_adapter(model, 'user/lora')")
     assert refused.code == 1 and "LORA" in refused.err and "`model.push_to_hub`" in refused.err
     assert not hub.repositories
-    outcome = run(client, make + "model.push_to_hub('user/lora')")
-    assert outcome.code == 0, outcome.err
+    ok(run(client, make + "model.push_to_hub('user/lora')"))
     assert b"focus_peft" not in hub.files("user/lora")["README.md"]
 
 
@@ -374,8 +366,7 @@ trainer.train()
 trainer.push_to_hub(license="mit")
 """
     )
-    outcome = run(client, code)
-    assert outcome.code == 0, outcome.err
+    ok(run(client, code))
     card = hub.files("user/run")["README.md"].decode()
     assert "| steps trained | 2 of 2 |" in card and "license: mit" in card and "at step 2:" in card
     assert 'PeftModel.from_pretrained(base, "user/run")' in card

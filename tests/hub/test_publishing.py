@@ -14,13 +14,25 @@ import yaml
 from conftest import make_tiny_model
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
-from published import BASE, FOCUS, RECIPE, STATE, Trained, load, load_base, logits_of, make_trained, result
+from published import (
+    BASE,
+    FOCUS,
+    RECIPE,
+    STATE,
+    Trained,
+    change_weights,
+    load,
+    load_base,
+    logits_of,
+    make_trained,
+    result,
+)
 from refusal import assert_sentence, refusal
 from safetensors.torch import load_file, save_file
 
 from focus_peft import FocusConfig
 from focus_peft.cli.main import main
-from focus_peft.hub import Release, publishable_files, save_adapter
+from focus_peft.hub import publishable_files, save_adapter
 from focus_peft.hub.card import MARK
 from focus_peft.hub.provenance import Provenance
 from focus_peft.hub.results import environment, load_results, save_results
@@ -70,7 +82,7 @@ def written(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_folder_holds_what_is_published_and_nothing_else(trained: Trained, tmp_path: Path) -> None:
-    files = Release(trained.adapter, **trained.options()).write(tmp_path / "out")
+    files = trained.write(tmp_path / "out")
     assert sorted(files) == FILES == sorted(path.name for path in (tmp_path / "out").iterdir())
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "no scratch folder is left"
     assert (
@@ -87,7 +99,7 @@ def test_a_folder_of_this_machine_is_not_published(trained: Trained, adapter: Pa
     config = json.loads((adapter / "adapter_config.json").read_text())
     config |= {"storage": "disk", "storage_dir": "/home/me/scratch"}
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    files = Release(adapter, **trained.options()).write(tmp_path / "out")
+    files = trained.write(tmp_path / "out", adapter)
     published = FocusConfig.from_pretrained(tmp_path / "out")
     assert (published.storage, published.storage_dir) == ("disk", None)
     texts = [file.read_text() for name, file in files.items() if not name.endswith(".safetensors")]
@@ -95,7 +107,7 @@ def test_a_folder_of_this_machine_is_not_published(trained: Trained, adapter: Pa
 
 
 def test_a_published_adapter_computes_the_same_logits(trained: Trained, tmp_path: Path) -> None:
-    Release(trained.adapter, **trained.options()).write(tmp_path / "out")
+    trained.write(tmp_path / "out")
     assert torch.equal(logits_of(load(trained, tmp_path / "out")), logits_of(load(trained)))
 
 
@@ -103,7 +115,7 @@ def test_a_published_adapter_computes_the_same_logits(trained: Trained, tmp_path
 def test_rounded_weights_take_half_the_space_and_give_the_rounded_logits(
     trained: Trained, dtype: str, tmp_path: Path
 ) -> None:
-    files = Release(trained.adapter, **trained.options(dtype=dtype)).write(tmp_path / "out")
+    files = trained.write(tmp_path / "out", dtype=dtype)
     before, after = (
         load_file(trained.adapter / "adapter_model.safetensors"),
         load_file(files["adapter_model.safetensors"]),
@@ -122,29 +134,27 @@ def test_rounded_weights_take_half_the_space_and_give_the_rounded_logits(
 
 def test_nothing_is_overwritten_unasked(trained: Trained, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    Release(trained.adapter, **trained.options()).write(out)
+    trained.write(out)
     (out / "mine.txt").write_text("mine")
     (out / "README.md").write_text("my own words")
     before = written(out)
     with refusal("`output`", "README.md", "`overwrite`", error=FileExistsError) as caught:
-        Release(trained.adapter, **trained.options()).write(out)
+        trained.write(out)
     assert "adapter_model" not in str(caught.value), "only what differs is named"
     assert written(out) == before and sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-    Release(trained.adapter, **trained.options()).write(out, overwrite=True)
+    trained.write(out, overwrite=True)
     assert {name for name, data in written(out).items() if data != before[name]} == {"README.md"}
 
 
 def test_results_and_recipe_of_another_adapter_do_not_stay(trained: Trained, adapter: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    Release(trained.adapter, **trained.options()).write(out)
-    weights = load_file(adapter / "adapter_model.safetensors")
-    others = {name: weight + 1 for name, weight in weights.items()}
-    save_file(others, adapter / "adapter_model.safetensors", {"format": "pt"})
-    other = Release(adapter, **trained.options(results=None, figure=None, config=None))
+    trained.write(out)
+    change_weights(adapter)
+    bare = {"results": None, "figure": None, "config": None}
     with refusal("`output`", "curves.svg", "results.json", "recipe.yaml", "`overwrite`", error=FileExistsError):
-        other.write(out)
+        trained.write(out, adapter, **bare)
     assert sorted(written(out)) == FILES
-    other.write(out, overwrite=True)
+    trained.write(out, adapter, overwrite=True, **bare)
     assert sorted(written(out)) == FILES[:3]
 
 
@@ -155,16 +165,16 @@ def test_pickles_are_neither_opened_nor_published(trained: Trained, adapter: Pat
 
     for name in ("optimizer.pt", "training_args.bin", "rng_state.pth", "adapter_model.bin"):
         (adapter / name).write_bytes(pickle.dumps(Trap()))
-    assert sorted(Release(adapter, **trained.options()).write(tmp_path / "out")) == FILES
+    assert sorted(trained.write(tmp_path / "out", adapter)) == FILES
     (adapter / "adapter_model.safetensors").unlink()
     with refusal("`adapter`", "pickle", "`safe_serialization=True`"):
-        Release(adapter, **trained.options()).write(tmp_path / "other")
+        trained.write(tmp_path / "other", adapter)
     assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.bin", "modeling.py", "logs/run.svg", "weights.pkl"])
 def test_a_folder_with_anything_else_is_not_uploaded(trained: Trained, name: str, tmp_path: Path) -> None:
-    Release(trained.adapter, **trained.options()).write(tmp_path / "out")
+    trained.write(tmp_path / "out")
     (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "out" / name).write_text("anything")
     with refusal("`folder`", name, "never"):
@@ -175,9 +185,7 @@ def test_a_folder_with_anything_else_is_not_uploaded(trained: Trained, name: str
 
 
 def test_the_card_says_what_it_is_made_of(trained: Trained, tmp_path: Path) -> None:
-    card = ModelCard.load(
-        Release(trained.adapter, **trained.options(), repo_id="org/tiny").write(tmp_path / "out")["README.md"]
-    )
+    card = ModelCard.load(trained.write(tmp_path / "out", repo_id="org/tiny")["README.md"])
     data = card.data.to_dict()
     assert (data["base_model"], data["base_model_relation"], data["license"]) == (BASE, "adapter", "apache-2.0")
     assert (data["library_name"], data["pipeline_tag"], data["datasets"]) == ("peft", "text-generation", ["org/books"])
@@ -227,7 +235,7 @@ def test_numbers_of_a_task_at_several_lengths_are_one_table(trained: Trained, tm
         ],
         tmp_path / "results.json",
     )
-    files = Release(trained.adapter, **trained.options(results=[tmp_path / "results.json"])).write(tmp_path / "out")
+    files = trained.write(tmp_path / "out", results=[tmp_path / "results.json"])
     card = files["README.md"].read_text()
     assert card.split("## Results\n\n")[1].split("\n\nMeasured with:")[0].splitlines() == [
         "**passkey**, accuracy (made-up passkeys, dtype bfloat16):",
@@ -255,9 +263,7 @@ def test_numbers_of_a_task_at_several_lengths_are_one_table(trained: Trained, tm
 
 
 def test_results_are_the_hubs_model_index(trained: Trained, tmp_path: Path) -> None:
-    card = ModelCard.load(
-        Release(trained.adapter, **trained.options(), repo_id="org/tiny").write(tmp_path / "out")["README.md"]
-    )
+    card = ModelCard.load(trained.write(tmp_path / "out", repo_id="org/tiny")["README.md"])
     found = {
         (r.task_name, r.dataset_name, r.metric_type, r.metric_value, json.dumps(r.metric_args))
         for r in card.data.eval_results
@@ -272,8 +278,7 @@ def test_results_are_the_hubs_model_index(trained: Trained, tmp_path: Path) -> N
 
 def test_what_is_not_known_is_not_in_the_card(trained: Trained, adapter: Path, tmp_path: Path) -> None:
     (adapter / "trainer_state.json").unlink()
-    options = trained.options(config=None, results=None, figure=None)
-    files = Release(adapter, **options).write(tmp_path / "out")
+    files = trained.write(tmp_path / "out", adapter, config=None, results=None, figure=None)
     assert sorted(files) == FILES[:3]
     text = files["README.md"].read_text()
     assert "## Training" not in text and "steps trained" not in text and "model-index" not in text
@@ -281,8 +286,7 @@ def test_what_is_not_known_is_not_in_the_card(trained: Trained, adapter: Path, t
 
 
 def test_the_snippet_of_a_branch_loads_that_branch(trained: Trained, tmp_path: Path) -> None:
-    options = trained.options(repo_id="org/tiny", revision="wide")
-    text = Release(trained.adapter, **options).write(tmp_path / "out")["README.md"].read_text()
+    text = trained.write(tmp_path / "out", repo_id="org/tiny", revision="wide")["README.md"].read_text()
     assert 'PeftModel.from_pretrained(base, "org/tiny", revision="wide")' in text
 
 
@@ -342,55 +346,45 @@ def test_in_an_output_folder_the_state_is_that_of_the_same_weights(trained: Trai
     shutil.copytree(trained.adapter, tmp_path / "checkpoint-10")
     later = shutil.copytree(trained.adapter, tmp_path / "checkpoint-15")
     (later / "trainer_state.json").write_text(json.dumps({**STATE, "global_step": 15}))
-    weights = load_file(later / "adapter_model.safetensors")
-    save_file(
-        {name: weight + 1 for name, weight in weights.items()}, later / "adapter_model.safetensors", {"format": "pt"}
-    )
+    change_weights(later)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     for step in (10, 15):  # the run may have ended with its best checkpoint, or its last
         shutil.copy(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors", tmp_path)
         assert Provenance.of(tmp_path).step == step == Provenance.of(tmp_path / f"checkpoint-{step}").step
-    save_file({name: weight + 2 for name, weight in weights.items()}, tmp_path / "adapter_model.safetensors")
+    change_weights(tmp_path)
     known = Provenance.of(tmp_path)
     assert known.step is None and known.evaluation() == {}
     assert known.recipe_file == tmp_path / "recipe.yaml" == Provenance.of(later).recipe_file
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "named"),
-    [("r: 4", "r: 8", "`focus.r` is 8"), ("max_steps: 20", "max_steps: 30", "`training.max_steps` is 30")],
-)
-def test_the_recipe_of_another_run_is_refused(
-    trained: Trained, old: str, new: str, named: str, tmp_path: Path
-) -> None:
-    (tmp_path / "other.yaml").write_text(RECIPE.replace(old, new))
-    with refusal("`config`", named):
-        Release(trained.adapter, **trained.options(config=tmp_path / "other.yaml")).write(tmp_path / "out")
-
-
 def test_a_recipe_that_the_run_contradicts_is_refused(trained: Trained, adapter: Path, tmp_path: Path) -> None:
     RunIdentity(arguments={"learning_rate": 0.001, "seed": 7}).save(adapter)
-    Release(adapter, **trained.options()).write(tmp_path / "out")
+    trained.write(tmp_path / "out", adapter)
     for old, new, named in (("1e-3", "1e-1", "learning_rate"), ("1e-3", "1e-3, seed: 8", "seed")):
         (tmp_path / "other.yaml").write_text(RECIPE.replace(old, new))
         with refusal("`config`", f"`training.{named}`"):
-            Release(adapter, **trained.options(config=tmp_path / "other.yaml")).write(tmp_path / "other")
+            trained.write(tmp_path / "other", adapter, config=tmp_path / "other.yaml")
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    ("recipe", "named"),
     [
-        "training: {hub_token: abc}",
-        "data: {note: hf_" + "x" * 34 + "}",
-        "run: {wandb_api_key: abc}",
-        "model: [unfinished",
-        "42",
+        # of another run
+        (RECIPE.replace("r: 4", "r: 8"), "`focus.r` is 8"),
+        (RECIPE.replace("max_steps: 20", "max_steps: 30"), "`training.max_steps` is 30"),
+        # with a secret
+        ("training: {hub_token: abc}", "other.yaml"),
+        ("data: {note: hf_" + "x" * 34 + "}", "other.yaml"),
+        ("run: {wandb_api_key: abc}", "other.yaml"),
+        # without sections
+        ("model: [unfinished", "other.yaml"),
+        ("42", "other.yaml"),
     ],
 )
-def test_a_recipe_with_a_secret_or_without_sections_is_refused(trained: Trained, recipe: str, tmp_path: Path) -> None:
+def test_a_recipe_that_cannot_be_told_is_refused(trained: Trained, recipe: str, named: str, tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text(recipe)
-    with refusal("`config`", str(tmp_path / "other.yaml")):
-        Release(trained.adapter, **trained.options(config=tmp_path / "other.yaml")).write(tmp_path / "out")
+    with refusal("`config`", named):
+        trained.write(tmp_path / "out", config=tmp_path / "other.yaml")
     assert not (tmp_path / "out").exists()
 
 
@@ -417,7 +411,7 @@ def test_what_cannot_be_published_is_refused(
     trained: Trained, options: dict[str, Any], named: list[str], tmp_path: Path
 ) -> None:
     with refusal(*named):
-        Release(trained.adapter, **trained.options(**options)).write(tmp_path / "out")
+        trained.write(tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -429,23 +423,23 @@ def test_a_token_is_not_published_wherever_it_stands(trained: Trained, where: st
     save_results([result(command=f"HF_TOKEN={token} python recipes/evaluate.py")], tmp_path / "results.json")
     files = {"notes": tmp_path / "notes.md", "results": [tmp_path / "results.json"], "figure": tmp_path / "curves.svg"}
     with refusal("token") as caught:
-        Release(trained.adapter, **trained.options(**{where: files[where]})).write(tmp_path / "out")
+        trained.write(tmp_path / "out", **{where: files[where]})
     assert token not in str(caught.value) and not (tmp_path / "out").exists()
 
 
 def test_a_picture_must_be_one(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(pickle.dumps([1]))
     with refusal("`figure`", "picture.png"):
-        Release(trained.adapter, **trained.options(figure=tmp_path / "picture.png")).write(tmp_path / "out")
+        trained.write(tmp_path / "out", figure=tmp_path / "picture.png")
 
 
 def test_adapters_that_are_none_are_refused(trained: Trained, adapter: Path, tmp_path: Path) -> None:
     with refusal("`adapter`", "checkpoint-10"):
-        Release(tmp_path, **trained.options()).write(tmp_path / "out")
+        trained.write(tmp_path / "out", tmp_path)
     lora = get_peft_model(make_tiny_model(dtype=torch.float32), LoraConfig(task_type="CAUSAL_LM"))
     lora.save_pretrained(tmp_path / "lora")
     with refusal("LORA"):
-        Release(tmp_path / "lora", **trained.options()).write(tmp_path / "out")
+        trained.write(tmp_path / "out", tmp_path / "lora")
     file = adapter / "adapter_model.safetensors"
     weights = load_file(file)
     name = next(iter(weights))
@@ -455,10 +449,10 @@ def test_adapters_that_are_none_are_refused(trained: Trained, adapter: Path, tmp
     ):
         save_file({**weights, name: torch.full_like(weights[name], value)}, file, {"format": "pt"})
         with refusal(*named):
-            Release(adapter, **trained.options(**options)).write(tmp_path / "out")
+            trained.write(tmp_path / "out", adapter, **options)
     file.write_bytes(file.read_bytes()[:-10])
     with refusal("damaged"):
-        Release(adapter, **trained.options()).write(tmp_path / "out")
+        trained.write(tmp_path / "out", adapter)
     assert not (tmp_path / "out").exists()
 
 
@@ -501,15 +495,13 @@ def test_a_result_that_says_too_little_is_refused(change: dict[str, Any], named:
 def test_results_of_other_weights_are_refused(trained: Trained, adapter: Path, tmp_path: Path) -> None:
     own, file = weights_digest(trained.adapter / "adapter_model.safetensors"), tmp_path / "results.json"
     save_results([result(adapter=own), result(task="facts")], file)
-    files = Release(trained.adapter, **trained.options(results=[file], dtype="bfloat16")).write(tmp_path / "out")
+    files = trained.write(tmp_path / "out", results=[file], dtype="bfloat16")
     rounded = weights_digest(files["adapter_model.safetensors"])
     assert [found.adapter for found in load_results(files["results.json"])] == [rounded, None]
     assert publishable_files(tmp_path / "out") == files
-    weights = load_file(adapter / "adapter_model.safetensors")
-    others = {name: weight + 1 for name, weight in weights.items()}
-    save_file(others, adapter / "adapter_model.safetensors", {"format": "pt"})
+    change_weights(adapter)
     with refusal("`results`", "'passkey'", own, "other weights"):
-        Release(adapter, **trained.options(results=[file])).write(tmp_path / "other")
+        trained.write(tmp_path / "other", adapter, results=[file])
     shutil.copy(adapter / "adapter_model.safetensors", tmp_path / "out")
     with refusal("`results`", rounded, "other weights"):
         publishable_files(tmp_path / "out")
