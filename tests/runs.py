@@ -59,7 +59,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels, "sample_seed": seeds}
 
 
-def arguments(directory: str | Path, **fields: Any) -> FocusTrainingArguments:
+def arguments(directory: str | Path, kind: type = FocusTrainingArguments, **fields: Any) -> Any:
     defaults = {
         "per_device_train_batch_size": 1,
         "per_device_eval_batch_size": 1,
@@ -72,7 +72,7 @@ def arguments(directory: str | Path, **fields: Any) -> FocusTrainingArguments:
         "max_steps": 4,
         "seed": 0,
     }
-    return FocusTrainingArguments(output_dir=str(directory), **{**defaults, **fields})
+    return kind(output_dir=str(directory), **{**defaults, **fields})
 
 
 def loaded(base: str, focus: dict[str, Any]) -> PeftModel:
@@ -151,15 +151,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
-def train(*words: str, processes: int = 1, timeout: float = 600, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run `recipes/train.py` from the root of the repository."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), "recipes/train.py", *words]
-    return subprocess.run(
-        command, cwd=ROOT, env={**environment(), **more}, capture_output=True, text=True, timeout=timeout
-    )
-
-
 def history(directory: Path) -> dict[int, float]:
     """The losses that the last checkpoint has logged."""
     last = max(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -178,11 +169,11 @@ def run(directory: Path, processes: int = 1, timeout: float = 600, **fields: Any
     return start(Path(__file__), str(file), processes=processes, timeout=timeout)
 
 
-def start(script: Path, *words: str, processes: int, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Run a script in one or several processes."""
+def start(script: str | Path, *words: str, processes: int, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Run a script in several processes, from the root of the repository."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), str(script), *words]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout)
+    command = [sys.executable, "-W", "ignore", *launcher, str(script), *words]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
 
 
 def main(file: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from evaluating.configuration import Evaluation
 from evaluating.evaluator import Evaluator
-from refusal import assert_sentence
+from refusal import refusal
 from small_evaluation import MODEL, config, read, run, summary_of
 
 from focus_peft.tasks import FullAttention, KeyTokens, LongPerplexityTask, PerplexityTask
@@ -79,6 +79,5 @@ def test_evaluations_without_key_tokens_keep_their_folder(config: Path) -> None:
 
 
 def test_lengths_without_a_label_are_refused(config: Path) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refusal("`tokens`", "400", "4096"):
         Evaluation.load(str(config), ["tasks={longppl: {}}"])
-    assert_sentence(str(caught.value), "`tokens`", "400", "4096")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,9 @@ from typing import Any
 import httpx
 import pytest
 import torch
-import uvicorn
 from conftest import make_focus_model, make_tiny_tokenizer
 from starlette.testclient import TestClient
-from test_server import memory_and_end
+from test_server import listening, memory_and_end
 
 from focus_peft.serve import Server, ServerSettings, batch
 from focus_peft.serve.guard import POLICY
@@ -335,25 +333,13 @@ def test_each_tab_has_its_document_which_goes_with_it(model: Any, book: Path, tm
 # The page as it is served
 
 
-@contextlib.contextmanager
-def serving(server: Server) -> Iterator[str]:
-    """Within the context, the server listens at the address that is yielded."""
-    listens = uvicorn.Server(uvicorn.Config(server.app, port=0, log_level="warning"))
-    thread = threading.Thread(target=listens.run, daemon=True)
-    thread.start()
-    try:
-        while not listens.started:
-            assert thread.is_alive()
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{listens.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        listens.should_exit = True
-        thread.join(30)
-
-
 @pytest.mark.slow
 def test_the_page_is_served_beside_the_api_and_guarded_like_it(model: Any, tmp_path: Path, book: Path) -> None:
-    with made(model) as server, serving(server) as address, httpx.Client(base_url=address, trust_env=False) as client:
+    with (
+        made(model) as server,
+        listening(server) as address,
+        httpx.Client(base_url=address, trust_env=False) as client,
+    ):
         answer = client.get("/")
         assert answer.status_code == 200 and "Ask a long document" in answer.text
         assert answer.headers["content-security-policy"].encode() == POLICY

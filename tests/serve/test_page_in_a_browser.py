@@ -16,7 +16,8 @@ pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
 from playwright.sync_api import Error, expect, sync_playwright
-from test_page import QUESTION, made, model, serving
+from test_page import QUESTION, made, model
+from test_server import listening
 
 
 __all__ = ["model"]  # a fixture
@@ -38,7 +39,7 @@ def browser() -> Iterator[Any]:
 
 def test_a_tab_reads_asks_and_looks_at_chunks(model: Any, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("focus_peft.tasks.needle.topics", dict(sorted(topics.items())[:9]))
-    with made(model) as server, serving(server) as address:
+    with made(model) as server, listening(server) as address:
         tab, problems, hosts = browser.new_page(), [], set()
         tab.set_default_timeout(60_000)
         tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)

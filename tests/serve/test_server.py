@@ -48,26 +48,31 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PeftModel, Any]:
 
 
 @contextlib.contextmanager
+def listening(server: Server) -> Iterator[str]:
+    """Within the context, a server listens at the address that is yielded."""
+    listens = uvicorn.Server(uvicorn.Config(server.app, port=0, log_level="warning"))
+    thread = threading.Thread(target=listens.run, daemon=True)
+    thread.start()
+    try:
+        while not listens.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listens.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        listens.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
 def serving(parts: tuple[PeftModel, Any], **fields: Any) -> Iterator[tuple[Server, openai.OpenAI]]:
     """A server that listens, and a client."""
     settings = ServerSettings(name="tiny", **{"max_tokens": 64, "batch_wait": 0.01, **fields})
     server = Server(*parts, settings)
-    listens = uvicorn.Server(uvicorn.Config(server.app, port=0, log_level="warning"))
-    thread = threading.Thread(target=listens.run, daemon=True)
-    thread.start()
-    while not listens.started:
-        time.sleep(0.01)
-    port = listens.servers[0].sockets[0].getsockname()[1]
-    client = openai.OpenAI(
-        base_url=f"http://127.0.0.1:{port}/v1", api_key=settings.api_key or "none", max_retries=0, timeout=60
-    )
-    try:
-        yield server, client
-    finally:
-        client.close()
-        listens.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
+    with listening(server) as address:
+        key = settings.api_key or "none"
+        with openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0, timeout=60) as client:
+            yield server, client
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model, make_tiny_tokenizer
-from refusal import assert_sentence
+from refusal import refusal
 
 from focus_peft.tasks import TASKS, PasskeyTask, Source
 from focus_peft.tasks.passkey import INFORMATION, QUESTION, TASK, is_right, passkey_prompt
@@ -29,20 +29,8 @@ def test_prompts_have_the_wanted_length_and_hide_the_key_where_they_should(token
 
 def test_the_parts_stand_in_the_papers_order() -> None:
     text = make_tiny_tokenizer().decode(passkey_prompt(make_tiny_tokenizer(), 1000, 0.5, 0).ids[0])
-    parts = [
-        "The grass is green.",
-        "Remember it.",
-        "There and back again.",
-        "There is an important info",
-        "What is the pass key?",
-    ]
-    places = [
-        text.index(parts[0]),
-        text.index(parts[1]),
-        text.rindex(parts[2]),
-        text.index(parts[3]),
-        text.index(parts[4]),
-    ]
+    places = [text.index("The grass is green."), text.index("Remember it."), text.rindex("There and back again.")]
+    places += [text.index("There is an important info"), text.index("What is the pass key?")]
     assert places == sorted(places)
 
 
@@ -76,9 +64,8 @@ def test_the_first_number_of_an_answer_counts(answer: str, right: bool) -> None:
 
 @pytest.mark.parametrize(("given", "named"), [({"tokens": 100}, "`tokens`"), ({"depth": 1.5}, "`depth`")])
 def test_prompts_that_cannot_be_are_refused(given: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refusal(named):
         passkey_prompt(make_tiny_tokenizer(), **{"tokens": 500, "depth": 0.5, "seed": 0, **given})
-    assert_sentence(str(caught.value), named)
 
 
 class Oracle:
@@ -109,6 +96,5 @@ def test_a_focus_model_is_asked_beyond_its_window() -> None:
 
 
 def test_a_task_without_samples_is_refused() -> None:
-    with pytest.raises(ValueError) as caught:
+    with refusal("`samples`"):
         PasskeyTask(samples=0)
-    assert_sentence(str(caught.value), "`samples`")

@@ -80,30 +80,14 @@ def test_numbers_that_cannot_work_are_refused(given: dict[str, Any], named: str,
         arguments(tmp_path, **given)
 
 
-def short_passkey(folder: Path) -> FocusTrainer:
-    task = {"passkey": PasskeyTask(tokens=20, samples=1)}
-    return trainer_of(folder, eval_tasks=task, processing_class=make_tiny_tokenizer())
+BEST: dict[str, Any] = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+BEST |= {"load_best_model_at_end": True, "max_steps": 2}
+RIGHT = {"passkey": lambda *_: {"accuracy": 1.0}}
 
 
-def loaded_for_inference(folder: Path) -> FocusTrainer:
+def loaded_for_inference(folder: Path) -> PeftModel:
     make_focus_model(dtype=torch.float32, **FOCUS).save_pretrained(folder / "adapter")
-    model = PeftModel.from_pretrained(make_tiny_model(dtype=torch.float32), folder / "adapter")
-    return trainer_of(folder, model)
-
-
-def best_of_a_task_apart(folder: Path) -> FocusTrainer:
-    fields: dict[str, Any] = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
-    fields |= {"eval_steps": 1, "save_steps": 1, "metric_for_best_model": "eval_passkey_accuracy"}
-    return trainer_of(folder, eval_tasks={"passkey": lambda *_: {"accuracy": 1.0}}, eval_tasks_steps=1, **fields)
-
-
-def best_of_nothing(folder: Path) -> FocusTrainer:
-    fields: dict[str, Any] = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
-    return trainer_of(folder, eval_steps=1, save_steps=1, metric_for_best_model="eval_accuracy", **fields)
-
-
-def impatient(folder: Path) -> FocusTrainer:
-    return trainer_of(folder, callbacks=[EarlyStoppingCallback(2)])
+    return PeftModel.from_pretrained(make_tiny_model(dtype=torch.float32), folder / "adapter")
 
 
 def rows_of_text(folder: Path) -> FocusTrainer:
@@ -115,11 +99,28 @@ def rows_of_text(folder: Path) -> FocusTrainer:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (short_passkey, ("'passkey'", "`tokens` is 20")),
-        (loaded_for_inference, ("`model`", "is_trainable=True")),
-        (best_of_a_task_apart, ("`metric_for_best_model`", "'eval_passkey_accuracy'", "`eval_tasks_steps`")),
-        (best_of_nothing, ("`metric_for_best_model`", "'eval_accuracy'", "eval_loss")),
-        (impatient, ("`eval_strategy`", "'steps'")),
+        (
+            lambda folder: trainer_of(
+                folder, eval_tasks={"passkey": PasskeyTask(20, 1)}, processing_class=make_tiny_tokenizer()
+            ),
+            ("'passkey'", "`tokens` is 20"),
+        ),
+        (
+            lambda folder: trainer_of(folder, eval_tasks={"passkey": PasskeyTask(100, 1)}),
+            ("'passkey'", "`processing_class`"),
+        ),
+        (lambda folder: trainer_of(folder, loaded_for_inference(folder)), ("`model`", "is_trainable=True")),
+        (
+            lambda folder: trainer_of(
+                folder, eval_tasks=RIGHT, eval_tasks_steps=1, metric_for_best_model="eval_passkey_accuracy", **BEST
+            ),
+            ("`metric_for_best_model`", "'eval_passkey_accuracy'", "`eval_tasks_steps`"),
+        ),
+        (
+            lambda folder: trainer_of(folder, metric_for_best_model="eval_accuracy", **BEST),
+            ("`metric_for_best_model`", "'eval_accuracy'", "eval_loss"),
+        ),
+        (lambda folder: trainer_of(folder, callbacks=[EarlyStoppingCallback(2)]), ("`eval_strategy`", "'steps'")),
         (rows_of_text, ("`train_dataset`", "'text'", "`focus_peft.data.prepare`", "`FocusSFTTrainer`")),
     ],
 )
@@ -132,16 +133,8 @@ def test_what_would_end_the_run_later_ends_it_before_the_first_step(
     assert trainer.state.global_step == 0 and not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_a_passkey_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, eval_tasks={"passkey": PasskeyTask(100, 1)})
-    with refusal("'passkey'", "`processing_class`"):
-        trainer.train()
-
-
 def test_a_best_metric_of_a_task_that_evaluations_run_works(tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True}
-    fields |= {"eval_steps": 1, "save_steps": 1, "metric_for_best_model": "passkey_accuracy", "max_steps": 2}
-    trainer = trainer_of(tmp_path, eval_tasks={"passkey": lambda *_: {"accuracy": 1.0}}, **fields)
+    trainer = trainer_of(tmp_path, eval_tasks=RIGHT, metric_for_best_model="passkey_accuracy", **BEST)
     trainer.train()
     assert trainer.state.best_metric == 1.0
 

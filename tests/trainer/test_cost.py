@@ -10,7 +10,7 @@ import torch
 from conftest import make_focus_model, make_tiny_model, random_ids
 from cost_tables import SHAPES, tables
 from peft import get_peft_model
-from refusal import assert_sentence
+from refusal import refusal
 
 from focus_peft import FocusConfig
 from focus_peft.trainer.cost import Counts, training_cost
@@ -122,9 +122,8 @@ def test_zero_divides_what_it_divides() -> None:
     ("given", "named"), [({"zero_stage": 4}, "`zero_stage`"), ({"precision": "int3"}, "`precision`")]
 )
 def test_what_cannot_be_is_refused(given: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refusal(named):
         training_cost(SHAPES["1B"], FocusConfig(), 4096, **given)
-    assert_sentence(str(caught.value), named)
 
 
 def test_the_page_has_the_tables_as_they_are_printed() -> None:

@@ -13,7 +13,7 @@ import fsdp_worker
 import pytest
 import torch
 from conftest import make_tiny_model
-from runs import TINY, Documents, history, loaded, losses, run, start, train, trainer_of
+from runs import TINY, Documents, history, loaded, losses, run, start, trainer_of
 from safetensors.torch import load_file
 from torch.utils.cpp_extension import get_default_build_root
 
@@ -50,7 +50,7 @@ def alone(directory: Path, base: str, **fields: Any) -> tuple[dict[int, dict[str
     return losses(trainer.state.log_history), load_file(directory / "alone" / "adapter_model.safetensors")
 
 
-def check(directory: Path, tolerance: float, focus: dict[str, Any] | None = None, **args: Any) -> None:
+def check(directory: Path, focus: dict[str, Any] | None = None, **args: Any) -> None:
     base = make_base(directory)
     expected, weights = alone(directory, base, **(focus or {}))
     fields = {"base": base, "focus": {**FIELDS, **(focus or {})}, "documents": 8, "lengths": LENGTHS}
@@ -59,7 +59,7 @@ def check(directory: Path, tolerance: float, focus: dict[str, Any] | None = None
     found = losses(json.loads((directory / "history.json").read_text()))
     assert found.keys() == expected.keys()
     for step, values in expected.items():
-        assert found[step] == pytest.approx(values, rel=tolerance), step
+        assert found[step] == pytest.approx(values, rel=1e-5), step
     fingerprint = loaded(base, FIELDS).base_model.fingerprint.to_dict()
     assert json.loads((directory / "fingerprint.json").read_text()) == fingerprint
     saved = load_file(directory / "adapter" / "adapter_model.safetensors")
@@ -69,28 +69,18 @@ def check(directory: Path, tolerance: float, focus: dict[str, Any] | None = None
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    check(tmp_path, 1e-5)
-
-
-@pytest.mark.slow
-@needs_deepspeed
-def test_zero_2_equals_one_process(tmp_path: Path) -> None:
-    check(tmp_path, 1e-5, deepspeed=str(DEEPSPEED / "zero2.json"))
-
-
-@pytest.mark.slow
-@needs_deepspeed
-@needs_kernel
-def test_zero_2_with_offloaded_optimizer_equals_one_process(tmp_path: Path) -> None:
-    check(tmp_path, 1e-5, deepspeed=str(DEEPSPEED / "zero2_offload.json"))
-
-
-@pytest.mark.slow
-@needs_deepspeed
-@pytest.mark.parametrize("focus", [{}, {"r": 2, "loss": "draw", "decoding": "exact"}])
-def test_zero_3_equals_one_process(focus: dict[str, Any], tmp_path: Path) -> None:
-    check(tmp_path, 1e-5, focus, deepspeed=str(DEEPSPEED / "zero3.json"))
+@pytest.mark.parametrize(
+    ("stage", "focus"),
+    [
+        (None, {}),
+        pytest.param("zero2", {}, marks=needs_deepspeed),
+        pytest.param("zero2_offload", {}, marks=[needs_deepspeed, needs_kernel]),
+        pytest.param("zero3", {}, marks=needs_deepspeed),
+        pytest.param("zero3", {"r": 2, "loss": "draw", "decoding": "exact"}, marks=needs_deepspeed),
+    ],
+)
+def test_two_processes_equal_one(stage: str | None, focus: dict[str, Any], tmp_path: Path) -> None:
+    check(tmp_path, focus, **({} if stage is None else {"deepspeed": str(DEEPSPEED / f"{stage}.json")}))
 
 
 @pytest.mark.slow
@@ -113,11 +103,17 @@ def test_fsdp_2_has_the_gradients_of_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 @needs_deepspeed
 def test_two_processes_with_zero_2_go_on_from_the_middle(tmp_path: Path) -> None:
-    words: list[Any] = ["--config", TINY, f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'run'}"]
+    words: list[Any] = [
+        "recipes/train.py",
+        "--config",
+        TINY,
+        f"cache_dir={tmp_path / 'cache'}",
+        f"output_dir={tmp_path / 'run'}",
+    ]
     words += ["deepspeed=recipes/deepspeed/zero2.json", "passkey_every=null", "gradient_accumulation_steps=1"]
-    first = train(*words, "max_steps=10", "lr_scheduler_type=constant", processes=2)
+    first = start(*words, "max_steps=10", "lr_scheduler_type=constant", processes=2)
     assert first.returncode == 0, first.stderr[-3000:]
-    second = train(*words, "lr_scheduler_type=constant", processes=2)
+    second = start(*words, "lr_scheduler_type=constant", processes=2)
     assert second.returncode == 0, second.stderr[-3000:]
     losses = history(tmp_path / "run")
     assert list(losses) == [5, 10, 15, 20] and all(torch.isfinite(torch.tensor(list(losses.values()))))

@@ -242,7 +242,7 @@ def test_data_that_is_drawn_anew_each_time_has_no_digest() -> None:
 
 def test_a_run_that_starts_anew_sets_aside_what_was_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fields = {**SAVING, "save_total_limit": 1, "lr_scheduler_type": "constant"}
-    longer = trainer_of(tmp_path, **{**fields, "max_steps": 5})
+    longer = trainer_of(tmp_path, **{**fields, "max_steps": 5, "save_total_limit": None})
     longer.train()
     longer.save_model()
     with caplog.at_level(logging.WARNING, "focus_peft"):
@@ -251,7 +251,7 @@ def test_a_run_that_starts_anew_sets_aside_what_was_there(tmp_path: Path, caplog
     assert not (tmp_path / "adapter_model.safetensors").exists(), "no result before the run has ended"
     assert "_earlier-1" in caplog.text
     kept = {path.name for path in (tmp_path / "_earlier-1").iterdir()}
-    assert {"checkpoint-5", "adapter_model.safetensors", "adapter_config.json"} <= kept
+    assert {"checkpoint-3", "checkpoint-5", "adapter_model.safetensors", "adapter_config.json"} <= kept
     goes_on = trainer_of(tmp_path, **{**fields, "max_steps": 4})
     goes_on.train(resume_from_checkpoint="auto")
     assert logged(goes_on, "epoch")[-1] > 0 and goes_on.state.global_step == 4

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
-from refusal import assert_sentence, refusal
+from refusal import refusal
 from runs import adapter, logged
 
 from focus_peft import FocusConfig
@@ -77,9 +77,8 @@ def test_the_adapter_can_be_made_by_the_trainer_and_answers_alone_be_labels(tmp_
 
 @pytest.mark.parametrize("name", ["packing", "eval_packing", "padding_free"])
 def test_packing_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refusal(f"`{name}`", "True", f"`{name}=False`"):
         sft_trainer(tmp_path, TEXTS, max_length=64, **{name: True})
-    assert_sentence(str(caught.value), f"`{name}`", "True", f"`{name}=False`")
 
 
 def rows_of(kind: str) -> Any:

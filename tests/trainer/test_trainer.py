@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, random_ids
-from refusal import assert_sentence, refusal
-from runs import FOCUS, Documents, adapter, arguments, collate, logged, losses, run, trainer_of
+from refusal import refusal
+from runs import FOCUS, Documents, adapter, collate, logged, losses, run, trainer_of
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from focus_peft.hub.run_folder import last_checkpoint
 from focus_peft.trainer.arguments import FocusTrainingArguments
 from focus_peft.trainer.stopping import TrainingDiverged, TrainingInterrupted
-from focus_peft.trainer.trainer import FocusTrainer
 
 
 class Recorder(TrainerCallback):
@@ -95,9 +94,8 @@ def _renamed(batch: dict[str, Any]) -> dict[str, Any]:
 def test_seeds_that_cannot_be_are_refused(given: dict[str, Any], named: tuple[str, ...]) -> None:
     model = make_focus_model(label_size=4)
     ids = random_ids(50)[None]
-    with pytest.raises(ValueError) as caught:
+    with refusal(*named):
         model(ids, labels=ids, **given)
-    assert_sentence(str(caught.value), *named)
 
 
 def test_accumulated_micro_batches_equal_one_batch_of_all_documents(tmp_path: Path) -> None:
@@ -166,31 +164,16 @@ def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_focus_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refusal("`model`", "LlamaForCausalLM", "get_peft_model"):
         trainer_of(tmp_path, make_tiny_model())
-    assert_sentence(str(caught.value), "`model`", "LlamaForCausalLM", "get_peft_model")
-
-
-@pytest.mark.parametrize("fields", [{"label_smoothing_factor": 0.1}, {"neftune_noise_alpha": 5.0}], ids=str)
-def test_an_argument_that_asks_for_another_loss_is_refused(fields: dict[str, Any], tmp_path: Path) -> None:
-    ((name, value),) = fields.items()
-    with refusal(f"`{name}`", str(value), "leave it out"):
-        trainer_of(tmp_path, **fields)
-
-
-def test_a_function_that_computes_another_loss_is_refused(tmp_path: Path) -> None:
-    model = make_focus_model(dtype=torch.float32, **FOCUS)
-    with refusal("`compute_loss_func`", "leave it out"):
-        FocusTrainer(model=model, args=arguments(tmp_path), compute_loss_func=lambda outputs, labels, **_: outputs)
 
 
 def test_data_that_nothing_can_be_drawn_from_is_refused_before_the_first_step(tmp_path: Path) -> None:
     model = make_focus_model(dtype=torch.float32, **FOCUS)
     recorder = Recorder(model)
     trainer = trainer_of(tmp_path, model, Documents(5, 1, 1))
-    with pytest.raises(ValueError) as caught:
+    with refusal("5 documents", "`train_dataset`", "too short"):
         trainer.train()
-    assert_sentence(str(caught.value), "5 documents", "`train_dataset`", "too short")
     assert not recorder.outputs
 
 
@@ -219,11 +202,10 @@ class Poison(TrainerCallback):
 def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     fields = {"save_strategy": "steps", "save_steps": 1, "callbacks": [Poison(2, float("nan"))]}
     trainer = trainer_of(tmp_path, **fields)
-    with pytest.raises(TrainingDiverged) as caught:
+    with refusal(
+        "step 3", "`loss_continuation and loss_repetition` is nan", "checkpoint-2", "seeds [", error=TrainingDiverged
+    ):
         trainer.train()
-    assert_sentence(
-        str(caught.value), "step 3", "`loss_continuation and loss_repetition` is nan", "checkpoint-2", "seeds ["
-    )
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     resumed = trainer_of(tmp_path, save_strategy="no")
     resumed.train(resume_from_checkpoint=True)
@@ -236,17 +218,15 @@ def test_a_gradient_that_is_not_a_number_ends_the_run_before_the_step(tmp_path: 
     weight.register_hook(lambda gradient: gradient * float("nan"))
     trainer = trainer_of(tmp_path, model)
     before = adapter(model)
-    with pytest.raises(TrainingDiverged) as caught:
+    with refusal("step 1", "`grad_norm` is nan", "No checkpoint", error=TrainingDiverged):
         trainer.train()
-    assert_sentence(str(caught.value), "step 1", "`grad_norm` is nan", "No checkpoint")
     assert all(torch.equal(weight, before[name]) for name, weight in adapter(model).items())
 
 
 def test_an_exploding_loss_ends_the_run(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, max_steps=40, learning_rate=0.0, max_loss=0.5)
-    with pytest.raises(TrainingDiverged) as caught:
+    with refusal("step 10 ", "explodes", "above 0.5", "`max_loss`", error=TrainingDiverged):
         trainer.train()
-    assert_sentence(str(caught.value), "step 10 ", "explodes", "above 0.5", "`max_loss`")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -318,9 +298,8 @@ def test_a_checkpoint_without_its_end_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "_saving" / "checkpoint-8" / "trainer_state.json").write_text("{}")
     assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "nowhere") is None
     trainer = trainer_of(tmp_path, max_steps=1)
-    with pytest.raises(ValueError) as caught:
+    with refusal("`resume_from_checkpoint`", "whole checkpoint"):
         trainer.train(resume_from_checkpoint=True)
-    assert_sentence(str(caught.value), "`resume_from_checkpoint`", "whole checkpoint")
 
 
 def test_the_checkpoint_limit_keeps_the_last_and_the_best(tmp_path: Path) -> None:
@@ -336,20 +315,3 @@ def test_the_checkpoint_limit_keeps_the_last_and_the_best(tmp_path: Path) -> Non
     saved = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
     assert saved["best_model_checkpoint"] == str(tmp_path / f"checkpoint-{best}")
     assert trainer.evaluate()["eval_loss"] == min(evaluated)  # the best weights were loaded
-
-
-def test_early_stopping_stops(tmp_path: Path) -> None:
-    fields = {"max_steps": 9, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
-    callbacks = [EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=100.0)]
-    trainer = trainer_of(tmp_path, **fields, load_best_model_at_end=True, callbacks=callbacks)
-    trainer.train()
-    assert trainer.state.global_step < 9
-
-
-def test_a_run_that_starts_anew_replaces_a_checkpoint_of_the_same_step(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        trainer: FocusTrainer = trainer_of(tmp_path, max_steps=1, save_strategy="steps", save_steps=1, seed=seed)
-        trainer.train()
-        found = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
-        assert found["log_history"][0]["loss"] == logged(trainer, "loss")[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["_earlier-1", "checkpoint-1"]

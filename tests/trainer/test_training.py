@@ -9,12 +9,12 @@ from typing import Any
 import ddp_worker
 import pytest
 import torch
-from conftest import make_focus_model, pad_rows
+from conftest import make_focus_model
 from fresh import run_apart
 from peft import PeftModel
+from runs import Documents, arguments, collate, logged
 from torch import nn
 from training import (
-    IGNORED,
     Gradients,
     assert_equal_to,
     assert_same_gradients,
@@ -167,21 +167,6 @@ def test_half_precision_base_models_train(family: str, dtype: torch.dtype, r: in
     assert abs(output.loss.item() - expected.loss.item()) < 0.25 * expected.loss.item()
 
 
-def test_an_optimizer_brings_the_loss_down() -> None:
-    torch.manual_seed(0)
-    model = make_focus_model("llama", torch.float32, label_size=8).train()
-    ids = batch_of([document(60)])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    losses = []
-    for _ in range(20):
-        loss = model(ids, labels=ids, generator=seeded(0)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
-
-
 def test_a_copy_of_the_model_trains_like_the_model() -> None:
     model = make_focus_model(label_size=4).train()
     ids = batch_of([document(50)])
@@ -194,24 +179,17 @@ def test_a_copy_of_the_model_trains_like_the_model() -> None:
 # transformers' Trainer
 
 
-class Documents(torch.utils.data.Dataset):
-    """Documents of several lengths, as a dataset: random ones, or all made of the same three tokens."""
-
-    def __init__(self, count: int, monotonous: bool = False) -> None:
-        self.rows = [document(60 + 3 * (seed % 3), seed) for seed in range(count)]
-        if monotonous:
-            self.rows = [[10 + token % 3 for token in row] for row in self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> list[int]:
-        return self.rows[index]
+def plain(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch for transformers' own trainer, which knows of no seeds of samples."""
+    return {name: tensor for name, tensor in collate(rows).items() if name != "sample_seed"}
 
 
-def collate(rows: list[list[int]]) -> dict[str, torch.Tensor]:
-    ids, mask = pad_rows([torch.tensor(row) for row in rows], "right")
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED)}
+class Monotonous(Documents):
+    """Documents that are all made of the same three tokens."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = [10 + token % 3 for token in self.rows[index]]
+        return {**super().__getitem__(index), "input_ids": row, "labels": row}
 
 
 class Recorder(TrainerCallback):
@@ -234,37 +212,16 @@ class Recorder(TrainerCallback):
         return [loss for _, _, loss in self.calls]
 
 
-def trainer_of(
-    model: PeftModel, directory: Path, documents: int = 8, monotonous: bool = False, **arguments: Any
-) -> Trainer:
-    defaults = {
-        "per_device_train_batch_size": 2,
-        "per_device_eval_batch_size": 3,
-        "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "use_cpu": True,
-        "seed": 0,
-    }
-    return Trainer(
-        model=model,
-        args=TrainingArguments(output_dir=str(directory), **{**defaults, **arguments}),
-        train_dataset=Documents(documents, monotonous),
-        eval_dataset=Documents(documents, monotonous),
-        data_collator=collate,
-    )
-
-
-def logged(trainer: Trainer, name: str) -> list[float]:
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
+def trainer_of(model: PeftModel, directory: Path, documents: int | Documents = 8, **fields: Any) -> Trainer:
+    data = Documents(documents, 60) if isinstance(documents, int) else documents
+    sizes = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 3, "max_steps": -1}
+    args = arguments(directory, kind=TrainingArguments, remove_unused_columns=False, **{**sizes, **fields})
+    return Trainer(model=model, args=args, train_dataset=data, eval_dataset=data, data_collator=plain)
 
 
 def test_the_trainer_brings_the_loss_down_and_evaluates(tmp_path: Path) -> None:
     model = make_focus_model(dtype=torch.float32, label_size=8)
-    trainer = trainer_of(model, tmp_path, documents=4, monotonous=True, max_steps=16, learning_rate=1e-2)
+    trainer = trainer_of(model, tmp_path, Monotonous(4, 60), max_steps=16, learning_rate=1e-2)
     before = trainer.evaluate()["eval_loss"]
     assert trainer.evaluate()["eval_loss"] == before
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if ".focus_" not in name}
@@ -279,7 +236,8 @@ def test_the_trainer_brings_the_loss_down_and_evaluates(tmp_path: Path) -> None:
 def test_evaluation_averages_over_batches(tmp_path: Path) -> None:
     model = make_focus_model(label_size=4).eval()
     trainer = trainer_of(model, tmp_path, documents=6)
-    losses = [model(**collate(trainer.eval_dataset.rows[start : start + 3])).loss.item() for start in (0, 3)]
+    rows = [trainer.eval_dataset[number] for number in range(6)]
+    losses = [model(**plain(rows[start : start + 3])).loss.item() for start in (0, 3)]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(sum(losses) / 2, rel=1e-6)
 
 
