@@ -59,33 +59,6 @@ def test_any_number_of_chunks_equals_the_reference(count: int) -> None:
     assert read_by(output) == [sequence.read]
 
 
-def test_whoever_reads_all_chunks_is_the_base_model() -> None:
-    model = make_focus_model(**SIZES)
-    ids = random_ids(29)
-    output = generate(model, ids, 12, read_chunks=99)
-    expected = generate(make_tiny_model(), ids, 12)
-    assert torch.equal(output.sequences, expected.sequences)
-    torch.testing.assert_close(torch.cat(output.logits), torch.cat(expected.logits), **GENERATED)
-    assert read_by(output) == [[0, 1, 2, 3, 4, 5, 6]]
-
-
-def test_what_is_chosen_is_what_one_would_choose_from_the_scores() -> None:
-    """By hand: score, concatenate, and ask the base model."""
-    model = make_focus_model(**SIZES)
-    ids = random_ids(31, seed=2)
-    (scores,) = model.chunk_scores(ids[None])
-    best = sorted(scores.topk(2).indices.tolist())
-    chunks = ids[:25].split(5)
-    text = torch.cat([torch.tensor([1]), *[chunks[number] for number in best], ids[25:]])
-    assert 0 not in best  # so that the beginning is left out, and BOS stands in its place
-    with model.disable_adapter():
-        expected = generate(model, text, 5)
-    output = generate(model, ids, 5, read_chunks=2)
-    assert read_by(output) == [best]
-    assert output.sequences[0, 31:].tolist() == expected.sequences[0, len(text) :].tolist()
-    torch.testing.assert_close(torch.cat(output.logits), torch.cat(expected.logits), **TIGHT)
-
-
 def test_chunk_scores_are_what_the_reference_looks_at() -> None:
     model, reference = pair()
     rows = [random_ids(27, seed=1), random_ids(4, seed=2), random_ids(13, seed=3)]
@@ -94,14 +67,6 @@ def test_chunk_scores_are_what_the_reference_looks_at() -> None:
         sequence = reference.start(row)
         expected = reference.looked_at(sequence.chunks, sequence.window) if sequence.chunks else []
         torch.testing.assert_close(scores.double(), torch.tensor(expected, dtype=torch.float64), **GENERATED)
-
-
-def test_without_it_nothing_changes() -> None:
-    model, plain = make_focus_model(read_chunks=2, **SIZES), make_focus_model(**SIZES)
-    ids = random_ids(29)
-    found, expected = generate(plain, ids, 9), generate(make_focus_model(**SIZES), ids, 9, read_chunks=None)
-    assert torch.equal(torch.cat(found.logits), torch.cat(expected.logits))
-    assert not torch.equal(found.logits[0], generate(model, ids, 9).logits[0])
 
 
 @pytest.mark.parametrize(
@@ -307,7 +272,7 @@ def test_an_input_that_fits_the_window_is_the_base_models() -> None:
 def test_chunks_are_freed_as_soon_as_no_other_choice_can_come(monkeypatch: pytest.MonkeyPatch) -> None:
     from focus_peft.decoding import generate as generating
 
-    model, caches = make_focus_model(read_chunks=1, **SIZES), []
+    (model, reference), ids, caches = pair(1), random_ids(29), []
 
     def make_cache(*args: Any) -> Any:
         caches.append(make(*args))
@@ -316,17 +281,11 @@ def test_chunks_are_freed_as_soon_as_no_other_choice_can_come(monkeypatch: pytes
     make = generating.make_cache
     monkeypatch.setattr(generating, "make_cache", make_cache)
     for new_tokens, kept in ((5, 0), (6, 1)):  # the sixth would make the window spill
-        generate(model, random_ids(29), new_tokens, return_dict_in_generate=False)
+        output = generate(model, ids, new_tokens, return_dict_in_generate=False)
+        assert output[0, 29:].tolist() == reference.greedy(ids, new_tokens)[0].tolist()
         assert len(caches[-1].chunks) == kept
-    generate(model, random_ids(29), 5)
+    generate(model, ids, 5)
     assert len(caches[-1].chunks) == 1  # whoever has the cache may go on
-
-
-def test_with_chunks_freed_the_tokens_are_the_same() -> None:
-    model, reference = pair()
-    ids = random_ids(29)
-    output = generate(model, ids, 5, return_dict_in_generate=False)
-    assert output[0, 29:].tolist() == reference.greedy(ids, 5)[0].tolist()
 
 
 def test_the_base_model_alone_reads_new_tokens() -> None:
