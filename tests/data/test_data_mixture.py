@@ -15,7 +15,6 @@ from data_worker import prepare_together
 from fresh import run_apart
 from test_data import TOKENIZER, prepared, text, texts, write_texts
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from focus_peft.config import IGNORE
 from focus_peft.data import DocumentCollator
@@ -168,50 +167,6 @@ def test_a_process_that_gets_a_dataset_is_not_sent_its_tokens(tmp_path: Path) ->
     sent = pickle.dumps(data.held_out.parts)
     assert len(sent) < 5000
     assert pickle.loads(sent)[0].table.ids(0) == data.train.parts[0].table.ids(0)
-
-
-class TellEpoch(TrainerCallback):
-    """What a trainer has to do: accelerate does not tell the dataset when batches are skipped, or among several
-    processes.
-    """
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kwargs["train_dataloader"].dataset.set_epoch(int(state.epoch or 0))
-
-
-class Recorder(Trainer):
-    """Notes the seeds of the batches that it is given."""
-
-    seen: list[list[int]]
-
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.seen.append(inputs.pop("sample_seeds").tolist())
-        return super().training_step(model, inputs, *args, **kwargs)
-
-
-def test_a_resumed_run_sees_the_batches_that_it_would_have_seen(tmp_path: Path) -> None:
-    data = prepared(tmp_path, write_texts(tmp_path, 6, 20), {"path": str(write_texts(tmp_path, 4, 30, first=50))})
-
-    def run(resume: str | None) -> Recorder:
-        arguments = TrainingArguments(
-            output_dir=str(tmp_path / "run"),
-            use_cpu=True,
-            per_device_train_batch_size=2,
-            num_train_epochs=3,
-            save_steps=7,  # in the middle of the second epoch
-            remove_unused_columns=False,
-            report_to=[],
-            disable_tqdm=True,
-        )
-        model = make_focus_model(r=1, dtype=torch.float32, base={"vocab_size": len(TOKENIZER)})
-        trainer = Recorder(model, arguments, DocumentCollator(), data.train, callbacks=[TellEpoch()])
-        trainer.seen = []
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer
-
-    whole = run(None).seen
-    assert len(whole) == 15
-    assert run(str(tmp_path / "run" / "checkpoint-7")).seen == whole[7:]
 
 
 # Several processes

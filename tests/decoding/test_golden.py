@@ -164,17 +164,6 @@ def test_an_input_that_fits_the_local_window_is_the_plain_path(name: str, number
     torch.testing.assert_close(logits, expected_logits(numbers, name), rtol=0, atol=1e-4)
 
 
-def test_an_explicit_memory_gives_the_same_numbers(numbers: Tensors, weights: Tensors) -> None:
-    name = "e"
-    ids, sizes = numbers[f"{name}.input_ids"].long(), case_sizes(name)
-    model = golden_model(weights, **sizes)
-    memory = model.encode(ids[: -sizes["local_size"]])
-    assert memory.num_chunks == CASES[name]["n_chunks"]
-    tokens, logits = generate(model, ids[-sizes["local_size"] :], memory=memory)
-    assert tokens.tolist() == numbers[f"{name}.greedy_tokens"].tolist()
-    torch.testing.assert_close(logits, expected_logits(numbers, name), rtol=0, atol=2e-3)
-
-
 def test_the_slow_reference_of_these_tests_is_right_too(numbers: Tensors, weights: Tensors) -> None:
     name = "g"
     model = golden_model(weights, **case_sizes(name))

@@ -48,12 +48,6 @@ def test_landmarks_parts_stand_in_its_order_on_lines_of_their_own(number: int, t
     assert tokens - 10 - max(1, tokens // 1000) <= len(sample.ids) <= tokens - 10
 
 
-def test_the_seed_chooses_the_key() -> None:
-    tokenizer = make_tiny_tokenizer()
-    keys = [passkey_prompt(tokenizer, 500, 0.5, seed).key for seed in (1, 1, 2)]
-    assert keys[0] == keys[1] != keys[2]
-
-
 @pytest.mark.parametrize(
     ("answer", "right"),
     [(" 12345.", True), ("x12345", True), (" 123456", False), (" 1 12345", False), ("none", False)],
