@@ -20,6 +20,7 @@ import pytest
 import torch
 from lib.byte_tokenizer import byte_tokenizer
 from models_table import TableWriter
+from peft import PeftModel
 from tiny import (
     BOS,
     EOS,
@@ -86,6 +87,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return make_tiny_tokenizer()
 
 
+@pytest.fixture(scope="module")
+def model() -> PeftModel:
+    """A focus model with the twins and windows of `make_focus_model`, which tests leave as it is."""
+    return make_focus_model()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     """Tiny models are fastest on one thread, and their sums are the same on every machine."""
@@ -93,6 +100,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def distributed(tmp_path: Path) -> Iterator[None]:
+    """One process of torch.distributed, which may share chunks with itself."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def save_base(folder: Path, template: str | None = None, **config: Any) -> None:

@@ -41,11 +41,6 @@ def argument(call: str) -> str:
     return "`document_ids`" if call == "encode" else "`input_ids`"
 
 
-@pytest.fixture(scope="module")
-def model() -> PeftModel:
-    return make_focus_model()
-
-
 # Ids
 
 

@@ -347,15 +347,6 @@ def test_longrope_models_get_the_sizes_of_their_original_length() -> None:
 # Overrides for one call
 
 
-@pytest.fixture
-def distributed(tmp_path: Path) -> Iterator[None]:
-    """One process of torch.distributed, which may share chunks with itself."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.usefixtures("distributed")
 @pytest.mark.parametrize("field", INFERENCE_FIELDS)
 def test_fields_that_matter_at_inference_can_be_overridden_for_one_call(field: str) -> None:

@@ -23,7 +23,6 @@ from focus_peft.layer import TwinLayer
 
 IDS = random_ids(40)[None]
 each_rank = pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
-each_tie = pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
 
 
 def wrap(base: nn.Module, **fields: Any) -> PeftModel:
@@ -287,48 +286,32 @@ class Backend:
         return graph.forward
 
 
-def compiled_before(backend: Any) -> PeftModel:
+def compiled(where: str, backend: Any) -> PeftModel:
+    """A model that is compiled before it is wrapped, or after, or layer by layer, or with what wraps it."""
     base = make_tiny_model(dtype=torch.float32)
-    base.compile(backend=backend)
-    return wrap(base)
-
-
-def compiled_after(backend: Any) -> PeftModel:
-    model = wrap(make_tiny_model(dtype=torch.float32))
-    model.get_base_model().compile(backend=backend)
+    if where == "before":
+        base.compile(backend=backend)
+    model = wrap(base)
+    parts = {"before": [], "after": [base], "layers": base.model.layers, "around": [model]}
+    for module in parts[where]:
+        module.compile(backend=backend)
     return model
 
 
-def compiled_layers(backend: Any) -> PeftModel:
-    model = wrap(make_tiny_model(dtype=torch.float32))
-    for layer in model.get_base_model().model.layers:
-        layer.compile(backend=backend)
-    return model
-
-
-def compiled_around(backend: Any) -> PeftModel:
-    model = wrap(make_tiny_model(dtype=torch.float32))
-    model.compile(backend=backend)
-    return model
-
-
-COMPILED = [compiled_before, compiled_after, compiled_layers, compiled_around]
-
-
-@pytest.mark.parametrize("make", COMPILED, ids=lambda make: make.__name__)
-def test_a_compiled_model_reads_and_trains_like_one_that_is_not(make: Callable[[Any], PeftModel]) -> None:
+@pytest.mark.parametrize("where", ["before", "after", "layers", "around"])
+def test_a_compiled_model_reads_and_trains_like_one_that_is_not(where: str) -> None:
     torch.compiler.reset()
-    model, expected = make(Backend()), wrap(make_tiny_model(dtype=torch.float32))
+    model, expected = compiled(where, Backend()), wrap(make_tiny_model(dtype=torch.float32))
     torch.testing.assert_close(logits_of(model), logits_of(expected), rtol=0, atol=1e-5)
     assert torch.equal(greedy(model), greedy(expected))
     assert_same_gradients(model.train(), expected.train())
 
 
-@pytest.mark.parametrize("make", COMPILED[:3], ids=lambda make: make.__name__)
-def test_what_the_base_model_reads_alone_runs_compiled_and_chunks_do_not(make: Callable[[Any], PeftModel]) -> None:
+@pytest.mark.parametrize("where", ["before", "after", "layers"])
+def test_what_the_base_model_reads_alone_runs_compiled_and_chunks_do_not(where: str) -> None:
     torch.compiler.reset()
     backend = Backend()
-    model = make(backend)
+    model = compiled(where, backend)
     logits_of(model)
     assert backend.graphs == 0
     found = logits_of(model, IDS[:, :8])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_focus_model, random_ids
+from conftest import random_ids
 from peft import PeftModel, PeftModelForCausalLM
 from refusal import count_passes, refusal
 from torch import nn
@@ -157,11 +157,6 @@ HARMLESS = {
 }
 
 CLASSES = (GenerationMixin, PreTrainedModel, PeftModel, PeftModelForCausalLM, FocusModel)
-
-
-@pytest.fixture(scope="module")
-def model() -> PeftModel:
-    return make_focus_model()
 
 
 def public_callables(kind: type) -> set[str]:

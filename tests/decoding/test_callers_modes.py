@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model, random_ids, small_config
+from conftest import make_tiny_model, random_ids, small_config
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -20,11 +20,6 @@ from focus_peft.frozen.compat import CACHE
 
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5, "return_dict_in_generate": True}
-
-
-@pytest.fixture(scope="module")
-def model() -> PeftModel:
-    return make_focus_model("llama", torch.float64)
 
 
 def a_memory(model: PeftModel, begins: Any, goes_on: Any) -> torch.Tensor:

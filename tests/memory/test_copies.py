@@ -20,11 +20,6 @@ QUESTIONS = [random_ids(6, seed=seed)[None] for seed in (2, 3)]
 STORAGES = ["device", "cpu", "int8", "disk"]
 
 
-@pytest.fixture(scope="module")
-def model() -> PeftModel:
-    return make_focus_model()
-
-
 def answer(model: PeftModel, memory: Memory, question: torch.Tensor = QUESTIONS[0]) -> torch.Tensor:
     return model.generate(question, memory=memory, max_new_tokens=12, do_sample=False)  # spills
 

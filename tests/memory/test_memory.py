@@ -35,11 +35,6 @@ FILES = ["memory.json", "memory.safetensors"]
 
 
 @pytest.fixture(scope="module")
-def model() -> PeftModel:
-    return make_focus_model()
-
-
-@pytest.fixture(scope="module")
 def saved(model: PeftModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the memory of DOCUMENT, tokenizer included."""
     directory = tmp_path_factory.mktemp("memories") / "saved"

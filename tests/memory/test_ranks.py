@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +38,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, ranks_wor
     scenarios = Scenarios(False, directory)
     scenarios.model.encode(DOCUMENTS).save(directory / SAVED)
     return scenarios.run(SCENARIOS), directory
-
-
-@pytest.fixture
-def distributed(tmp_path: Path) -> Iterator[None]:
-    """One process of torch.distributed."""
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
