@@ -113,7 +113,7 @@ def distributed(tmp_path: Path) -> Iterator[None]:
 
 def save_base(folder: Path, template: str | None = None, **config: Any) -> None:
     """Save a tiny model that reads bytes, with its tokenizer; `config` as of `make_tiny_model`."""
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.chat_template = template or tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     make_tiny_model(vocab_size=len(tokenizer), **config).save_pretrained(folder)

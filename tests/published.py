@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import make_tiny_model, make_tiny_tokenizer, perturb_twins, random_ids
+from conftest import perturb_twins, random_ids, save_base
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -105,10 +105,7 @@ def change_weights(adapter: Path, by: float = 1.0) -> None:
 
 def make_trained(root: Path) -> Trained:
     """Save a base model, and an adapter in a folder that looks like a checkpoint."""
-    tokenizer = make_tiny_tokenizer()
-    base = make_tiny_model(dtype=torch.float32, vocab_size=len(tokenizer), max_position_embeddings=256)
-    base.save_pretrained(root / "base")
-    tokenizer.save_pretrained(root / "base")
+    save_base(root / "base", dtype=torch.float32, max_position_embeddings=256)
     model = get_peft_model(load_base(root / "base"), FocusConfig(**FOCUS))  # type: ignore[arg-type]
     perturb_twins(model)
     adapter = root / "checkpoint-10"

@@ -22,7 +22,7 @@ import config_table
 import pytest
 import test_families
 import torch
-from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
+from conftest import make_focus_model, save_base
 from families import FAMILIES
 from models_table import BEGIN, CHECKS, END, SIGNS, TableWriter, read_table
 
@@ -135,8 +135,7 @@ def run(code: str, namespace: dict[str, Any], where: str) -> None:
 def _clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     base = {"vocab_size": 259, "max_position_embeddings": 512}
-    make_tiny_model("llama", torch.float32, **base).save_pretrained(folder / MODEL)
-    make_tiny_tokenizer().save_pretrained(folder / MODEL)
+    save_base(folder / MODEL, dtype=torch.float32, max_position_embeddings=512)
     make_focus_model("llama", torch.float32, base, r=2, **SIZES).save_pretrained(folder / ADAPTER)
     prose = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 6
     (folder / "book.txt").write_text(prose)

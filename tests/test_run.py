@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
+from conftest import make_focus_model, make_tiny_tokenizer, save_base
 
 from focus_peft import FocusConfig, run
 
@@ -41,8 +41,7 @@ def test_both_kinds_of_requests_are_answered_as_the_model_answers_single_rows(
     fields = {"vocab_size": 259, "max_position_embeddings": 256}
     model = make_focus_model(base=fields, chunk_size=32, local_size=48, prompt_size=8)
     tokenizer = make_tiny_tokenizer()
-    make_tiny_model(**fields).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    save_base(tmp_path / "base", max_position_embeddings=256)
     model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "documents.jsonl").write_text("\n".join(json.dumps({"q": prompt}) for prompt in PROMPTS))
     (tmp_path / "tasks").mkdir()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model, make_tiny_tokenizer, perturb_twins
+from conftest import make_tiny_model, make_tiny_tokenizer, perturb_twins, save_base
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from focus_peft import FocusConfig
@@ -33,11 +33,7 @@ SIZES = {"chunk_size": 24, "local_size": 24, "prompt_size": 8}
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with its tokenizer, saved."""
     directory = tmp_path_factory.mktemp("model")
-    tokenizer = make_tiny_tokenizer()
-    make_tiny_model(dtype=torch.float32, vocab_size=len(tokenizer), max_position_embeddings=256).save_pretrained(
-        directory
-    )
-    tokenizer.save_pretrained(directory)
+    save_base(directory, dtype=torch.float32, max_position_embeddings=256)
     return directory
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model, make_tiny_tokenizer
+from conftest import save_base
 
 
 ROOT = Path(__file__).parents[2]
@@ -60,9 +60,7 @@ def test_a_reader_that_went_away_ends_it_quietly(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_reader_that_goes_away_before_the_answer_ends_it_quietly(tmp_path: Path) -> None:
-    tokenizer = make_tiny_tokenizer()
-    make_tiny_model(dtype=torch.float32, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_base(tmp_path / "model", dtype=torch.float32)
     (tmp_path / "doc.txt").write_text("The quick brown fox. " * 9)
     reading, writing = os.pipe()
     os.close(reading)

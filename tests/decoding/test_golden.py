@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import generating
 import pytest
 import torch
 from golden import CASES, GOLDEN, golden_base, golden_model
@@ -55,17 +56,9 @@ def case_sizes(name: str) -> dict[str, int]:
     }
 
 
-def generate(model: PeftModel, ids: torch.Tensor, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def generate(model: PeftModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(greedy tokens, logits (steps, vocabulary)) after `ids` of shape (tokens,)."""
-    output = model.generate(
-        input_ids=ids[None],
-        max_new_tokens=STEPS,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-        **options,
-    )
-    assert torch.equal(output.sequences[0, : len(ids)], ids)
+    output = generating.generate(model, ids, STEPS)
     return output.sequences[0, len(ids) :], torch.cat(output.logits)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, pad_rows, random_ids
 from families import FAMILIES, SEES_TABLES
-from generating import GENERATED, assert_row_is, generate, make_pair, ones
+from generating import GENERATED, TIGHT, assert_row_is, generate, make_pair, ones
 from peft import PeftModel
 from reference import greedy_steps, make_oracle
 from slow_reading import ReadingReference
@@ -20,7 +20,7 @@ from focus_peft.frozen.compat import CACHE
 
 
 SIZES = {"chunk_size": 5, "local_size": 6, "prompt_size": 3}
-TIGHT = {"rtol": 0, "atol": 1e-9}
+
 # with soft-capping, sinks, latents, sliding windows, learned positions, and keys of as many heads as queries
 QUICK = ["llama", "gemma2", "gpt_oss", "deepseek_v3", "mistral", "olmo2", "gpt_neox", "opt", "gpt2"]
 # their attention is looked up by no name, so that nobody sees it

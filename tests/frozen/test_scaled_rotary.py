@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, random_ids
 from families import IS_OLD
+from generating import TIGHT, assert_row_is, generate
 from reference import Reference
 from refusal import refusal
 from torch import nn
@@ -42,7 +43,6 @@ SCALED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 STEADY, CHANGING = ("linear", "yarn", "llama3"), ("dynamic", "longrope")
-TIGHT = {"rtol": 0, "atol": 1e-9}
 each_scaling = pytest.mark.parametrize("scaling", SCALED)
 each_changing = pytest.mark.parametrize("scaling", CHANGING)
 each_decoding = pytest.mark.parametrize("decoding", ["streaming", "exact"])
@@ -105,25 +105,17 @@ def test_the_positions_of_a_model_are_those_that_its_frequencies_hold_for(scalin
     assert ModelFacts.of(make_scaled_model(scaling)).max_positions == expected
 
 
+@pytest.mark.parametrize("length", [21, 45], ids=["", "past the original length"])
 @each_decoding
 @each_scaling
-def test_scaled_rotary_equals_the_slow_reference(scaling: str, decoding: str) -> None:
+def test_scaled_rotary_equals_the_slow_reference(scaling: str, decoding: str, length: int) -> None:
     model = make_scaled_focus_model(scaling, decoding=decoding)
-    reference = Reference(make_scaled_model(scaling), model)
-    ids = random_ids(21, seed=3)
-    tokens, logits = reference.greedy(ids, 10)  # the ninth spills
+    ids = random_ids(length, seed=3)
+    expected = Reference(make_scaled_model(scaling), model).greedy(ids, 10)  # the ninth spills
+    assert_row_is(generate(model, ids, 10), 0, length, expected)
     with torch.no_grad():
-        found = model(torch.cat([ids, tokens[:-1]])[None], logits_to_keep=10).logits[0]
-    torch.testing.assert_close(found, logits, **TIGHT)
-
-
-@each_scaling
-def test_generation_behind_a_memory_past_the_original_length_equals_the_slow_reference(scaling: str) -> None:
-    model = make_scaled_focus_model(scaling)
-    ids = random_ids(45, seed=4)
-    tokens, _ = Reference(make_scaled_model(scaling), model).greedy(ids, 6)
-    found = model.generate(ids[None], attention_mask=torch.ones(1, 45), max_new_tokens=6, do_sample=False)
-    assert found[0, 45:].tolist() == tokens.tolist()
+        found = model(torch.cat([ids, expected[0][:-1]])[None], logits_to_keep=10).logits[0]
+    torch.testing.assert_close(found, expected[1], **TIGHT)
 
 
 @each_decoding

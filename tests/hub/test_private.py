@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import make_tiny_model, make_tiny_tokenizer
+import torch
+from conftest import save_base
 from hub_client import Client
 from hub_server import TOKEN, Hub, running_hub
 from published import SVG, result
@@ -65,10 +66,8 @@ def test_a_token_a_home_folder_and_a_projects_name_are_nowhere_in_what_is_upload
         (project / "mails" / f"{number}.txt").write_text(
             f"Mail {number}. " + "The lamp is green, the tree is old. " * 12
         )
-    tokenizer = make_tiny_tokenizer()
     base = project / "base"
-    make_tiny_model(vocab_size=len(tokenizer), max_position_embeddings=512).float().save_pretrained(base)
-    tokenizer.save_pretrained(base)
+    save_base(base, dtype=torch.float32, max_position_embeddings=512)
     command = f"python {project}/evaluate.py --config mine/blue-heron.yaml adapter={project}/run"
     measured = result(command=command, dataset=f"{project}/mails/*.txt", settings={"samples": 3, "model": str(base)})
     save_results([measured], project / "results.json")

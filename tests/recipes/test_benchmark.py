@@ -13,7 +13,7 @@ import pytest
 import torch
 from benchmarks.naive import naive_loss
 from benchmarks.profiling import PHASES, REST
-from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
+from conftest import make_focus_model, save_base
 from training import assert_equal_to, assert_same_gradients, document, gradients_of
 
 from focus_peft.losses.documents import Document
@@ -50,9 +50,7 @@ def output(tmp_path: Path) -> Path:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The words that name a tiny model."""
     folder = tmp_path_factory.mktemp("model")
-    fields = {"vocab_size": 259, "max_position_embeddings": 1024}
-    make_tiny_model(dtype=torch.float32, **fields).save_pretrained(folder)
-    make_tiny_tokenizer().save_pretrained(folder)
+    save_base(folder, dtype=torch.float32, max_position_embeddings=1024)
     return ["--model", str(folder)]
 
 
