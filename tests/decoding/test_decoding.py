@@ -65,7 +65,7 @@ def test_forward_takes_the_kept_tokens_for_the_newest_and_the_others_for_the_inp
     torch.testing.assert_close(logits[0], reference.all_logits(ids, first=38 - keep), **TIGHT)
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "opt"])
 def test_low_rank_twins_equal_the_reference(family: str, decoding: str) -> None:
     model, reference = make_pair(family, decoding=decoding, r=4, alpha=6.0)
     ids = random_ids(29, seed=4)
