@@ -76,9 +76,8 @@ class FocusConfig(FocusOptions, PeftConfig):
             if value is not None and name != "layers_to_transform":
                 check_module_names(name, getattr(self, name))
         for option in declared_fields(self):
-            must, value = option.metadata["must"], getattr(self, option.name)
-            if must is not None and not must.holds(value):
-                raise ValueError(f"`{option.name}` must be {must.words}, got {value!r}.")
+            if option.metadata["must"] is not None:
+                option.metadata["must"].check(f"`{option.name}`", getattr(self, option.name))
         self._check_together()
         if self.storage_dir is not None:
             self.storage_dir = os.fspath(self.storage_dir)

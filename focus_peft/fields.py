@@ -6,9 +6,12 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,23 @@ class Rule:
     kind: type = str
     choices: tuple[str, ...] = ()
 
+    def check(self, name: str, value: Any) -> None:
+        """Raise a ValueError unless a value is one; `name` says in the message what it is of."""
+        if not self.holds(value):
+            raise ValueError(f"{name} must be {self.words}, got {value!r}.")
+
 
 def is_number(value: Any) -> bool:
     """Whether a field's value is a number. True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _is_count(value) and value > 0
 
 
 def names(text: str) -> frozenset[str]:
@@ -46,6 +58,7 @@ def one_of(*choices: str) -> Rule:
     return Rule(lambda value: value in choices, f"one of {', '.join(map(repr, choices))}", choices=choices)
 
 
+COUNT = Rule(_is_count, "an integer, 0 or above", int)
 SIZE = Rule(_is_size, "a positive integer", int)
 SIZE_OR_NONE = Rule(lambda value: value is None or _is_size(value), "a positive integer or None", int)
 FLAG = Rule(lambda value: isinstance(value, bool), "True or False", bool)
@@ -65,10 +78,34 @@ FOLDER = Rule(
 
 def _is_layers(value: Any) -> bool:
     numbers = value if isinstance(value, list) else [value]
-    return bool(numbers) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
+    return bool(numbers) and all(map(_is_count, numbers))
 
 
 LAYERS = Rule(lambda value: value is None or _is_layers(value), "the number of a layer, a list of them, or None", int)
+
+
+def built(kind: type[T], values: Any, where: str) -> T:
+    """A dataclass from what a file says; an instance stays as it is.
+
+    Raises:
+        ValueError: for what is no mapping, a name that is no field, or a field that is missing. `where` says in the
+            message what the mapping is.
+    """
+    if isinstance(values, kind):
+        return values
+    known: dict[str, Field] = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} has {values!r}, where a mapping with {_listed(known)} belongs.")
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"{where} has the unknown entry {_listed(unknown)}; there are {_listed(known)}.")
+    required = [name for name, entry in known.items() if MISSING is entry.default is entry.default_factory]
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"{where} has {dict(values)!r}, which lacks {_listed(missing)}.")
+    return kind(**values)
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def check_module_names(option: str, value: Any) -> None:

@@ -37,10 +37,8 @@ def add_generate(commands: Any) -> None:
     what = "answer questions about a text file or stdin"
     generate = add_command(commands, "generate", what, description=DESCRIPTION, epilog=EXIT_CODES)
     generate.set_defaults(run=run_generate)
+    add_model_options(generate)
     add = generate.add_argument
-    add("--model", required=True, help="a model's directory or its name on the Hub")
-    add("--gguf-file", metavar="NAME", help="the GGUF file inside --model to load the model from")
-    add("--adapter", help="a trained adapter's directory or its name on the Hub (default: untrained twins)")
     add("--document", metavar="FILE", help="the text to ask about (UTF-8), or - for stdin")
     question = "may be given several times; the document is read once"
     add("--question", action="append", required=True, type=_text, help=question)
@@ -51,9 +49,17 @@ def add_generate(commands: Any) -> None:
     add("--top-p", type=_positive(float, 1), metavar="P", help="sample from the most likely tokens that make up P")
     add("--seed", type=_seed, metavar="N", help="makes sampling repeatable")
     add("--show-chunks", action="store_true", help="with --read-chunks: say on stderr which ones these are")
+    add_reading_options(generate)
+
+
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """Add what [`load`] takes, but for how it is read."""
+    add = command.add_argument
+    add("--model", required=True, help="a model's directory or its name on the Hub")
+    add("--gguf-file", metavar="NAME", help="the GGUF file inside --model to load the model from")
+    add("--adapter", help="a trained adapter's directory or its name on the Hub (default: untrained twins)")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: the model's own")
     add("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one)")
-    add_reading_options(generate)
 
 
 def _positive(kind: type, limit: float = float("inf")) -> Callable[[str], Any]:

@@ -8,11 +8,12 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import LOADING, USAGE, CommandError, add_command, failing_as, say
-from .generate import load
+from .generate import add_model_options, load
 from .reading_options import add_reading_options
 
 
@@ -32,15 +33,14 @@ def add_serve(commands: Any) -> None:
     """Add the command to the parser's commands."""
     serve = add_command(commands, "serve", "answer OpenAI's clients", description=DESCRIPTION)
     serve.set_defaults(run=run_serve)
+    add_model_options(serve)
     add = serve.add_argument
-    add("--model", required=True, help="a model's directory or its name on the Hub")
-    add("--gguf-file", metavar="NAME", help="the GGUF file inside --model to load the model from")
-    add("--adapter", help="a trained adapter's directory or its name on the Hub (default: untrained twins)")
     add("--name", help="what clients call the model (default: the last part of --adapter or --model)")
     add("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1; others need an API key)")
     add("--port", type=int, default=8000, help="default: 8000; 0: any that is free")
     add("--api-key-file", metavar="FILE", type=Path, help="a file whose first line clients must send as their key")
-    add("--allowed-host", action="append", default=[], metavar="NAME", help="a name that clients may call the server")
+    name = "a name that clients may call the server"
+    add("--allowed-host", dest="allowed_hosts", action="append", default=[], metavar="NAME", help=name)
     add("--documents", metavar="DIR", type=Path, help="keep documents and what was read of them here")
     add("--memory-gb", type=float, default=8.0, help="room for the keys and values of documents, in GiB (default: 8)")
     add("--batch-size", type=int, default=32, help="answers that are generated together (default: 32)")
@@ -52,8 +52,6 @@ def add_serve(commands: Any) -> None:
     add("--max-upload-mb", type=float, default=64.0, help="the largest request, in MiB (default: 64)")
     add("--page", action="store_true", help="serve a page at / for browsers on this machine; it needs gradio")
     add("--example-tokens", type=int, default=30000, help="length of the page's example (default: 30000)")
-    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="default: the model's own")
-    add("--device", help="cpu, cuda, cuda:1, mps, ... (default: cuda if there is one)")
     add_reading_options(serve)
 
 
@@ -65,26 +63,15 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
     if args.api_key_file is not None:
         with failing_as(USAGE, f"the API key cannot be read from {args.api_key_file}", OSError):
             key = (args.api_key_file.read_text(encoding="utf-8").splitlines() or [""])[0].strip()
+    given = {field.name: getattr(args, field.name) for field in fields(ServerSettings) if hasattr(args, field.name)}
+    given |= {
+        "name": args.name or Path(args.adapter or args.model).name,
+        "api_key": key,
+        "storage": args.storage or "device",
+        "batch_wait": args.batch_wait / 1000,
+    }
     try:
-        return ServerSettings(
-            name=args.name or Path(args.adapter or args.model).name,
-            host=args.host,
-            port=args.port,
-            api_key=key,
-            allowed_hosts=args.allowed_host,
-            documents=args.documents,
-            memory_gb=args.memory_gb,
-            storage=args.storage or "device",
-            read_chunks=args.read_chunks,
-            batch_size=args.batch_size,
-            batch_wait=args.batch_wait / 1000,
-            queue_size=args.queue_size,
-            max_tokens=args.max_tokens,
-            time_limit=args.time_limit,
-            max_upload_mb=args.max_upload_mb,
-            page=args.page,
-            example_tokens=args.example_tokens,
-        )
+        return ServerSettings(**given)
     except ValueError as error:
         raise CommandError(str(error), USAGE) from error
 

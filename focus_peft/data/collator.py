@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..config import IGNORE
 from .mixture import Item
@@ -31,24 +32,18 @@ class DocumentCollator:
             `input_ids`, `attention_mask` and `labels` (-100 at padding) of shape (batch, tokens), `sample_seeds` of
             shape (batch,), and `evidence` (-100 at padding) of shape (batch, pairs, 2); all int64.
         """
-        longest = max(len(item["input_ids"]) for item in items)
-        ids = torch.full((len(items), longest), self.pad_token_id)
-        mask = torch.zeros_like(ids)
-        labels = torch.full_like(ids, IGNORE)
-        for row, item in enumerate(items):
-            length = len(item["input_ids"])
-            ids[row, :length] = torch.as_tensor(item["input_ids"])
-            given = item.get("labels")
-            labels[row, :length] = torch.as_tensor(item["input_ids"] if given is None else given)
-            mask[row, :length] = 1
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        ids = [torch.as_tensor(item["input_ids"], dtype=torch.int64) for item in items]
+        given = [item["input_ids"] if item.get("labels") is None else item["labels"] for item in items]
+        labels = [torch.as_tensor(row, dtype=torch.int64) for row in given]
+        batch = {
+            "input_ids": pad_sequence(ids, True, self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True),
+            "labels": pad_sequence(labels, True, IGNORE),
+        }
         if "sample_seed" in items[0]:
             batch["sample_seeds"] = torch.tensor([item["sample_seed"] for item in items], dtype=torch.int64)
         pairs = [item.get("evidence", ()) for item in items]
         if any(pairs):
-            evidence = torch.full((len(items), max(map(len, pairs)), 2), IGNORE)
-            for row, given in enumerate(pairs):
-                if given:
-                    evidence[row, : len(given)] = torch.tensor(given)
-            batch["evidence"] = evidence
+            places = [torch.tensor(given, dtype=torch.int64).view(-1, 2) for given in pairs]
+            batch["evidence"] = pad_sequence(places, True, IGNORE)
         return batch

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-from ..fields import is_number
+from ..fields import COUNT, SIZE, SIZE_OR_NONE, WEIGHT, built
 
 
-T = TypeVar("T")
 # A source with this path hides made-up facts in the documents of another source
 FACTS = "synthetic:facts"
 
@@ -64,12 +62,9 @@ class SourceConfig:
                 f"`path` of a source must be a dataset's name, a file, a folder or a glob, got {self.path!r}."
             )
         where = f"of the source {self.path!r}"
-        if not is_number(self.weight) or not 0 <= self.weight < math.inf:
-            raise ValueError(f"`weight` {where} must be a finite number, 0 or above, got {self.weight!r}.")
-        if self.max_documents is not None:
-            _check_int("max_documents", self.max_documents, 1, f" {where}")
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, f" {where}")
+        WEIGHT.check(f"`weight` {where}", self.weight)
+        SIZE_OR_NONE.check(f"`max_documents` {where}", self.max_documents)
+        SIZE_OR_NONE.check(f"`max_tokens` {where}", self.max_tokens)
         if (self.instruction_column is None) != (self.answer_column is None):
             raise ValueError(
                 f"`instruction_column` {where} is {self.instruction_column!r} and `answer_column` is "
@@ -115,12 +110,11 @@ class LengthBand:
     count: int | None = None
 
     def __post_init__(self) -> None:
-        _check_int("minimum", self.minimum, 1, " of a length band")
-        _check_int("maximum", self.maximum, 1, " of a length band")
+        SIZE.check("`minimum` of a length band", self.minimum)
+        SIZE.check("`maximum` of a length band", self.maximum)
+        SIZE_OR_NONE.check("`count` of a length band", self.count)
         if self.maximum < self.minimum:
             raise ValueError(f"`maximum` of a length band ({self.maximum}) is below its `minimum` ({self.minimum}).")
-        if self.count is not None:
-            _check_int("count", self.count, 1, " of a length band")
 
 
 @dataclass
@@ -168,15 +162,16 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.sources, (list, tuple)) or not self.sources:
             raise ValueError(f"`sources` must be a list of at least one source, got {self.sources!r}.")
-        self.sources = [_built(SourceConfig, source, "sources") for source in self.sources]
+        self.sources = [built(SourceConfig, source, "`sources`") for source in self.sources]
         if self.bands is not None:
-            self.bands = [_built(LengthBand, band, "bands") for band in self.bands]
+            self.bands = [built(LengthBand, band, "`bands`") for band in self.bands]
             if not self.bands:
                 raise ValueError("`bands` is an empty list; leave it out to use documents of every length.")
-        for name, least in (("min_tokens", 1), ("max_tokens", 1), ("held_out", 0), ("seed", 0)):
-            _check_int(name, getattr(self, name), least)
-        if self.num_proc is not None:
-            _check_int("num_proc", self.num_proc, 1)
+        SIZE.check("`min_tokens`", self.min_tokens)
+        SIZE.check("`max_tokens`", self.max_tokens)
+        COUNT.check("`held_out`", self.held_out)
+        COUNT.check("`seed`", self.seed)
+        SIZE_OR_NONE.check("`num_proc`", self.num_proc)
         limits = [self.limit(source) for source in self.sources]
         if self.min_tokens > min(limits):
             raise ValueError(
@@ -202,7 +197,7 @@ class DataConfig:
         Raises:
             ValueError: for a name that is no field, or a value that cannot work.
         """
-        return _built(cls, values, "data")
+        return built(cls, values, "`data`")
 
     def limit(self, source: SourceConfig) -> int:
         """The `max_tokens` of a source."""
@@ -225,28 +220,3 @@ class DataConfig:
                 f"the path of a source of texts; there are {[other.path for other in self.sources]}."
             )
         return numbers[0]
-
-
-def _built(kind: type[T], value: Any, name: str) -> T:
-    """A dataclass from a mapping; an instance stays as it is."""
-    if isinstance(value, kind):
-        return value
-    known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
-    if not isinstance(value, Mapping):
-        raise ValueError(f"`{name}` has {value!r}, where a mapping with {', '.join(known)} belongs.")
-    for key in value:
-        if key not in known:
-            raise ValueError(f"`{name}` has the unknown entry {key!r}; there are {', '.join(known)}.")
-    missing = [
-        entry.name
-        for entry in fields(kind)  # type: ignore[arg-type]
-        if entry.default is MISSING and entry.name not in value
-    ]
-    if missing:
-        raise ValueError(f"`{name}` has {dict(value)!r}, which lacks {', '.join(f'`{entry}`' for entry in missing)}.")
-    return kind(**value)
-
-
-def _check_int(name: str, value: Any, least: int, where: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{name}`{where} must be an integer, {least} or above, got {value!r}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..config import IGNORE
@@ -39,9 +38,6 @@ class FactsPart:
 
     def __len__(self) -> int:
         return len(self.lender)
-
-    def lengths(self) -> np.ndarray:
-        return self.lender.lengths()
 
     def item(self, number: int, seed: int) -> Item:
         draw = random.Random(seed)

@@ -208,13 +208,9 @@ def _json_rows(file: Path, counts: Counter[str]) -> Iterator[dict[str, Any]]:
 
 
 def _parquet_rows(file: Path, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError(
-            f"Reading {file} needs pyarrow; install it with `pip install 'focus_peft[train]'`."
-        ) from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         with _opened(file) as stream:
             table = pq.ParquetFile(pa.BufferReader(stream.read()) if file.suffix.lower() in PACKED else stream)

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..config import IGNORE
+from ..fields import COUNT
 from .cache import TokenTable
 
 
@@ -27,9 +28,6 @@ class Part(Protocol):
     def item(self, number: int, seed: int) -> Item:
         """One sample; `seed` decides whatever is drawn for it."""
 
-    def lengths(self) -> np.ndarray:
-        """Tokens of each sample, or of the document that it is made from."""
-
 
 class TablePart:
     """Some of the pieces of a table."""
@@ -44,9 +42,6 @@ class TablePart:
         piece = self.numbers[number]
         ids, start = self.table.ids(piece), int(self.table.pieces["first_label"][piece])
         return {"input_ids": ids, "labels": [IGNORE] * start + ids[start:]}
-
-    def lengths(self) -> np.ndarray:
-        return self.table.pieces["length"][self.numbers]
 
 
 def quotas(weights: Sequence[float], total: int) -> list[int]:
@@ -100,41 +95,52 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-class HeldOutDataset(Dataset):
-    """Documents for evaluation, in a fixed order and with the same spans at every evaluation.
+class Samples(Dataset):
+    """Samples of several sources in some order. Each has a seed of its own in each epoch.
 
     Items are dictionaries with `input_ids` and `labels` (lists of int of one length, -100 is no label) and
     `sample_seed` (int).
+    """
+
+    epoch: int
+
+    def __init__(self, parts: Sequence[Part], seed: int) -> None:
+        self.parts, self.seed = list(parts), seed
+        self._order: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def ordered(self, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Source, and number in the source, of each sample of the current epoch: two arrays of shape (samples,)."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __getitem__(self, index: int) -> Item:
+        index, epoch = _checked(index, len(self)), self.epoch
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, *self.ordered([len(part) for part in self.parts]))
+        _, sources, numbers = self._order
+        seed = sample_seed(self.seed, epoch, index)
+        return {**self.parts[sources[index]].item(int(numbers[index]), seed), "sample_seed": seed}
+
+
+class HeldOutDataset(Samples):
+    """Documents for evaluation, in a fixed order and with the same spans at every evaluation; see [`Samples`].
 
     Args:
         parts (`Sequence[Part]`): Samples of each source.
         seed (`int`): Decides the samples' seeds.
     """
 
-    def __init__(self, parts: Sequence[Part], seed: int) -> None:
-        self.parts, self.seed = list(parts), seed
-        self._ends = np.cumsum([len(part) for part in parts])
+    epoch = -1  # which training does not have
 
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def __getitem__(self, index: int) -> Item:
-        index = _checked(index, len(self))
-        source = int(np.searchsorted(self._ends, index, side="right"))
-        seed = sample_seed(self.seed, -1, index)  # no epoch of training has it
-        number = index - int(self._ends[source]) + len(self.parts[source])
-        return {**self.parts[source].item(number, seed), "sample_seed": seed}
-
-    def lengths(self) -> list[int]:
-        """Tokens of each document."""
-        return [length for part in self.parts for length in part.lengths().tolist()]
+    def ordered(self, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        return np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(size) for size in sizes])
 
 
-class MixedDataset(Dataset):
-    """Training samples of several sources, mixed by weight, in a new order with new seeds in every epoch.
-
-    Items are dictionaries with `input_ids` and `labels` (lists of int of one length, -100 is no label) and
-    `sample_seed` (int).
+class MixedDataset(Samples):
+    """Training samples of several sources, mixed by weight, in a new order with new seeds in every epoch; see
+    [`Samples`].
 
     Args:
         parts (`Sequence[Part]`): Samples of each source; none is empty.
@@ -143,46 +149,22 @@ class MixedDataset(Dataset):
     """
 
     def __init__(self, parts: Sequence[Part], weights: Sequence[float], seed: int) -> None:
-        self.parts, self.weights, self.seed = list(parts), list(weights), seed
+        super().__init__(parts, seed)
+        self.weights = list(weights)
         # shared with the DataLoader's workers, which may outlive an epoch
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._order: tuple[int, np.ndarray, np.ndarray] | None = None
 
     @property
-    def epoch(self) -> int:
+    def epoch(self) -> int:  # type: ignore[override]
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch, counted from 0. A callback must call it: `accelerate` does so in a single process only."""
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-            raise ValueError(f"`epoch` must be an integer, 0 or above, got {epoch!r}.")
+        COUNT.check("`epoch`", epoch)
         self._epoch.fill_(epoch)
 
-    def order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Source, and number in the source, of each sample of the current epoch: two arrays of shape (samples,)."""
-        epoch = self.epoch
-        if self._order is None or self._order[0] != epoch:
-            sizes = [len(part) for part in self.parts]
-            self._order = (epoch, *epoch_order(sizes, self.weights, self.seed, epoch))
-        return self._order[1:]
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-    def __getitem__(self, index: int) -> Item:
-        index = _checked(index, len(self))
-        sources, numbers = self.order()
-        seed = sample_seed(self.seed, self.epoch, index)
-        return {**self.parts[sources[index]].item(int(numbers[index]), seed), "sample_seed": seed}
-
-    def lengths(self) -> list[int]:
-        """Tokens of each sample of the current epoch. What "synthetic:facts" adds to a document is not counted."""
-        sources, numbers = self.order()
-        result = np.zeros(len(self), dtype=np.int64)
-        for source, part in enumerate(self.parts):
-            here = sources == source
-            result[here] = part.lengths()[numbers[here]]
-        return result.tolist()
+    def ordered(self, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        return epoch_order(sizes, self.weights, self.seed, self.epoch)
 
 
 def _checked(index: int, length: int) -> int:

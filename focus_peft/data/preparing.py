@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate.state import PartialState
 from transformers import PreTrainedTokenizerBase
@@ -54,9 +53,6 @@ class DataReport:
 
     sources: list[SourceReport]
     bands: list[int]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import json
 from collections.abc import Container, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from peft.utils import CONFIG_NAME
@@ -31,16 +31,10 @@ def is_published(name: str) -> bool:
     return name in ALLOWED or Path(name).suffix in FIGURES and "/" not in name
 
 
-class _Plain(
-    yaml.emitter.Emitter, yaml.serializer.Serializer, yaml.representer.SafeRepresenter, yaml.resolver.BaseResolver
-):
+class _Plain(yaml.SafeDumper):
     """Writes texts that stood in a YAML file as they stood there: 1e-3, not '1e-3'."""
 
-    def __init__(self, stream: Any, **options: Any) -> None:
-        yaml.emitter.Emitter.__init__(self, stream, width=119, allow_unicode=True)
-        yaml.serializer.Serializer.__init__(self)
-        yaml.representer.SafeRepresenter.__init__(self, default_flow_style=False, sort_keys=False)
-        yaml.resolver.BaseResolver.__init__(self)
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 def write_files(folder: Path, adapter: Path, facts: CardFacts, dtype: str | None = None, mark: bool = False) -> None:
@@ -64,7 +58,7 @@ def write_files(folder: Path, adapter: Path, facts: CardFacts, dtype: str | None
     config = public_config(values, None if facts.base_model == BASE else facts.base_model)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if facts.provenance.recipe is not None:
-        recipe = yaml.dump(facts.provenance.recipe, Dumper=_Plain)
+        recipe = yaml.dump(facts.provenance.recipe, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=119)
         (folder / RECIPE_FILE).write_text(recipe, encoding="utf-8")
     if results:
         (folder / RESULTS_FILE).write_text(to_json(results), encoding="utf-8")

@@ -7,12 +7,12 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..fields import is_number
+from ..fields import built, is_number
 from ..saving import write_whole
 
 
@@ -119,24 +119,7 @@ def load_results(file: str | os.PathLike) -> list[Result]:
     results = []
     for number, values in enumerate(entries if isinstance(entries, list) else [entries], start=1):
         try:
-            results.append(_result(values))
+            results.append(built(Result, values, "It"))
         except ValueError as error:
             raise ValueError(f"{where} is wrong in entry {number}: {error}") from error
     return results
-
-
-def _result(values: Any) -> Result:
-    required = [entry.name for entry in fields(Result) if entry.default is MISSING]
-    if not isinstance(values, Mapping):
-        raise ValueError(f"It is {values!r}, where a mapping with {_listed(required)} belongs.")
-    if missing := [name for name in required if name not in values]:
-        raise ValueError(f"It lacks {_listed(missing)}; a result has {_listed(required)}.")
-    if unknown := values.keys() - {entry.name for entry in fields(Result)}:
-        raise ValueError(
-            f"It has the unknown field {_listed(sorted(unknown))}; what a number depends on goes into `settings`."
-        )
-    return Result(**values)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

@@ -283,7 +283,7 @@ def _file(document: Document) -> dict[str, Any]:
 
 def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, error.status, error.headers)
+    return error.response
 
 
 def _invalid(request: Request, error: Exception) -> Response:
@@ -294,4 +294,4 @@ def _invalid(request: Request, error: Exception) -> Response:
     name = ".".join(where) or "body"
     given = "" if first["type"] == "missing" else f", got {str(first.get('input'))[:80]!r}"
     message = f"`{name}` cannot be used: {first['msg']}{given}."
-    return JSONResponse(ApiError(400, message, where[0] if where else None).body, 400)
+    return ApiError(400, message, where[0] if where else None).response

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 import uuid
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,13 +67,13 @@ class Guard:
             if seen <= self.most_bytes:
                 await answer(message)
             elif message["type"] == "http.response.start":  # whoever parsed the body has an error of his own for that
-                await send_error(self._too_large(), answer)
+                await self._too_large().response(scope, receive, answer)
 
         try:
             self._check(scope["path"], headers)
             await self.app(scope, counted, answer_in_time)
         except ApiError as error:
-            await send_error(error, answer)
+            await error.response(scope, receive, answer)
         finally:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "other")
@@ -116,12 +115,3 @@ class Guard:
     def _too_large(self) -> ApiError:
         most = self.settings.max_upload_mb
         return ApiError(413, f"The request is larger than {most:g} MiB; send less at once.", code="too_large")
-
-
-async def send_error(error: ApiError, send: Send) -> None:
-    """Answer with an error, where nothing was answered yet."""
-    body = json.dumps(error.body).encode()
-    headers: list[Any] = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_data import prepared, text, texts, write_lines, write_texts
+from test_data import lengths_of, prepared, text, texts, write_lines, write_texts
 
 from focus_peft.data import DataConfig, LengthBand, SourceConfig
 
@@ -32,7 +32,7 @@ def test_bands_hold_exactly_their_counts(tmp_path: Path, lengths: Path) -> None:
     assert data.report.bands == [37, 5, 100]
     counts = Counter(
         next(n for n, (low, high) in enumerate([(10, 20), (20, 49), (90, 99)]) if low <= length <= high)
-        for length in data.train.lengths()
+        for length in lengths_of(data.train)
     )
     assert counts == {0: 37, 1: 5, 2: 100}
     other = prepared(tmp_path, lengths, bands=bands, seed=1)
@@ -82,7 +82,7 @@ def test_held_out_documents_depend_on_text_and_seed_alone(tmp_path: Path) -> Non
 def test_held_out_documents_are_in_a_band_where_there_are_bands(tmp_path: Path, lengths: Path) -> None:
     data = prepared(tmp_path, lengths, held_out=7, bands=[LengthBand(30, 40, 50)])
     assert len(data.held_out) == 7 and len(data.train) == 50
-    assert all(30 <= length <= 40 for length in data.held_out.lengths())
+    assert all(30 <= length <= 40 for length in lengths_of(data.held_out))
 
 
 def test_holding_out_everything_is_an_error(tmp_path: Path) -> None:
@@ -97,23 +97,29 @@ def test_holding_out_everything_is_an_error(tmp_path: Path) -> None:
     ("fields", "expected"),
     [
         ({"sources": []}, "`sources` must be a list of at least one source"),
-        ({"sources": [{"path": "a", "wieght": 1}]}, "`sources` has the unknown entry 'wieght'; there are path, name"),
+        ({"sources": [{"path": "a", "wieght": 1}]}, "`sources` has the unknown entry `wieght`; there are `path`"),
         ({"sources": [{"weight": 1}]}, "which lacks `path`"),
         ({"sources": ["a"]}, "`sources` has 'a', where a mapping"),
         ({"sources": [{"path": ""}]}, "`path` of a source must be"),
         ({"sources": [{"path": "a", "weight": -1}]}, "`weight` of the source 'a' must be a finite number"),
         ({"sources": [{"path": "a", "weight": 0}]}, "`weight` is 0 for every source"),
         ({"sources": [{"path": "a", "streaming": True}]}, "`streaming` of the source 'a' needs `max_documents`"),
-        ({"sources": [{"path": "a", "max_documents": 0}]}, "`max_documents` of the source 'a' must be an integer, 1"),
+        (
+            {"sources": [{"path": "a", "max_documents": 0}]},
+            "`max_documents` of the source 'a' must be a positive",
+        ),
         ({"sources": [{"path": "a", "answer_column": "b"}]}, "give both, or neither"),
         ({"bands": []}, "`bands` is an empty list"),
         ({"bands": [{"minimum": 5, "maximum": 4}]}, r"`maximum` of a length band \(4\) is below its `minimum` \(5\)"),
         ({"bands": [{"minimum": 9000, "maximum": 9999}]}, "`bands` has one of 9000 to 9999 tokens, but"),
-        ({"bands": [{"minimum": 100, "maximum": 200, "count": 0}]}, "`count` of a length band must be an integer, 1"),
+        (
+            {"bands": [{"minimum": 100, "maximum": 200, "count": 0}]},
+            "`count` of a length band must be a positive int",
+        ),
         ({"min_tokens": 10, "max_tokens": 9}, r"`min_tokens` \(10\) is above `max_tokens` \(9\)"),
         ({"held_out": -1}, "`held_out` must be an integer, 0 or above, got -1"),
         ({"seed": 1.5}, "`seed` must be an integer"),
-        ({"num_proc": 0}, "`num_proc` must be an integer, 1 or above"),
+        ({"num_proc": 0}, "`num_proc` must be a positive integer"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_an_error(fields: dict[str, Any], expected: str) -> None:

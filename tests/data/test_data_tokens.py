@@ -14,7 +14,7 @@ from conftest import BOS, EOS, make_tiny_tokenizer
 from data_worker import be_killed_while_writing, read_without_datasets
 from fresh import run_apart
 from refusal import no_file_larger_than, refusal
-from test_data import TOKENIZER, prepared, text, texts, write_lines, write_texts
+from test_data import TOKENIZER, lengths_of, prepared, text, texts, write_lines, write_texts
 from tokenizers import processors
 
 from focus_peft.config import IGNORE
@@ -204,7 +204,7 @@ def test_using_a_tokenizer_does_not_change_its_fingerprint() -> None:
 def test_a_source_may_have_a_max_tokens_of_its_own(tmp_path: Path) -> None:
     longer = {"path": str(write_texts(tmp_path, 3, 200)), "max_tokens": 200}
     data = prepared(tmp_path, longer, write_texts(tmp_path, 3, 200, first=10), max_tokens=100)
-    assert sorted(data.train.lengths()) == [100] * 4 + [200] * 5  # shares are equal
+    assert sorted(lengths_of(data.train)) == [100] * 4 + [200] * 5  # shares are equal
     assert [source.train for source in data.report.sources] == [3, 6]
 
 
