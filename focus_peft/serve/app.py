@@ -274,7 +274,7 @@ def _file(document: Document) -> dict[str, Any]:
         "created_at": document.created,
         "filename": document.name,
         "purpose": "user_data",
-        "status": document.status if document.status in ("processed", "error") else "uploaded",
+        "status": document.status,
         "status_details": document.problem,
         "progress": round(document.progress, 4),
         "tokens": document.tokens,

@@ -37,7 +37,6 @@ class Document:
         name (`str`): What its owner called it. It is told again, and names no file.
         bytes (`int`): Of its text.
         created (`int`): Seconds since 1970.
-        status (`str`): "uploaded", "processing", "processed" or "error", as OpenAI has it.
         progress (`float`): The share of it that has been read.
         tokens (`int`): Of the document, once they are counted.
         end (`list[int]`): Its last tokens, as many as half of a local window at most. They are not in the memory, but
@@ -53,7 +52,6 @@ class Document:
     name: str
     bytes: int
     created: int
-    status: str = "uploaded"
     progress: float = 0.0
     tokens: int = 0
     end: list[int] = field(default_factory=list)
@@ -63,6 +61,13 @@ class Document:
     users: int = 0
     ready: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def status(self) -> str:
+        """As OpenAI has it: "uploaded", then "processed" or "error"."""
+        if self.problem is not None:
+            return "error"
+        return "processed" if self.ready.is_set() else "uploaded"
 
     def check(self) -> None:
         """Raise an ApiError if it cannot be asked about."""
@@ -117,7 +122,7 @@ class DocumentStore:
         document = Document(place.name, str(told["name"]), int(told["bytes"]), int(told["created"]))
         self._documents[document.id] = document
         if (place / READ).is_dir():
-            document.status, document.progress, document.tokens = "processed", 1.0, int(told.get("tokens", 0))
+            document.progress, document.tokens = 1.0, int(told.get("tokens", 0))
             document.end = list(told.get("end", []))
             document.ready.set()
         else:
@@ -227,7 +232,6 @@ class DocumentStore:
         try:
             if document.problem is not None:
                 return
-            document.status = "processing"
             ids = self.tokenizer(self.text(document.id), return_tensors="pt", verbose=False).input_ids
             document.tokens = tokens = ids.shape[1]
             held = tokens - min(self.model.settings().sizes.local, tokens) // 2
@@ -238,10 +242,9 @@ class DocumentStore:
                 memory.save(self.folder / document.id / READ, tokenizer=self.tokenizer)
                 self._tell(document)
                 document.memory, document.used = memory, time.monotonic()
-            document.status, document.progress = "processed", 1.0
+            document.progress = 1.0
             self._make_room()
         except Exception as error:
-            document.status = "error"
             document.problem = document.problem or (str(error).rstrip(".") or type(error).__name__)
         finally:
             document.ready.set()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 
-class ApiError(Exception):
-    """Ends a request.
+class ApiError(HTTPException):
+    """Ends a request. What parses bodies lets it pass, as an `HTTPException`.
 
     Args:
         status (`int`): Of HTTP.
@@ -26,15 +27,17 @@ class ApiError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        super().__init__(status, message, None if retry_after is None else {"Retry-After": str(retry_after)})
+        self.param, self.code = param, code
+
+    def __str__(self) -> str:
+        return self.detail
 
     @property
     def body(self) -> dict[str, Any]:
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        kind = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+        return JSONResponse(self.body, self.status_code, self.headers)

@@ -63,15 +63,9 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *ours]
             await send(message)
 
-        async def answer_in_time(message: Message) -> None:
-            if seen <= self.most_bytes:
-                await answer(message)
-            elif message["type"] == "http.response.start":  # whoever parsed the body has an error of his own for that
-                await self._too_large().response(scope, receive, answer)
-
         try:
             self._check(scope["path"], headers)
-            await self.app(scope, counted, answer_in_time)
+            await self.app(scope, counted, answer)
         except ApiError as error:
             await error.response(scope, receive, answer)
         finally:
@@ -93,7 +87,7 @@ class Guard:
         try:
             self._check(scope["path"], headers)
         except ApiError as error:
-            await send({"type": "websocket.close", "code": 1008, "reason": error.message})
+            await send({"type": "websocket.close", "code": 1008, "reason": error.detail})
             return
         await self.app(scope, receive, send)
 

@@ -157,8 +157,8 @@ def document_of(path: str, body: bytes) -> str | None:
 
 
 async def lost(request: Request, error: Exception) -> Response:
-    told = ApiError(503, "A replica went away and will be back; try again.", code="replica_lost", retry_after=10)
-    return JSONResponse(told.body, told.status, told.headers)
+    message = "A replica went away and will be back; try again."
+    return ApiError(503, message, code="replica_lost", retry_after=10).response
 
 
 class Arguments(BaseModel):
