@@ -12,7 +12,7 @@ from pathlib import Path
 
 from peft.utils import CONFIG_NAME
 
-from ..adapter_file import WEIGHTS_FILE, check_adapter_file
+from ..adapter_file import WEIGHTS_FILE
 from ..config import FocusConfig
 from ..peft_type import FOCUS
 from ..saving import saving_whole
@@ -67,7 +67,6 @@ class AdapterFolder:
             raise ValueError(
                 f"`adapter` {str(path)!r} holds no {WEIGHTS_FILE} with its {CONFIG_NAME}; {_instead(path)}."
             )
-        check_adapter_file(path)
         try:
             kind = json.loads((path / CONFIG_NAME).read_text(encoding="utf-8")).get("peft_type")
         except (ValueError, AttributeError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from ..config import STORAGES
 from .disk import DiskStore
 from .host import HostStore
 from .int8 import Int8Store
@@ -23,11 +22,9 @@ def make_store(
             files.
 
     Raises:
-        ValueError: if there is no such kind, or nothing can be written in `directory`.
+        ValueError: if nothing can be written in `directory`.
     """
     if storage == "disk":
         return DiskStore(rows, columns, directory)
     kinds: dict[str, type[KeyValueStore]] = {"device": KeyValueStore, "cpu": HostStore, "int8": Int8Store}
-    if storage not in kinds:
-        raise ValueError(f"`storage` must be one of {', '.join(map(repr, STORAGES))}, got {storage!r}.")
     return kinds[storage](rows, columns)

@@ -5,13 +5,13 @@ which says it before.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..fields import SIZE
+from .matching import first_integer_match
 from .samples import NOISE, Draft, Request, Sample, Source, spread
 from .task import FilledTask, Task
 
@@ -72,12 +72,6 @@ def passkey_prompt(tokenizer: Any, tokens: int, depth: float, seed: int) -> Pass
     return PasskeyPrompt(torch.tensor([ids(sentences)]), key)
 
 
-def is_right(answer: str, key: str) -> bool:
-    """Whether the first number in an answer is the key."""
-    found = re.search(r"\d+", answer)
-    return found is not None and found.group() == key
-
-
 @dataclass(frozen=True)
 class PasskeyTask:
     """Accuracy of greedy answers, with keys at evenly spaced depths.
@@ -108,8 +102,7 @@ class PasskeyTask:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"`samples` must be a positive integer, got {self.samples}.")
+        SIZE.check("`samples`", self.samples)
 
     def check(self, model: Any, tokenizer: Any) -> None:
         """Raise a ValueError if no prompt can be made. `FocusTrainer` calls it before the first step."""
@@ -119,7 +112,7 @@ class PasskeyTask:
 
     def __call__(self, model: Any, tokenizer: Any) -> dict[str, float]:
         """{"accuracy": the share of prompts that are answered right}."""
-        right = 0
+        right = 0.0
         for number in range(self.samples):
             prompt = passkey_prompt(tokenizer, self.tokens, spread(number, self.samples), self.seed + number)
             ids = prompt.ids.to(model.device)
@@ -131,12 +124,9 @@ class PasskeyTask:
                     do_sample=False,
                     pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
                 )
-            right += is_right(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True), prompt.key)
+            answer = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+            right += first_integer_match(answer, [prompt.key])
         return {"accuracy": right / self.samples}
-
-
-def first_number_is_key(prediction: str, references: Sequence[str]) -> float:
-    return float(is_right(prediction, references[0]))
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,7 @@ class Passkey(Task):
     new_tokens: int = ANSWER_TOKENS
     is_binary: bool = True
 
-    measure = staticmethod(first_number_is_key)
+    measure = staticmethod(first_integer_match)
 
     def sample(self, source: Source, tokens: int, number: int, samples: int) -> Sample:
         depth = spread(number, samples)
@@ -168,7 +158,7 @@ class LandmarkPasskey(FilledTask):
     new_tokens: int = 10
     is_binary: bool = True
 
-    measure = staticmethod(first_number_is_key)
+    measure = staticmethod(first_integer_match)
 
     def draft(self, request: Request, characters: int) -> Draft:
         key = str(request.random(self.name).randint(1, 50000))

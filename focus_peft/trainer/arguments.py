@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled, is_tensorboard_available
 
-from ..fields import is_number
+from ..fields import SIZE, WEIGHT
 
 
 # Arguments that count something that there must be one of; some may be None
@@ -44,11 +43,9 @@ class FocusArguments:
         super().__post_init__()  # type: ignore[misc]
         for name in POSITIVE:
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        rate = getattr(self, "learning_rate")  # noqa: B009 - of the class that this one is mixed into
-        if not is_number(rate) or not 0 <= rate < math.inf:
-            raise ValueError(f"`learning_rate` must be a finite number, 0 or above, got {rate!r}.")
+            if value is not None:
+                SIZE.check(f"`{name}`", value)
+        WEIGHT.check("`learning_rate`", getattr(self, "learning_rate"))  # noqa: B009 - of the class it is mixed into
         if self.max_loss is not None and not self.max_loss >= 0:
             raise ValueError(f"`max_loss` must be a number, 0 or above, or None, got {self.max_loss}.")
 

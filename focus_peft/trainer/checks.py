@@ -23,13 +23,10 @@ def check_run(trainer: Any) -> None:
             "is_trainable=True)`."
         )
     args = trainer.args
-    evaluates = getattr(args.eval_strategy, "value", args.eval_strategy) != "no"
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, EarlyStoppingCallback):
-            _check_patience(args, evaluates)
-    if args.load_best_model_at_end or any(
-        isinstance(c, EarlyStoppingCallback) for c in trainer.callback_handler.callbacks
-    ):
+    stops_early = any(isinstance(c, EarlyStoppingCallback) for c in trainer.callback_handler.callbacks)
+    if stops_early:
+        _check_patience(args)
+    if stops_early or args.load_best_model_at_end:
         _check_metric(trainer)
     for name, task in trainer.eval_tasks.items():
         check = getattr(task, "check", None)
@@ -40,7 +37,8 @@ def check_run(trainer: Any) -> None:
                 raise ValueError(f"The evaluation task {name!r} cannot be run: {error}") from error
 
 
-def _check_patience(args: Any, evaluates: bool) -> None:
+def _check_patience(args: Any) -> None:
+    evaluates = getattr(args.eval_strategy, "value", args.eval_strategy) != "no"
     if not evaluates or not args.metric_for_best_model:
         missing = "metric_for_best_model" if evaluates else "eval_strategy"
         raise ValueError(

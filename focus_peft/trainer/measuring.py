@@ -13,7 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..losses.distractors import Distractors
 from ..model import FocusModel
 from .checkpoints import WholeCheckpoints
-from .metrics import LOSS, STEPS, TOKENS, Clock, is_focus_output, label_count, measured, peak_memory, summary, zeros
+from .metrics import LOSS, STEPS, TOKENS, Clock, label_count, measured, peak_memory, summary, zeros
 
 
 # (model, tokenizer) -> metrics
@@ -55,17 +55,18 @@ class MeasuredLosses(WholeCheckpoints):
         seeds = inputs.pop("sample_seed", inputs.get("sample_seeds"))
         if seeds is not None:
             inputs["sample_seeds"] = seeds
-        if not model.training and self._has_losses(inputs):
+        has_losses = self._has_losses(inputs)
+        if has_losses and not model.training:
             loss, outputs = self._evaluate_rows(model, inputs)
             return (loss, outputs) if return_outputs else loss
-        if self._has_losses(inputs):
+        if has_losses:
             inputs["local_loss"] = getattr(self.args, "log_local_loss", True)
             inputs["distractors"] = self.distractors()
         # TRL's trainer, between this class and `Trainer`, has a loss of its own
         loss, outputs = Trainer.compute_loss(
             self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
-        if is_focus_output(outputs) and model.training:
+        if has_losses:
             self.check_loss(loss, outputs, seeds)
             self._interval += measured(outputs, inputs, self.args.device)
         return (loss, outputs) if return_outputs else loss

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from ..losses.output import FocusOutput
-
 
 # Fields of FocusOutput that are logged, and the fields that count their labels
 MEANS = {
@@ -72,10 +70,6 @@ def summary(sums: Sequence[float]) -> dict[str, float]:
 
 def label_count(sums: Sequence[float]) -> float:
     return sums[1] + sums[3]
-
-
-def is_focus_output(output: Any) -> bool:
-    return isinstance(output, FocusOutput) or (isinstance(output, Mapping) and "loss_continuation" in output)
 
 
 class Clock:

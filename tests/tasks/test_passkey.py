@@ -10,7 +10,8 @@ from conftest import make_focus_model, make_tiny_tokenizer
 from refusal import refusal
 
 from focus_peft.tasks import TASKS, PasskeyTask, Source
-from focus_peft.tasks.passkey import INFORMATION, QUESTION, TASK, is_right, passkey_prompt
+from focus_peft.tasks.matching import first_integer_match
+from focus_peft.tasks.passkey import INFORMATION, QUESTION, TASK, passkey_prompt
 from focus_peft.tasks.samples import NOISE
 
 
@@ -53,7 +54,7 @@ def test_landmarks_parts_stand_in_its_order_on_lines_of_their_own(number: int, t
     [(" 12345.", True), ("x12345", True), (" 123456", False), (" 1 12345", False), ("none", False)],
 )
 def test_the_first_number_of_an_answer_counts(answer: str, right: bool) -> None:
-    assert is_right(answer, "12345") is right
+    assert first_integer_match(answer, ["12345"]) == right
 
 
 @pytest.mark.parametrize(("given", "named"), [({"tokens": 100}, "`tokens`"), ({"depth": 1.5}, "`depth`")])

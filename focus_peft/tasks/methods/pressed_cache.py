@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
+from ...fields import SIZE
 from ...frozen.compat import CACHE
 from .base import end_tokens, token_losses
 from .full_attention import FullAttention
@@ -43,8 +44,7 @@ class PressedCache(FullAttention):
                 f"`model` is a {type(self.base).__name__}, whose cache kvpress does not compress; it knows "
                 f"{', '.join(each.__name__ for each in known)}. Leave out its presses."
             )
-        if not isinstance(question_size, int) or question_size < 1:
-            raise ValueError(f"`question_size` must be a positive integer, got {question_size!r}.")
+        SIZE.check("`question_size`", question_size)
         self.press, self.question_size = press, question_size
 
     def answer(self, ids: list[int], new_tokens: int) -> list[int]:

@@ -15,13 +15,13 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from focus_peft import FocusConfig
+from focus_peft.tasks.matching import first_integer_match
 from focus_peft.tasks.passkey import (
     ANSWER_TOKENS,
     INFORMATION,
     QUESTION,
     TASK,
     PasskeyPrompt,
-    is_right,
     passkey_prompt,
 )
 from focus_peft.tasks.samples import NOISE, spread
@@ -161,7 +161,7 @@ def _ask_batch(report: Report, model: Any, passkeys: _Passkeys, cell: dict[str, 
         free(device)
         return
     answers = passkeys.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-    cell["right"] += sum(is_right(answer, prompt.key) for answer, prompt in zip(answers, prompts))
+    cell["right"] += sum(first_integer_match(answer, [prompt.key]) for answer, prompt in zip(answers, prompts))
     cell["asked"] += len(prompts)
     cell["accuracy"] = round(cell["right"] / cell["asked"], 3)
     cell["batch_seconds"] = round(time.perf_counter() - begin, 2)
