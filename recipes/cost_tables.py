@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lib.cost import Counts, training_cost
 from lib.shapes import LLAMA, llama
 
 from focus_peft.config import FocusConfig
 from focus_peft.hub.markdown import table
-from focus_peft.trainer.cost import Counts, training_cost
 
 
 SHAPES = {name: llama(name) for name in LLAMA}

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..fields import SIZE
 from .methods.base import Method, token_losses
 from .perplexity import PerplexityTask
 
@@ -51,8 +52,7 @@ class KeyTokens:
 
     def __post_init__(self) -> None:
         for name in ("short", "stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be a positive number of tokens, got {getattr(self, name)}.")
+            SIZE.check(f"`{name}`", getattr(self, name))
 
     def refusal(self, tokens: int) -> str | None:
         """Why a text of so many tokens cannot be read, if it cannot."""
@@ -137,25 +137,3 @@ class LongPerplexityTask(PerplexityTask):
             raise ValueError(f"There is no key token in {self.samples} `samples`; give more, or longer texts.")
         loss = float(found.double().mean())
         return {"cross_entropy": loss, "perplexity": math.exp(loss), "labels": len(found)}
-
-
-def covered(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Tokens that lie within spans of key tokens of another tokenizer, as in the released code: neighboring spans are
-    one.
-
-    Args:
-        offsets: First character of every token, and the one behind its last.
-        spans: Those of the evaluator's key tokens, in order.
-    """
-    merged: list[tuple[int, int]] = []
-    for start, end in spans:
-        if merged and merged[-1][1] == start:
-            start = merged.pop()[0]
-        merged.append((start, end))
-    found, number = [], 0
-    for place, (start, end) in enumerate(offsets):
-        while number < len(merged) and merged[number][1] < end:
-            number += 1
-        if number < len(merged) and merged[number][0] <= start < end:
-            found.append(place)
-    return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lib.base_model import ModelArguments, load_model
 
 from focus_peft.frozen.fingerprint import Fingerprint
-from focus_peft.tasks.longppl import KeyTokens, LongPerplexityTask, covered
+from focus_peft.tasks.longppl import KeyTokens, LongPerplexityTask
 
 
 class KeyTokenFinder:
@@ -64,3 +65,25 @@ class KeyTokenFinder:
         spans = [read["offset_mapping"][key] for key in self.find(read["input_ids"])]
         found = covered([(start - first, end - first) for start, end in offsets], spans)
         return [place for place in found if place >= task.short]
+
+
+def covered(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Tokens that lie within spans of key tokens of another tokenizer, as in the released code: neighboring spans are
+    one.
+
+    Args:
+        offsets: First character of every token, and the one behind its last.
+        spans: Those of the evaluator's key tokens, in order.
+    """
+    merged: list[tuple[int, int]] = []
+    for start, end in spans:
+        if merged and merged[-1][1] == start:
+            start = merged.pop()[0]
+        merged.append((start, end))
+    found, number = [], 0
+    for place, (start, end) in enumerate(offsets):
+        while number < len(merged) and merged[number][1] < end:
+            number += 1
+        if number < len(merged) and merged[number][0] <= start < end:
+            found.append(place)
+    return found

@@ -9,9 +9,9 @@ import torch
 
 from focus_peft import FocusConfig
 from focus_peft.passes.settings import WindowSizes
-from focus_peft.trainer.cost import Cost, training_cost
 from focus_peft.trainer.metrics import peak_memory
 from focus_peft.trainer.trainer import FocusTrainer
+from lib.cost import Cost, training_cost
 from lib.recipe import Recipe
 
 

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from focus_peft.passes.settings import WindowSizes
-from focus_peft.trainer.cost import Counts, training_cost
+from lib.cost import Counts, training_cost
 from lib.dry_run import costs_in_words, windows_in_words
 from lib.recipe import Recipe, load_recipe, read_recipe
 from lib.shapes import shape_of

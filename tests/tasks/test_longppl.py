@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, random_ids
+from evaluating.key_tokens import covered
 from refusal import refusal
 from torch.nn.functional import cross_entropy
 
 from focus_peft.decoding.cache import FocusCache
 from focus_peft.tasks import Adapter, FullAttention, KeyTokens, LocalWindow, LongPerplexityTask, PerplexityTask
-from focus_peft.tasks.longppl import covered
 
 
 def ids_of(length: int, seed: int = 0) -> list[int]:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, random_ids
 from cost_tables import SHAPES, tables
+from lib.cost import Counts, training_cost
 from peft import get_peft_model
 from refusal import refusal
 
 from focus_peft import FocusConfig
-from focus_peft.trainer.cost import Counts, training_cost
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"

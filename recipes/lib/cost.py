@@ -10,9 +10,9 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from ..config import FocusConfig
-from ..passes.reader import TOKEN_BUDGET
-from ..passes.settings import WindowSizes
+from focus_peft import FocusConfig
+from focus_peft.passes.reader import TOKEN_BUDGET
+from focus_peft.passes.settings import WindowSizes
 
 
 Precision = Literal["float32", "bfloat16", "deepspeed-bfloat16", "4bit"]
