@@ -5,21 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import FocusConfig
+from ..options import LOSS, OPTIONS
 from .markdown import table, words
 from .provenance import Provenance
 
 
 # Entries of a recipe's `model` that say how the base model was loaded
-MODEL_ENTRIES = ("revision", "dtype", "load_in_4bit", "gguf_file")
+MODEL_ENTRIES = ("revision", "dtype", "load_in_4bit")
 # Of its `training`: what decides what is learned
 HYPER_PARAMETERS = (
     *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "optim", "adam_beta1", "adam_beta2"),
     *("weight_decay", "max_grad_norm", "distractors", "bf16", "fp16", "use_cpu", "seed", "load_best_model_at_end"),
-)
-LOSS_FIELDS = (
-    *("loss", "continuation_weight", "repetition_weight", "distill_weight"),
-    *("label_size", "train_local_size", "train_min_chunk_size"),
 )
 # (what is evaluated, metric of the adapter, metric of the local window alone)
 EVALUATED = (
@@ -59,7 +56,7 @@ def _hyper_parameters(known: Provenance, config: FocusConfig) -> str:
         rows.append(("steps trained", f"{known.step:,}" + (f" of {planned:,}" if planned else "")))
     if not rows:  # the fields of the loss may never have been used
         return ""
-    fields = {name: getattr(config, name) for name in LOSS_FIELDS}
+    fields = {option.name: getattr(config, option.name) for option in OPTIONS if option.metadata["group"] == LOSS}
     rows += [(f"`{name}`", value) for name, value in fields.items() if value is not None]
     return "Hyper-parameters:\n\n" + table(("", ""), rows)
 

@@ -34,7 +34,7 @@ RECIPE_ENTRIES: dict[str, Iterable[str]] = {
 }
 SOURCE_ENTRIES = (
     *("path", "name", "split", "revision", "streaming", "text_column", "instruction_column", "answer_column"),
-    *("messages_column", "weight", "max_documents", "max_tokens", "documents"),
+    *("weight", "max_documents", "max_tokens", "documents"),
 )
 # Texts that come with Python, wherever it is installed
 STANDARD_LIBRARY = "${STDLIB}/"

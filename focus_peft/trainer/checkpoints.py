@@ -25,11 +25,7 @@ class WholeCheckpoints(ListedUploads):
     _scratch: Path | None = None
 
     def checkpoint_to_resume(self, resume_from_checkpoint: str | bool | None) -> str | None:
-        """The folder that `train` resumes from.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                A folder; True: the last whole checkpoint in `output_dir`; "auto": that, or none if there is none.
+        """The folder that [`FocusTrainer.train`] resumes from; its argument.
 
         Raises:
             ValueError: for True or a folder, if there is no whole checkpoint.

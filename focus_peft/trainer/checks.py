@@ -6,13 +6,12 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback
 
+from .metrics import MEANS
+
 
 # What an evaluation measures besides the tasks, without the prefix `eval_`
-MEASURED = (
-    *("loss", "loss_continuation", "loss_repetition", "loss_distillation"),
-    *("loss_local", "loss_local_continuation", "loss_local_repetition"),
-    *("runtime", "samples_per_second", "steps_per_second", "model_preparation_time"),
-)
+LOSSES = ("loss", "loss_local", "loss_distillation", *MEANS)
+SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 def check_run(trainer: Any) -> None:
@@ -54,12 +53,12 @@ def _check_metric(trainer: Any) -> None:
     tasks = [name for name in trainer.eval_tasks if metric.startswith(f"{name}_")]
     apart = getattr(args, "eval_tasks_steps", None) is not None
     several = isinstance(trainer.eval_dataset, dict)  # whose names stand before the metrics
-    if several or metric in MEASURED or tasks and not apart:
+    if several or metric in (*LOSSES, *SPEEDS) or tasks and not apart:
         return
     remedy = (
         "tasks that are run every `eval_tasks_steps` are no part of an evaluation; leave that out"
         if tasks
-        else f"choose one of {', '.join(f'eval_{name}' for name in MEASURED[:7])}, or what a task measures"
+        else f"choose one of {', '.join(f'eval_{name}' for name in LOSSES)}, or what a task measures"
     )
     raise ValueError(
         f"`metric_for_best_model` is {args.metric_for_best_model!r}, which an evaluation does not measure: {remedy}."

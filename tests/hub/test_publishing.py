@@ -193,6 +193,7 @@ def test_the_card_says_what_it_is_made_of(trained: Trained, tmp_path: Path) -> N
     for line in (
         *("# tiny", "Made for the tests.", "import focus_peft", 'PeftModel.from_pretrained(base, "org/tiny")'),
         *("| `org/books` | `split`: train, `weight`: 2.0 |", "| `local files (.md)` |", "| `learning_rate` | 1e-3 |"),
+        "| `choice_weight` | 0.0 |",
         "| base model's `dtype` | bfloat16 |",
         *(
             "| steps trained | 10 of 20 |",

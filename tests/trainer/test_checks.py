@@ -118,7 +118,7 @@ def rows_of_text(folder: Path) -> FocusTrainer:
         ),
         (
             lambda folder: trainer_of(folder, metric_for_best_model="eval_accuracy", **BEST),
-            ("`metric_for_best_model`", "'eval_accuracy'", "eval_loss"),
+            ("`metric_for_best_model`", "'eval_accuracy'", "eval_loss", "eval_loss_choice"),
         ),
         (lambda folder: trainer_of(folder, callbacks=[EarlyStoppingCallback(2)]), ("`eval_strategy`", "'steps'")),
         (rows_of_text, ("`train_dataset`", "'text'", "`focus_peft.data.prepare`", "`FocusSFTTrainer`")),
