@@ -108,9 +108,11 @@ class Ranks:
         if self.size == 1:
             return
         self.check()
-        digests: list[Any] = [None] * self.size
-        dist.all_gather_object(digests, hashlib.sha256(repr(said).encode()).hexdigest())
-        if len(set(digests)) > 1:
+        digest = int.from_bytes(hashlib.sha256(repr(said).encode()).digest()[:8], "little", signed=True)
+        mine = torch.tensor([digest], device=_transport(torch.device("cpu")))
+        theirs = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(theirs, mine)
+        if len({int(digest) for digest in theirs}) > 1:
             raise RuntimeError(
                 f"`spread_chunks` is True, but {what} not the same in all processes; give all of them the same inputs "
                 "and options, and the same seed (`torch.manual_seed`) where tokens are sampled."

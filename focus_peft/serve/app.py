@@ -161,7 +161,7 @@ class Server:
             return Row(
                 ids,
                 self.prompts.sampled(body, seed),
-                min(body.most_tokens or self.settings.max_tokens, self.settings.max_tokens),
+                body.most_tokens or self.settings.max_tokens,
                 TextStream(self.tokenizer, body.stop),
                 time.monotonic() + self.settings.time_limit,
                 lambda piece: loop.call_soon_threadsafe(queue.put_nowait, (number, piece)),

@@ -200,14 +200,13 @@ class DocumentStore:
         document.ready.wait()
         with document.lock:
             document.check()
+            if document.memory is None:
+                place = self.folder / document.id / READ
+                document.memory = self.model.load_memory(place, tokenizer=self.tokenizer, storage=self.storage)
+            memory = document.memory
             document.users += 1
             document.used = time.monotonic()
         try:
-            with document.lock:
-                if document.memory is None:
-                    place = self.folder / document.id / READ
-                    document.memory = self.model.load_memory(place, tokenizer=self.tokenizer, storage=self.storage)
-                memory = document.memory
             self._make_room()
             yield memory, document.end
         finally:
