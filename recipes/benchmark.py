@@ -45,7 +45,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.measurements import RUNS, WAYS
+from benchmarks.measurements import WAYS
 from benchmarks.report import markdown_of, summarized
 from lib.command_line import command_of, parser_of
 from lib.packaged_model import PACKAGED
@@ -66,13 +66,12 @@ def measure(args: argparse.Namespace, run: Run) -> dict[str, Any]:
             for name, what, options in jobs(args):
                 if args.measurement == "training":
                     options["gradients"] = str(Path(folder, "gradients.pt"))
-                measured = run(what, options)
-                runs.setdefault(name, []).append(measured["result"])
+                runs.setdefault(name, []).append(run(what, options))
                 if args.measurement == "training":
                     gradients[name] = torch.load(options["gradients"], weights_only=True)
                 print(f"{name}: {runs[name][-1]}", file=sys.stderr)
                 found = summarized(args.measurement, runs, gradients)
-                result = {**origin(args), **measured["environment"], **found}
+                result = {**origin(args), **found}
                 write(result, args.output)
     return result
 
@@ -91,11 +90,12 @@ def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def origin(args: argparse.Namespace) -> dict[str, Any]:
-    """What was run."""
+    """What was run, and where."""
     return {
         "command": command_of("benchmark.py", args.words),
         "dtype": args.dtype,
         "threads": 1 if args.measurement == "ranks" else torch.get_num_threads(),
+        **environment(),
     }
 
 
@@ -121,13 +121,13 @@ def profile(args: argparse.Namespace) -> dict[str, Any] | None:
     seconds = {**measured["phases"], "a step, all of it": total, "floor": floor}
     ways = {name: {"seconds": round(value, 5)} for name, value in seconds.items()}
     ratios = {"seconds: a step / floor": round(total / floor, 3)}
-    result = {**origin(args), **environment(), "repeats": 1, "ways": ways, "ratios": ratios}
+    result = {**origin(args), "repeats": 1, "ways": ways, "ratios": ratios}
     write(result, args.output)
     return result
 
 
 def run_in_new_process(what: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What `run` returns, of a process whose peak memory is this way's."""
+    """`run` in a process whose peak memory is this way's."""
     command = [sys.executable, __file__, "run", "--what", what, "--options", json.dumps(options)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -135,10 +135,10 @@ def run_in_new_process(what: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(what: str, options: dict[str, Any]) -> dict[str, Any]:
-    """One way in this process, and in which environment it ran."""
-    module, name = RUNS[what].split(".")
-    result = getattr(importlib.import_module(f"benchmarks.{module}"), name)(options)
-    return {"result": result, "environment": environment()}
+    """What one way measures, in this process."""
+    module, name = what.split(".")
+    measured: dict[str, Any] = getattr(importlib.import_module(f"benchmarks.{module}"), name)(options)
+    return measured
 
 
 def way_and_tokens(ways: Iterable[str]) -> Callable[[str], tuple[str, int]]:
@@ -175,7 +175,7 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
         one.add_argument("--output", type=Path, help="write JSON here, and Markdown beside it")
         one.add_argument("--profile", action="store_true", help="print where the time goes")
     one = commands.add_parser("run", help="one way in this process (the others call it)")
-    one.add_argument("--what", choices=RUNS, required=True)
+    one.add_argument("--what", required=True)
     one.add_argument("--options", type=json.loads, required=True)
     args = parser.parse_args(words)
     args.words = words

@@ -11,14 +11,14 @@ from unittest.mock import patch
 
 import torch
 from peft import get_peft_model
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from focus_peft import FocusConfig
 from focus_peft.frozen.compat import CACHE
 from focus_peft.kv.store import KeyValueStore
 from focus_peft.passes.reader import Reader
 
-from .setting import document, load, sizes_of, timed, with_peak
+from .setting import document, drawn_cache, heads_of, load, sizes_of, timed, with_peak
 
 
 LAYERS, HIDDEN, CHUNK = 30, 64, 128
@@ -64,7 +64,7 @@ def _in_turn(model: Any, ids: torch.Tensor, held: int, new_tokens: int) -> dict[
     with torch.no_grad():
         for name, reader.reads_in_parts in (("two_passes", False), ("one_pass", True)):
             caches[name] = model(ids, use_cache=True)[CACHE]
-        caches["base_model"] = _drawn_cache(base, held)
+        caches["base_model"] = drawn_cache(base, held)
         seconds: dict[str, list[float]] = {name: [] for name in caches}
         for _ in range(new_tokens + WARM_UP):
             for name, cache in caches.items():
@@ -80,21 +80,10 @@ def _in_turn(model: Any, ids: torch.Tensor, held: int, new_tokens: int) -> dict[
     )
 
 
-def _drawn_cache(base: Any, tokens: int) -> DynamicCache:
-    """What the base model would have cached of so many tokens."""
-    config, cache = base.config, DynamicCache(config=base.config)
-    heads = config.num_key_value_heads
-    for layer in range(config.num_hidden_layers):
-        states = torch.randn(1, heads, tokens, config.hidden_size // config.num_attention_heads, dtype=base.dtype)
-        cache.update(states, states.clone(), layer)
-    return cache
-
-
 def _draw_chunks(reader: Reader, store: KeyValueStore, first: int, chunks: Sequence[Sequence[int]], *_: Any) -> None:
     """In place of reading chunks, draw their keys and values."""
-    config: Any = reader.model.config
-    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    heads, width = heads_of(reader.model.config)
     lengths = list(map(len, chunks))
-    for layer in range(config.num_hidden_layers):
-        states = torch.randn(len(chunks), heads, max(lengths), width, dtype=reader.model.dtype)
-        store.store_chunks(layer, slice(first, first + len(chunks)), (states, states.clone()), lengths)
+    for layer in range(reader.model.config.num_hidden_layers):
+        keys, values = torch.randn(2, len(chunks), heads, max(lengths), width, dtype=reader.model.dtype)
+        store.store_chunks(layer, slice(first, first + len(chunks)), (keys, values), lengths)

@@ -5,51 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 
-# What one process runs: a module beside this one, and a function in it
-RUNS = {
-    "focus": "reading.focus",
-    "processes": "ranks.focus_of_processes",
-    "full": "reading.full_attention",
-    "reading floor": "reading.reading_floor",
-    "step floor": "reading.step_floor",
-    "training": "training.step",
-    "host": "in_turn.host",
-    "token": "in_turn.token",
-}
-# The ways of each measurement: what runs, and with which options
+# The ways of each measurement: what one process runs, a function in a module beside this one, and with which options
 WAYS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "prefill": {
-        "focus": ("focus", {"decoding": "streaming"}),
-        "floor": ("reading floor", {}),
-        "full attention": ("full", {}),
+        "focus": ("reading.focus", {"decoding": "streaming"}),
+        "floor": ("reading.reading_floor", {}),
+        "full attention": ("reading.full_attention", {}),
     },
     "decode": {
-        "streaming": ("focus", {"decoding": "streaming"}),
-        "streaming, compiled": ("focus", {"decoding": "streaming", "compiled": True}),
-        "floor of streaming": ("step floor", {"decoding": "streaming"}),
-        "exact": ("focus", {"decoding": "exact"}),
-        "floor of exact": ("step floor", {"decoding": "exact"}),
+        "streaming": ("reading.focus", {"decoding": "streaming"}),
+        "streaming, compiled": ("reading.focus", {"decoding": "streaming", "compiled": True}),
+        "floor of streaming": ("reading.step_floor", {"decoding": "streaming"}),
+        "exact": ("reading.focus", {"decoding": "exact"}),
+        "floor of exact": ("reading.step_floor", {"decoding": "exact"}),
     },
     "training": {
-        "naive streaming": ("training", {"decoding": "streaming", "labels": 32, "naive": True}),
-        "streaming": ("training", {"decoding": "streaming", "labels": 32, "naive": False}),
-        "naive exact": ("training", {"decoding": "exact", "labels": 32, "naive": True}),
-        "exact": ("training", {"decoding": "exact", "labels": 32, "naive": False}),
-        "naive, one label": ("training", {"decoding": "exact", "labels": 1, "naive": True}),
+        "naive streaming": ("training.step", {"decoding": "streaming", "labels": 32, "naive": True}),
+        "streaming": ("training.step", {"decoding": "streaming", "labels": 32, "naive": False}),
+        "naive exact": ("training.step", {"decoding": "exact", "labels": 32, "naive": True}),
+        "exact": ("training.step", {"decoding": "exact", "labels": 32, "naive": False}),
+        "naive, one label": ("training.step", {"decoding": "exact", "labels": 1, "naive": True}),
     },
     "memory": {
-        storage: ("focus", {"decoding": "streaming", "storage": storage}) for storage in ("device", "int8", "disk")
+        storage: ("reading.focus", {"decoding": "streaming", "storage": storage})
+        for storage in ("device", "int8", "disk")
     },
     "ranks": {
-        "1 process": ("processes", {"decoding": "streaming", "processes": 1}),
-        "2 processes": ("processes", {"decoding": "streaming", "processes": 2}),
+        "1 process": ("ranks.focus_of_processes", {"decoding": "streaming", "processes": 1}),
+        "2 processes": ("ranks.focus_of_processes", {"decoding": "streaming", "processes": 2}),
     },
-    "host": {"streaming": ("host", {})},
-    "token": {"streaming": ("token", {})},
+    "host": {"streaming": ("in_turn.host", {})},
+    "token": {"streaming": ("in_turn.token", {})},
     "scaling": {
-        "focus": ("focus", {"decoding": "streaming"}),
-        "one by one": ("focus", {"decoding": "streaming", "chunk_batch_size": 1}),
-        "full attention": ("full", {}),
+        "focus": ("reading.focus", {"decoding": "streaming"}),
+        "one by one": ("reading.focus", {"decoding": "streaming", "chunk_batch_size": 1}),
+        "full attention": ("reading.full_attention", {}),
     },
 }
 # (measure, of this way, over that way)

@@ -21,6 +21,8 @@ from focus_peft.passes.inputs import PassInput
 from focus_peft.passes.local_pass import local_pass_input
 from focus_peft.passes.prompt_region import PromptRegion
 
+from .setting import heads_of
+
 
 def naive_loss(tuner: Any, ids: list[int], sample: Sample) -> torch.Tensor:
     """Continuation plus repetition loss of one document.
@@ -70,7 +72,6 @@ def _span_loss(tuner: Any, chunks: list[list[int]], ids: list[int], span: Span) 
 
 def _nothing(model: Any, rows: int) -> list[LayerStates]:
     """Keys and values of no tokens."""
-    config = model.config
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    empty = torch.zeros(rows, config.num_key_value_heads, 0, size, dtype=model.dtype, device=model.device)
-    return [(empty, empty)] * config.num_hidden_layers
+    heads, width = heads_of(model.config)
+    empty = torch.zeros(rows, heads, 0, width, dtype=model.dtype, device=model.device)
+    return [(empty, empty)] * model.config.num_hidden_layers

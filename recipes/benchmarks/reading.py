@@ -6,6 +6,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -28,6 +29,11 @@ class Clock:
     def end(self) -> None:
         pass
 
+    @property
+    def steps(self) -> list[float]:
+        """Seconds from token to token."""
+        return [after - before for before, after in pairwise(self.times[1:])]  # the input comes first
+
 
 def generating(model: Any, ids: torch.Tensor, new_tokens: int, **options: Any) -> dict[str, Any]:
     """Seconds until the first token, and the median of those from token to token."""
@@ -36,13 +42,11 @@ def generating(model: Any, ids: torch.Tensor, new_tokens: int, **options: Any) -
     clock = Clock()
     begin = time.perf_counter()
     model.generate(ids, max_new_tokens=new_tokens + 1, min_new_tokens=new_tokens + 1, streamer=clock, **options)
-    # the streamer gets the input first
-    steps = [after - before for before, after in zip(clock.times[1:], clock.times[2:])]
     return with_peak(
         {
             "tokens": ids.shape[1],
             "prefill_seconds": round(clock.times[1] - begin, 3),
-            "seconds_per_token": round(statistics.median(steps), 4) if steps else None,
+            "seconds_per_token": round(statistics.median(clock.steps), 4) if clock.steps else None,
         }
     )
 

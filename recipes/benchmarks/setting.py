@@ -13,6 +13,7 @@ import torch
 import transformers
 from lib.base_model import ModelArguments, load_model
 from peft import get_peft_model
+from transformers import DynamicCache
 
 from focus_peft import FocusConfig
 from focus_peft.frozen.compat import CACHE
@@ -62,6 +63,22 @@ def with_peak(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "peak_memory_gb": round(peak_memory(torch.device("cpu")) / 1e9, 2)}
 
 
+def heads_of(config: Any) -> tuple[int, int]:
+    """How many heads of keys and values a layer has, and how many features each."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_key_value_heads, width
+
+
+def drawn_cache(base: Any, tokens: int) -> DynamicCache:
+    """What the base model would have cached of so many tokens, drawn at random: attending to it takes as long."""
+    cache = DynamicCache(config=base.config)
+    for layer in range(base.config.num_hidden_layers):
+        heads, width = heads_of(base.config)
+        keys, values = torch.randn(2, 1, heads, tokens, width, dtype=base.dtype, device=base.device)
+        cache.update(keys, values, layer)
+    return cache
+
+
 class Pieces:
     """A document as the method splits it, for passes of the base model over the same number of tokens in the same
     shapes.
@@ -98,12 +115,11 @@ class Pieces:
         """Of each layer, keys and values as they are held before a streaming step, drawn at random: of chunks with
         prompts, and of the window with candidates.
         """
-        config = base.config
-        heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+        heads, width = heads_of(base.config)
         shapes = [(len(self.chunks), self.sizes.chunk + self.nominal), (1, len(self.chunks) + len(self.local))]
         return [
             [torch.randn(2, rows, heads, length, width, dtype=base.dtype) for rows, length in shapes]
-            for _ in range(config.num_hidden_layers)
+            for _ in range(base.config.num_hidden_layers)
         ]
 
     def step(self, base: Any, held: list[States]) -> None:

@@ -16,30 +16,33 @@ from focus_peft.trainer.metrics import peak_memory
 from .setting import document, load, with_peak
 
 
+def loss_of_quarters(tuner: Any, ids: list[int], labels: int, naive: bool) -> torch.Tensor:
+    """Both losses of a document, with chunks and local windows of a quarter of it, the largest there are.
+
+    `naive`: with the graph kept through all chunk tokens, which computes the same.
+    """
+    quarter = len(ids) // 4
+    continuation, repetition = (Span(start, quarter - labels, labels) for start in (3 * quarter, quarter))
+    sample = Sample(3 * quarter, quarter, continuation, repetition)
+    if naive:
+        return naive_loss(tuner, ids, sample)
+    loss: Any = focus_loss(tuner.reader, tuner.settings(), [Document(ids, ids, sample)]).loss
+    return loss
+
+
 def step(options: dict[str, Any]) -> dict[str, Any]:
-    """Chunks and local windows are quarters of the document. The gradients are saved for comparison."""
+    """A step of `loss_of_quarters`. The gradients are saved for comparison."""
     decoding, labels = options["decoding"], options["labels"]
     quarter = options["tokens"] // 4
     sizes = {"chunk_size": quarter, "local_size": quarter, "prompt_size": min(512, quarter)}
     model, tokenizer = load(options, r=options["r"], decoding=decoding, label_size=labels, **sizes)
     ids = document(tokenizer, options["tokens"])[0].tolist()
-    tuner, settings = model.base_model, model.base_model.settings()
-    reader = tuner.reader  # what is done once, before memory and time are measured
-
-    def loss_of(quarter: int) -> torch.Tensor:
-        continuation, repetition = (Span(start, quarter - labels, labels) for start in (3 * quarter, quarter))
-        sample = Sample(3 * quarter, quarter, continuation, repetition)
-        row = ids[: 4 * quarter]
-        if options["naive"]:
-            return naive_loss(tuner, row, sample)
-        loss: Any = focus_loss(reader, settings, [Document(row, row, sample)]).loss
-        return loss
-
-    loss_of(max(2 * labels, quarter // 8)).backward()  # warm-up
+    few = ids[: 4 * max(2 * labels, quarter // 8)]
+    loss_of_quarters(model.base_model, few, labels, options["naive"]).backward()  # warm-up
     model.zero_grad(set_to_none=True)
     before = peak_memory(torch.device("cpu"))
     begin = time.perf_counter()
-    loss = loss_of(quarter)
+    loss = loss_of_quarters(model.base_model, ids[: 4 * quarter], labels, options["naive"])
     loss.backward()
     seconds = time.perf_counter() - begin
     of_step = peak_memory(torch.device("cpu")) - before

@@ -20,40 +20,43 @@ LLAMA = {
 }
 
 
-def llama(size: str, positions: int = 8192) -> LlamaConfig:
-    """The shape of Llama 3.2 1B, Llama 2 7B, Llama 3 8B or Llama 3 70B."""
+def llama(size: str, **fields: Any) -> LlamaConfig:
+    """The shape of Llama 3.2 1B, Llama 2 7B, Llama 3 8B or Llama 3 70B, but for the given fields."""
     hidden, inner, layers, heads, kv_heads, vocabulary = LLAMA[size]
-    return LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=vocabulary,
-        max_position_embeddings=positions,
-        tie_word_embeddings=hidden == 2048,
-    )
+    shape = {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 4096 if size == "7B" else 8192,
+        "tie_word_embeddings": size == "1B",
+    }
+    return LlamaConfig(**{**shape, **fields})
 
 
-def _qwen3_4b() -> Qwen3Config:
-    return Qwen3Config(
-        hidden_size=2560,
-        intermediate_size=9728,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-        vocab_size=151936,
-        max_position_embeddings=40960,
-        tie_word_embeddings=True,
-    )
+def qwen3_4b(**fields: Any) -> Qwen3Config:
+    """The shape of Qwen3 4B, but for the given fields."""
+    shape = {
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+    }
+    return Qwen3Config(**{**shape, **fields})
 
 
 # Those of the recipes, where the Hub cannot be reached
 NAMED: dict[str, Any] = {
-    "meta-llama/Llama-2-7b-hf": lambda: llama("7B", 4096),
+    "meta-llama/Llama-2-7b-hf": lambda: llama("7B"),
     "meta-llama/Meta-Llama-3-8B": lambda: llama("8B"),
-    "Qwen/Qwen3-4B": _qwen3_4b,
+    "Qwen/Qwen3-4B": qwen3_4b,
 }
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lib.byte_tokenizer import byte_tokenizer
+from lib.base_model import ModelArguments, load_model
 from lib.packaged_model import saved_model
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from focus_peft import FocusConfig
 from focus_peft.tasks.matching import first_integer_match
@@ -27,9 +27,8 @@ from focus_peft.tasks.passkey import (
 from focus_peft.tasks.samples import NOISE, spread
 
 from .adapter_training import train
-from .measuring import forget_peak, peak_gb
 from .models import TINY
-from .report import FAILED, LEAST_SECONDS, OK, OUT_OF_MEMORY, Options, Report, free, out_of_memory
+from .report import LEAST_SECONDS, OK, Options, Report, failure, forget_peak, free, peak_gb
 
 
 ADAPTER = Path(__file__).parents[3] / "hub" / "smollm2-135m-instruct-focus"
@@ -80,17 +79,9 @@ def _find(options: Options) -> tuple[Path, Path] | str:
 
 def _small_model(folder: Path) -> tuple[Path, Path]:
     """A tiny model that reads bytes, and an adapter of it: both know nothing, which suffices to run every line."""
-    torch.manual_seed(0)
-    fields: dict[str, Any] = {
-        **TINY,
-        "vocab_size": 259,
-        "max_position_embeddings": 512,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    base: Any = AutoModelForCausalLM.from_config(LlamaConfig(**fields))
+    base, tokenizer = load_model(ModelArguments(random={"model_type": "llama", **TINY}))
     base.save_pretrained(folder / "base")
-    byte_tokenizer().save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
     sizes: dict[str, Any] = {"chunk_size": 64, "local_size": 64, "prompt_size": 32, "train_min_chunk_size": 64}
     config = FocusConfig(r=4, alpha=8, label_size=4, **sizes)
     config.base_model_name_or_path = "tiny"
@@ -156,8 +147,7 @@ def _ask_batch(report: Report, model: Any, passkeys: _Passkeys, cell: dict[str, 
                 progress=False,
             )
     except Exception as error:  # the other lengths go on
-        status = OUT_OF_MEMORY if out_of_memory(error) else FAILED
-        cell |= {"status": status, "reason": f"{type(error).__name__}: {error}"[:600]}
+        cell |= failure(error)
         free(device)
         return
     answers = passkeys.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)

@@ -19,7 +19,6 @@ from transformers import TrainerCallback
 
 from focus_peft import FocusConfig
 
-from .measuring import forget_peak, peak_gb
 from .report import Options
 
 
@@ -91,7 +90,6 @@ def train(options: Options, base: Path, adapter: Path, seconds: float) -> dict[s
         trainer = make_trainer(load_recipe(RECIPE, **fixed))
         deadline = Deadline(seconds, options)
         trainer.add_callback(deadline)
-        forget_peak(options.device)
         trainer.train()
         files = save_parts(trainer.model, options)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -101,7 +99,6 @@ def train(options: Options, base: Path, adapter: Path, seconds: float) -> dict[s
         "seconds": round(time.perf_counter() - deadline.begin, 1),
         "losses": [round(loss, 4) for loss in losses],
         "tokens_per_second": round(sum(speeds) / len(speeds), 1) if speeds else None,
-        "peak_memory_gb": peak_gb(options.device),
         "texts": texts,
         "files": files,
     }

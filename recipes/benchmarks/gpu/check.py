@@ -8,7 +8,6 @@ import time
 import unittest
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ TESTS = Path(__file__).parents[3] / "tests"
 
 def run(report: Report) -> None:
     options = report.options
-    if find_spec("pytest") is None:
-        report.note("pytest is not installed; the checks ran without it, as they do anyway.")
     if str(TESTS) not in sys.path:
         sys.path.insert(0, str(TESTS))
     checks: Any = importlib.import_module("device_checks")

@@ -9,13 +9,13 @@ import time
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from focus_peft.frozen.compat import CACHE
 
 from ..reading import Clock
+from ..setting import drawn_cache
 from .floors import Counts
-from .measuring import Rates, forget_peak, measure_models, peak_gb, wait
+from .measuring import Rates, measure_models, wait
 from .models import Sizes, random_document
 from .reading import INT8_SIZE, storage_for
 from .report import OK, Report, free
@@ -59,20 +59,18 @@ def _measure(report: Report, rates: Rates, name: str, model: Any, tokens: int) -
         for way, (given, count) in WAYS.items():
 
             def measure(given: dict[str, Any] = given, count: int = count) -> dict[str, Any]:
-                forget_peak(device)
                 steps = _steps(model, question, held[0], min(count, 3) if options.small else count, given)
                 floor = counts.token(tokens, given["decoding"], INT8_SIZE if storage == "int8" else 1.0)
-                return {**_figures(steps, device), **floor.figures(rates, statistics.median(steps))}
+                return {**_figures(steps), **floor.figures(rates, statistics.median(steps))}
 
             report.cell(measure, **names, way=way, storage=storage)
     held.clear()
     free(device)
 
     def full() -> dict[str, Any]:
-        forget_peak(device)
         with model.disable_adapter():
             steps = _full_attention(model.get_base_model(), tokens, 3 if options.small else WAYS["streaming"][1])
-        return {**_figures(steps, device), **counts.full_token(tokens).figures(rates, statistics.median(steps))}
+        return {**_figures(steps), **counts.full_token(tokens).figures(rates, statistics.median(steps))}
 
     report.cell(full, **names, way="full attention", attention=model.get_base_model().config._attn_implementation)
 
@@ -83,21 +81,13 @@ def _steps(model: Any, question: torch.Tensor, memory: Any, count: int, given: d
     model.generate(
         question, memory=memory, max_new_tokens=new, do_sample=False, streamer=clock, progress=False, **given
     )
-    times = clock.times[1:]  # the streamer gets the input first
-    return [after - before for before, after in zip(times, times[1:])][WARM_UP:]
+    return clock.steps[WARM_UP:]
 
 
 @torch.no_grad()
 def _full_attention(base: Any, tokens: int, count: int) -> list[float]:
-    """Seconds of tokens of the base model behind so many others, with the cache that its `generate` makes. What that
-    holds does not matter.
-    """
-    config, cache = base.config, DynamicCache()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    shape = (1, config.num_key_value_heads, tokens, size)
-    for layer in range(config.num_hidden_layers):
-        keys, values = (torch.zeros(shape, dtype=base.dtype, device=base.device) for _ in range(2))
-        cache.update(keys, values, layer)
+    """Seconds of tokens of the base model behind so many others, with the cache that its `generate` makes."""
+    cache = drawn_cache(base, tokens)
     token, steps = torch.full((1, 1), 9, device=base.device), []
     for number in range(count + WARM_UP):
         place = torch.full((1, 1), tokens + number, device=base.device)
@@ -110,12 +100,11 @@ def _full_attention(base: Any, tokens: int, count: int) -> list[float]:
     return steps[WARM_UP:]
 
 
-def _figures(steps: list[float], device: torch.device) -> dict[str, Any]:
+def _figures(steps: list[float]) -> dict[str, Any]:
     middle = statistics.median(steps)
     return {
         "seconds": round(middle, 6),
         "milliseconds_per_token": round(1000 * middle, 3),
         "tokens_per_second": round(1 / middle, 2),
         "steps": [round(step, 6) for step in steps],
-        "peak_memory_gb": peak_gb(device),
     }

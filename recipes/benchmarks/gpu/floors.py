@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..setting import heads_of
 from .measuring import Rates
 from .models import Sizes
 
@@ -51,11 +52,11 @@ class Counts:
         frozen = [module for module in base.modules() if isinstance(module, nn.Linear) and module is not head]
         of_twins = {id(parameter) for parameter in twins}
         self.linear = sum(m.weight.numel() for m in frozen if id(m.weight) not in of_twins)
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads, size = heads_of(config)
         self.width = config.num_attention_heads * size  # of all queries
         self.layers = config.num_hidden_layers
         item = base.get_input_embeddings().weight.element_size()
-        self.states = 2 * self.layers * config.num_key_value_heads * size * item  # bytes of a token's keys and values
+        self.states = 2 * self.layers * heads * size * item  # bytes of a token's keys and values
         self.sizes = sizes
 
     def chunks(self, tokens: int) -> int:

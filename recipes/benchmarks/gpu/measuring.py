@@ -1,4 +1,4 @@
-"""The clock, the most memory, and how fast the device copies and multiplies at all."""
+"""The clock, and how fast the device copies and multiplies at all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-
-from focus_peft.trainer.metrics import peak_memory
 
 from .models import SHAPES, Sizes, random_model
 from .report import Options, Report, free
@@ -84,14 +82,3 @@ def repeated(function: Callable[[], Any], device: torch.device, seconds_left: fl
         values.append(seconds_of(function, device))
     rest = values[1:] or values
     return {"seconds": round(statistics.median(rest), 5), "all_seconds": [round(value, 5) for value in values]}
-
-
-def forget_peak(device: torch.device) -> None:
-    """Start to measure the most memory anew, where the device can."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_gb(device: torch.device) -> float:
-    """The most memory since then, in GB (10^9 bytes): allocated on the card, or resident in this process."""
-    return round(peak_memory(device) / 1e9, 3)

@@ -4,11 +4,14 @@ times.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
+from lib.shapes import llama, qwen3_4b
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
@@ -17,49 +20,18 @@ from focus_peft import FocusConfig
 from .report import Options
 
 
-LLAMA_2_7B = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 4096,
-}
-QWEN3_4B = {
-    "vocab_size": 151936,
-    "hidden_size": 2560,
-    "intermediate_size": 9728,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "max_position_embeddings": 40960,
-    "tie_word_embeddings": True,
-}
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "Llama-2-7B": ("LlamaConfig", LLAMA_2_7B),
-    "Qwen3-4B": ("Qwen3Config", QWEN3_4B),
-}
+SHAPES: dict[str, Callable[..., PreTrainedConfig]] = {"Llama-2-7B": partial(llama, "7B"), "Qwen3-4B": qwen3_4b}
 TINY = {
-    "vocab_size": 200,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
+    "max_position_embeddings": 512,
 }
-SMALL: dict[str, tuple[str, dict[str, Any]]] = {
-    "Llama-2-7B": ("LlamaConfig", {**TINY, "num_key_value_heads": 4, "max_position_embeddings": 512}),
-    "Qwen3-4B": (
-        "Qwen3Config",
-        {
-            **TINY,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 512,
-            "tie_word_embeddings": True,
-        },
-    ),
+# What is otherwise in the small setting
+SMALL: dict[str, dict[str, int]] = {
+    "Llama-2-7B": {**TINY, "vocab_size": 200, "num_key_value_heads": 4},
+    "Qwen3-4B": {**TINY, "vocab_size": 200, "num_key_value_heads": 2, "head_dim": 16},
 }
 
 
@@ -80,15 +52,12 @@ class Sizes:
 
 
 def config_of(name: str, options: Options) -> PreTrainedConfig:
-    kind, fields = (SMALL if options.small else SHAPES)[name]
     attention = "sdpa"
     if options.device.type == "cuda" and transformers.utils.is_flash_attn_2_available():
         attention = "flash_attention_2"
+    fields = SMALL[name] if options.small else {}
     # nothing stops early
-    config: PreTrainedConfig = getattr(transformers, kind)(
-        **fields, bos_token_id=1, eos_token_id=None, pad_token_id=0, attn_implementation=attention
-    )
-    return config
+    return SHAPES[name](**fields, bos_token_id=1, eos_token_id=None, pad_token_id=0, attn_implementation=attention)
 
 
 def random_model(name: str, options: Options, **fields: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from ..setting import Pieces
 from .floors import Counts, Floor
-from .measuring import Rates, forget_peak, measure_models, peak_gb, repeated
+from .measuring import Rates, measure_models, repeated
 from .models import Sizes, random_document
 from .report import OK, Report, free
 
@@ -102,13 +102,11 @@ class _Reading:
         growth = tokens / before if way != "full attention" else (tokens / before) ** 2
 
         def measure() -> dict[str, Any]:
-            forget_peak(self.device)
             found = repeated(function, self.device, self.report.seconds_left)
             took = found["seconds"]
             return {
                 **found,
                 "tokens_per_second": round(tokens / took, 1),
-                "peak_memory_gb": peak_gb(self.device),
                 **floor.figures(self.rates, took),
             }
 

@@ -17,6 +17,7 @@ import torch
 from lib.result_files import git_commit, write_json
 
 from focus_peft.hub.results import environment
+from focus_peft.trainer.metrics import peak_memory
 
 
 OK, SKIPPED, FAILED, OUT_OF_MEMORY = "ok", "skipped", "failed", "out of memory"
@@ -100,21 +101,19 @@ class Report:
         if max(expected_seconds, LEAST_SECONDS) > left:
             there = f"{max(0, left):.0f} s were left of the part's {self.options.seconds:.0f}"
             reason = f"it takes about {expected_seconds:.0f} s, and {there}"
-            return self._add({**names, "status": SKIPPED, "reason": reason})
+            return self.skip(reason, **names)
+        forget_peak(self.options.device)
         begin = time.perf_counter()
         try:
             with alarm(left):
-                found = {"status": OK, **measure()}
+                found = {"status": OK, **measure(), "peak_memory_gb": peak_gb(self.options.device)}
         except OutOfTime:
             found = {
                 "status": SKIPPED,
                 "reason": f"it took longer than the {left:.0f} s that were left of the part's time",
             }
         except Exception as error:
-            short = out_of_memory(error)
-            found = {"status": OUT_OF_MEMORY if short else FAILED, "reason": f"{type(error).__name__}: {error}"[:600]}
-            if not short:
-                found["traceback"] = traceback.format_exc()[-1500:]
+            found = failure(error)
         free(self.options.device)
         return self._add({**names, **found, "cell_seconds": round(time.perf_counter() - begin, 2)})
 
@@ -175,8 +174,23 @@ def alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower()
+def failure(error: Exception) -> dict[str, Any]:
+    """What a cell says of an error that is being handled."""
+    found = {"status": FAILED, "reason": f"{type(error).__name__}: {error}"[:600]}
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "out of memory" in str(error).lower():
+        return {**found, "status": OUT_OF_MEMORY}
+    return {**found, "traceback": traceback.format_exc()[-1500:]}
+
+
+def forget_peak(device: torch.device) -> None:
+    """Start to measure the most memory anew, where the device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gb(device: torch.device) -> float:
+    """The most memory since then, in GB (10^9 bytes): allocated on the card, or resident in this process."""
+    return round(peak_memory(device) / 1e9, 3)
 
 
 def free(device: torch.device) -> None:

@@ -10,12 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.naive import naive_loss
-from focus_peft.losses.documents import Document
-from focus_peft.losses.objectives import focus_loss
-from focus_peft.losses.sampling import Sample, Span
-
-from .measuring import forget_peak, peak_gb, seconds_of
+from ..training import loss_of_quarters
+from .measuring import seconds_of
 from .models import Sizes, random_document, random_model
 from .report import OK, OUT_OF_MEMORY, Report, free
 
@@ -67,8 +63,8 @@ class _Training:
             cell = self._measure("drawn spans", self.tokens, self._drawn(documents, 2), documents=documents)
             documents = documents // 2 if cell["status"] == OUT_OF_MEMORY else 1
         for tokens in (self.tokens, self.tokens // 2, self.tokens // 4):
-            self._measure("largest chunks, focus_peft", tokens, self._fixed(self._our_loss, tokens), documents=1)
-            naive = self._fixed(self._naive_loss, tokens)
+            self._measure("largest chunks, focus_peft", tokens, self._fixed(tokens, naive=False), documents=1)
+            naive = self._fixed(tokens, naive=True)
             if self._measure("largest chunks, naive graph", tokens, naive, documents=1)["status"] == OK:
                 break
 
@@ -98,7 +94,6 @@ class _Training:
 
         def measure() -> dict[str, Any]:
             step(0)
-            forget_peak(self.device)
             found = [step(number) for number in range(1, steps + 1)]
             seconds, update = (statistics.mean(values) for values in list(zip(*found))[:2])
             labels = statistics.mean(labels for *_, labels in found)
@@ -110,32 +105,25 @@ class _Training:
                 "tokens_per_second": round(documents * self.tokens / seconds, 1),
                 "labels": labels,
                 "labels_per_second": round(labels / seconds, 1),
-                "peak_memory_gb": peak_gb(self.device),
                 "hours_of_the_paper": round(STEPS * (BATCH * one + update) / 3600, 3),
             }
 
         return measure
 
-    def _fixed(self, loss: Callable[[list[int], Sample], torch.Tensor], tokens: int) -> Callable[[], dict[str, Any]]:
-        """Three chunks of a quarter of the document, the largest there are, and windows of a quarter: both ways
-        compute the same.
-        """
-        quarter = tokens // 4
-        last, inside = (Span(start, quarter - self.labels, self.labels) for start in (3 * quarter, quarter))
-        sample = Sample(3 * quarter, quarter, last, inside)
+    def _fixed(self, tokens: int, naive: bool) -> Callable[[], dict[str, Any]]:
+        """Chunks and windows of a quarter of the document, the largest there are."""
         ids = random_document(self.model, tokens, self.options)[0].tolist()
         value: list[float] = []
 
         def passes() -> None:
             self.model.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=not self.options.small):
-                found = loss(ids, sample)
+                found = loss_of_quarters(self.model.base_model, ids, self.labels, naive)
             found.backward()
             value.append(float(found.detach()))
 
         def measure() -> dict[str, Any]:
             passes()
-            forget_peak(self.device)
             seconds = seconds_of(passes, self.device)
             gradients = [p.grad.float().norm() for p in self.model.parameters() if p.grad is not None]
             norm = float(torch.stack(gradients).norm())
@@ -144,17 +132,8 @@ class _Training:
                 "tokens_per_second": round(tokens / seconds, 1),
                 "labels": 2 * self.labels,
                 "labels_per_second": round(2 * self.labels / seconds, 1),
-                "peak_memory_gb": peak_gb(self.device),
                 "loss": round(value[-1], 5),
                 "gradient_norm": float(f"{norm:.5g}"),
             }
 
         return measure
-
-    def _our_loss(self, ids: list[int], sample: Sample) -> torch.Tensor:
-        tuner = self.model.base_model
-        loss: Any = focus_loss(tuner.reader, tuner.settings(), [Document(ids, ids, sample)]).loss
-        return loss
-
-    def _naive_loss(self, ids: list[int], sample: Sample) -> torch.Tensor:
-        return naive_loss(self.model.base_model, ids, sample)
