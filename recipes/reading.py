@@ -38,6 +38,7 @@ from demos.model import ADAPTER, load
 from lib.command_line import command_of, parser_of
 from lib.result_files import write_json
 from readings.facts import FACTS, NUMBERS, TEXTS, Document, make_document
+from readings.held_text import HeldText
 from readings.trials import drift, forms, rounds
 
 from focus_peft.frozen.attention_record import best_chunks
@@ -55,8 +56,7 @@ PLACES = (1, 2, 4)
 
 def choice(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Recall of each ranking, over all facts and by kind of text, after each text."""
-    model, tokenizer = load(args.adapter, "float32")
-    model.peft_config["default"] = model.peft_config["default"].with_overrides(chunk_size=args.chunk_size)
+    model, tokenizer = load(args.adapter, "float32", chunk_size=args.chunk_size)
     found: dict[str, list[dict[str, Any]]] = {}
     for text in TEXTS:
         for seed in range(args.texts):
@@ -77,23 +77,20 @@ def choice(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def rankings(model: Any, document: Document) -> Iterator[tuple[str, list[int], list[float]]]:
     """(ranking, chunks that hold the fact, score of each chunk) for each fact."""
-    sizes = model.settings().sizes
     dense = Dense(model) if packaged_encoder() else None
-    held = len(document.ids) - sizes.local
-    memory = model.encode(document.ids[:held], progress=False)
-    chunks = [document.ids[start : min(held, start + sizes.chunk)] for start in range(0, held, sizes.chunk)]
-    for (begin, end), question in zip(document.places, document.questions):
-        window = [*document.ids[held:], *question][-sizes.local :]
+    held = HeldText(model, document.ids)
+    read = len(document.ids) - len(held.end)
+    for place, question in zip(document.places, document.questions):
+        window, holders = held.window(question), held.holders(place)
         ids = torch.tensor([window])
-        words = bm25(chunks, window[-sizes.prompt :])
-        looked = model.chunk_scores(ids, memory=memory)[0].tolist()
-        holders = sorted({begin // sizes.chunk, (end - 1) // sizes.chunk})
-        yield "last token", holders, model.chunk_attention(ids, memory=memory)[0].tolist()
+        words = bm25(held.chunks, window[-held.sizes.prompt :])
+        looked = model.chunk_scores(ids, memory=held.memory)[0].tolist()
+        yield "last token", holders, model.chunk_attention(ids, memory=held.memory)[0].tolist()
         yield "last eight tokens", holders, looked
         yield "bm25", holders, words
         yield "fused", holders, fused(looked, words)
         if dense is not None:
-            yield "dense", holders, dense.scores([*document.ids[:held], *window], held, chunks)
+            yield "dense", holders, dense.scores([*document.ids[:read], *window], read, held.chunks)
 
 
 def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_a_measurement_writes_what_it_found(
         base={"vocab_size": 259, "max_position_embeddings": 4096}, chunk_size=128, local_size=128, prompt_size=16
     )
     for module in (reading, trials):
-        monkeypatch.setattr(module, "load", lambda adapter, dtype: (model, tokenizer))
+        monkeypatch.setattr(module, "load", lambda adapter, dtype, **options: (model, tokenizer))
     monkeypatch.setattr(reading, "packaged_encoder", lambda: None)  # its package may be installed or not
     output = tmp_path / "found.json"
     reading.main([measurement, "--tokens", "1500", *OPTIONS[measurement], "--output", str(output)])

@@ -1,0 +1,51 @@
+"""A text whose chunks were read once, and which is asked about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class HeldText:
+    """A text that ends in a local window.
+
+    Args:
+        model (`PeftModel`): Reads the chunks.
+        ids (`list[int]`): The text.
+    """
+
+    def __init__(self, model: Any, ids: list[int]) -> None:
+        self.model, self.sizes = model, model.settings().sizes
+        held = len(ids) - self.sizes.local
+        self.memory = model.encode(ids[:held], progress=False)
+        self.chunks = [ids[start : min(held, start + self.sizes.chunk)] for start in range(0, held, self.sizes.chunk)]
+        self.end = ids[held:]
+
+    def window(self, question: list[int]) -> list[int]:
+        """The last tokens of the text with a question behind it."""
+        return [*self.end, *question][-self.sizes.local :]
+
+    def holders(self, place: tuple[int, int]) -> list[int]:
+        """The chunks that hold the tokens of a place, from its first one to the one behind its last."""
+        begin, end = place
+        return list(range(begin // self.sizes.chunk, (end - 1) // self.sizes.chunk + 1))
+
+    def scores(self, window: list[int], read: list[int]) -> torch.Tensor:
+        """What the end of a window looks at, with some chunks in full in front of it."""
+        text = self.text(window, read)
+        return self.model.chunk_scores(torch.tensor([text]), memory=self.memory, local_size=len(text) + 1)[0]
+
+    def text(self, window: list[int], read: list[int]) -> list[int]:
+        return [*(token for number in read for token in self.chunks[number]), *window]
+
+    def answer(self, window: list[int], read: list[int], in_front: bool, new_tokens: int) -> list[int]:
+        """What is generated behind the chunks `read`, with or without the candidates of all chunks in front."""
+        text = torch.tensor([self.text(window, read)])
+        options: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
+        if in_front:
+            options |= {"memory": self.memory, "local_size": text.shape[1] + new_tokens, "progress": False}
+            found = self.model.generate(text, **options)
+        else:
+            found = self.model.get_base_model().generate(text, **options)
+        return found[0, text.shape[1] :].tolist()
