@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from demos.model import ADAPTER, load
-from demos.shades import shades
 from lib.command_line import parser_of, positive
 from transformers import TextStreamer
 
@@ -124,7 +123,7 @@ def listed(chunks: list[int]) -> str:
 def strip(shares: torch.Tensor) -> str:
     """A character for each chunk, or for a few neighbors, the darker the more it was looked at."""
     parts = torch.stack([part.max() for part in shares.tensor_split(min(STRIP, len(shares)))])
-    return "".join(SHADES[int(share * (len(SHADES) - 1))] for share in shades(parts))
+    return "".join(SHADES[int(part * (len(SHADES) - 1))] for part in parts / parts.max())
 
 
 def parse_args() -> argparse.Namespace:

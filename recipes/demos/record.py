@@ -3,9 +3,9 @@
     python recipes/demos/record.py --output docs/demo.svg
     python recipes/demos/record.py --tokens 30000 --new-tokens 8 --output docs/demo.svg
 
-The script hides a sentence in the Python reference as the demo does, answers, and asks `chunk_attention` for each
-token of the answer how much the model attends to each chunk. The SVG is animated with CSS alone; whoever prefers
-reduced motion sees the whole answer.
+The script hides a sentence in the Python reference as the demo does, answers, and notes for each token of the answer
+how much the model attends to each chunk. The SVG is animated with CSS alone; whoever prefers reduced motion sees the
+whole answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import html
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lib.command_line import parser_of
+from plots.attention_shares import measure
+
 from demos.model import ADAPTER, load
-from demos.shades import shades
 from focus_peft.tasks.needle import NEEDLE, QUESTION, haystack, prompt_ids
 
 
@@ -33,73 +34,36 @@ WIDTH, MARGIN, TOP = 760, 20, 96
 PER_ROW, HEIGHT, GAP = 16, 34, 5  # of chunks
 
 
-@dataclass
-class Recording:
-    """What one run answered, and what each token of the answer attended to.
-
-    Attributes:
-        tokens (`list[str]`): The answer's tokens.
-        shares (`list[list[float]]`): For each token, the share of attention of each chunk.
-        holder (`int`): The chunk that holds the hidden sentence.
-        document (`int`): Tokens of the document and the question.
-        local (`int`): Tokens of the local window.
-        chunk (`int`): Tokens of a chunk.
-    """
-
-    tokens: list[str]
-    shares: list[list[float]]
-    holder: int
-    document: int
-    local: int
-    chunk: int
-
-
-def record(model: Any, tokenizer: Any, tokens: int, new_tokens: int, seed: int) -> Recording:
-    """Run the demo on about `tokens` tokens, and note the attention of every token of the answer."""
+def record(model: Any, tokenizer: Any, tokens: int, new_tokens: int, seed: int) -> dict[str, Any]:
+    """Run the demo on about `tokens` tokens. What [`measure`] returns, with the hidden sentence as the fact."""
     text, number = haystack(tokenizer, tokens, seed)
-    ids = torch.tensor([prompt_ids(tokenizer, text, QUESTION)])
-    local = model.settings().sizes.local
-    memory, window = model.encode(ids[:, :-local]), ids[:, -local:]
-    output = model.generate(
-        window,
-        attention_mask=torch.ones_like(window),
-        memory=memory,
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    shares = []
-    for end in range(local, output.shape[1]):
-        (row,) = model.chunk_attention(output[:, :end], memory=memory, local_size=local + new_tokens)
-        shares.append(row.tolist())
-    answer = [tokenizer.decode(token) for token in output[0, local:]]
-    size, document = memory.chunk_size, memory.documents[0]
-    chunks = [tokenizer.decode(document[start : start + size]) for start in range(0, len(document), size)]
-    holder = next(index for index, chunk in enumerate(chunks) if number in chunk)
-    return Recording(answer, shares, holder, ids.shape[1], local, memory.chunk_size)
+    needle = NEEDLE.format(number=number).strip()
+    return measure(model, tokenizer, prompt_ids(tokenizer, text, QUESTION), needle, new_tokens)
 
 
-def animation(recording: Recording, needle: str) -> str:
+def animation(recording: dict[str, Any]) -> str:
     """The recording as an SVG."""
-    chunks, frames = len(recording.shares[0]), START + len(recording.shares) + PAUSE
+    answer = recording["answer_tokens"]
+    chunks, frames = len(answer[0]["attention"]), START + len(answer) + PAUSE
     below = TOP + -(-chunks // PER_ROW) * (HEIGHT + GAP) + 26
-    shaded = [shades(row) for row in recording.shares]
-    boxes = [_chunk(n, [row[n] for row in shaded], chunks, n == recording.holder) for n in range(chunks)]
-    tokens = [_token(step, token, frames) for step, token in enumerate(recording.tokens)]
+    shares = torch.tensor([token["attention"] for token in answer])
+    levels = (shares / shares.amax(1, keepdim=True)).T.tolist()
+    boxes = [_chunk(n, row, chunks, n in recording["chunks_with_the_fact"]) for n, row in enumerate(levels)]
+    tokens = [_token(step, token["token"], frames) for step, token in enumerate(answer)]
     styles = [
         f".t,.c{{animation:{frames * FRAME:.1f}s step-end infinite}}",
         *(style for style, _ in boxes + tokens),
         "@media(prefers-reduced-motion:reduce){.t,.c{animation:none}}",
     ]
-    sizes = f"{chunks} chunks of {recording.chunk:,}, and a local window of {recording.local}"
-    total = f"{recording.document:,} tokens: {sizes}"
+    sizes = f"{chunks} chunks of {recording['chunk_size']:,}, and a local window of {recording['local_size']}"
+    total = f"{recording['tokens']:,} tokens: {sizes}"
     note = (
         "The darker a chunk, the more attention it has from the token that predicts the next (parts of the largest "
         "share)."
     )
     lines = [
         f'<text x="{MARGIN}" y="28" font-weight="bold">{total}</text>',
-        f'<text x="{MARGIN}" y="52">▼ the chunk that holds “{html.escape(needle.strip())}”</text>',
+        f'<text x="{MARGIN}" y="52">▼ the chunk that holds “{html.escape(recording["fact"])}”</text>',
         *(box for _, box in boxes),
         f'<text x="{MARGIN}" y="{below}">{html.escape(QUESTION)}</text>',
         f'<text x="{MARGIN}" y="{below + 26}" font-weight="bold" xml:space="preserve">',
@@ -146,13 +110,12 @@ def _token(step: int, token: str, frames: int) -> tuple[str, str]:
 def main(args: argparse.Namespace) -> None:
     model, tokenizer = load(args.adapter, args.dtype)
     recording = record(model, tokenizer, args.tokens, args.new_tokens, args.seed)
-    _, number = haystack(tokenizer, args.tokens, args.seed)
-    args.output.write_text(animation(recording, NEEDLE.format(number=number)), encoding="utf-8")
-    print(f"{args.output}: {''.join(recording.tokens)!r}, {args.output.stat().st_size / 1000:.0f} kB")
+    args.output.write_text(animation(recording), encoding="utf-8")
+    print(f"{args.output}: {recording['answer']!r}, {args.output.stat().st_size / 1000:.0f} kB")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="an .svg file")
     parser.add_argument("--tokens", type=int, default=8000, help="length of the Python reference (default: 8000)")
     parser.add_argument("--new-tokens", type=int, default=7, help="tokens of the answer (default: 7)")

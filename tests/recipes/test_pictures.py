@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 import matplotlib
 import plot
 from conftest import make_focus_model, make_tiny_tokenizer
-from demos.record import Recording, animation, record
+from demos.record import animation, record
 
 
 def words(file: Path) -> list[str]:
@@ -50,15 +50,17 @@ def test_a_recording_has_the_shares_of_every_token_of_the_answer() -> None:
         "llama", torch.float32, {"vocab_size": 259, "max_position_embeddings": 4096}, chunk_size=1024, local_size=128
     )
     recording = record(model, make_tiny_tokenizer(), tokens=5000, new_tokens=3, seed=0)
-    assert len(recording.tokens) == 3 and len(recording.shares) == 3
-    chunks = {len(row) for row in recording.shares}
-    assert len(chunks) == 1 and 0 <= recording.holder < chunks.pop()
-    assert all(0 < sum(row) < 1 for row in recording.shares)
+    shares = [token["attention"] for token in recording["answer_tokens"]]
+    assert len(shares) == 3
+    chunks = {len(row) for row in shares}
+    assert len(chunks) == 1 and 0 <= recording["chunks_with_the_fact"][0] < chunks.pop()
+    assert all(0 < sum(row) < 1 for row in shares)
 
 
 def test_chunks_of_the_animation_are_as_dark_as_their_shares() -> None:
-    recording = Recording(["4", "<2"], [[0.1, 0.4], [0.3, 0.15]], holder=1, document=300, local=32, chunk=128)
-    picture = animation(recording, "a needle & more")
+    answer = [{"token": "4", "attention": [0.1, 0.4]}, {"token": "<2", "attention": [0.3, 0.15]}]
+    sizes = {"tokens": 300, "local_size": 32, "chunk_size": 128}
+    picture = animation({"answer_tokens": answer, "fact": "a needle & more", "chunks_with_the_fact": [1], **sizes})
     ElementTree.fromstring(picture)  # is whole
     assert "a needle &amp; more" in picture and "&lt;2" in picture
     first = re.search(
