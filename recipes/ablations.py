@@ -26,7 +26,6 @@ from typing import Any
 
 from ablating.configuration import Ablations, Variant
 from ablating.runner import TRAINED, Runner, Terminated, run
-from evaluating.configuration import Evaluation
 from evaluating.jobs import jobs_of, record_facts
 from evaluating.texts import read_texts
 from lib.command_line import command_of, parser_of, positive
@@ -45,7 +44,7 @@ def dry_run(runner: Runner, variants: list[Variant]) -> None:
         ):
             continue
         seen.add(variant.training)
-        said = run("train.py", ["--dry-run", *runner.ablations.train_words(variant)])
+        said = run("train.py", ["--dry-run", "--config", str(runner.ablations.recipe), *variant.train_words])
         lines = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
         print(f"training {variant.study}, {variant.name}: {lines['time'].strip()}", flush=True)
         measured = re.search(r"([\d.]+) s a step", lines["time"]), re.search(r"([\d,]+) of", lines["steps"])
@@ -54,9 +53,8 @@ def dry_run(runner: Runner, variants: list[Variant]) -> None:
     print(f"{len(seen)} trainings: {hours:.2f} h in all here, without evaluation")
     samples = tokens = 0
     for variant in variants:
-        evaluation = Evaluation.load(runner.ablations.evaluation, runner.ablations.evaluate_words(variant))
-        facts = record_facts(evaluation)
-        for job in jobs_of(evaluation, evaluation.methods):
+        facts = record_facts(variant.evaluation)
+        for job in jobs_of(variant.evaluation, variant.evaluation.methods):
             count = min(job.samples, runner.limit or job.samples) * len(job.methods)
             samples += count
             tokens += count * job.tokens(facts)
@@ -75,7 +73,7 @@ def chosen_variants(ablations: Ablations, studies: str | None) -> list[Variant]:
     variants = [variant for variant in ablations.variants if variant.study in names]
     read: list[Any] = []
     for variant in variants:
-        evaluation = Evaluation.load(ablations.evaluation, ablations.evaluate_words(variant))
+        evaluation = variant.evaluation
         needs = evaluation.texts, evaluation.data, list(evaluation.tasks)
         if needs not in read:  # texts and records may come from the Hub
             read_texts(evaluation.texts)

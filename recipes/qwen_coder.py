@@ -14,10 +14,9 @@ but none of the published sampling: answers may differ from those of the Hub's m
 from __future__ import annotations
 
 import argparse
-import hashlib
-from functools import partial
 from pathlib import Path
 
+from huggingface_hub.utils.sha import sha_fileobj
 from lib.command_line import parser_of
 from lib.packaged_model import save_unpacked
 
@@ -34,13 +33,11 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(f"{folder} is there already.")
     if not file.is_file():
         raise SystemExit(f"error: `file` is {args.file!r}, which is no file; give the model's published GGUF, Q4_K_M.")
-    digest = hashlib.sha256()
     with file.open("rb") as opened:
-        for block in iter(partial(opened.read, 2**20), b""):
-            digest.update(block)
-    if digest.hexdigest() != SHA256:
+        digest = sha_fileobj(opened).hex()
+    if digest != SHA256:
         raise SystemExit(
-            f"error: `file` is {args.file!r}, whose sha256 is {digest.hexdigest()}, and that of the published GGUF, "
+            f"error: `file` is {args.file!r}, whose sha256 is {digest}, and that of the published GGUF, "
             f"Q4_K_M, is {SHA256}; it is another file, or a damaged one."
         )
     save_unpacked(file, folder, "bfloat16", eos_token_id=ENDS, pad_token_id=PADDING)

@@ -27,7 +27,7 @@ import torch
 from lib.base_model import load_model
 from lib.command_line import parser_of
 from lib.dry_run import SAMPLED, describe
-from lib.plan import plan, reason_for_a_plan
+from lib.plan import plan
 from lib.recipe import Recipe, load_recipe, save_recipe
 from peft import PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch.utils.data import Subset
@@ -142,9 +142,9 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         fixed: dict[str, Any] = {"training__output_dir": folder, "training__report_to": "none"}
         fixed |= {"training__push_to_hub": False, "data__cache_dir": folder}
-        reason = reason_for_a_plan(config, overrides, fixed)
-        if reason is not None:
-            show(plan(config, overrides, fixed, reason))
+        planned = plan(config, overrides, fixed)
+        if planned is not None:
+            show(planned)
             return
         recipe = load_recipe(config, overrides, **fixed)
         if recipe.training.max_steps > 0:  # else the number of documents decides

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from evaluating.configuration import Evaluation
 from lib.recipe import load_recipe
-from lib.yaml_files import build, check_names, read_yaml
+from lib.yaml_files import build, check_names, read_config
 from peft import PeftConfig
 
 from focus_peft import FocusConfig
@@ -27,8 +27,9 @@ class Variant:
         train, evaluate (`dict`): What is changed, as overrides of the recipe and of the evaluation.
         training (`str`, *optional*): A digest of the recipe with all overrides: variants with the same one share an
             adapter. None: nothing is trained.
-        model (`dict`, *optional*): The recipe's base model, which the adapter is evaluated with. None: the
-            evaluation's.
+        train_words, evaluate_words (`list[str]`): All overrides of the recipe and of the evaluation, those of every
+            variant included. The adapter is evaluated with the recipe's base model.
+        evaluation (`Evaluation`): What these make of the evaluation.
     """
 
     study: str
@@ -36,7 +37,9 @@ class Variant:
     train: dict[str, Any]
     evaluate: dict[str, Any]
     training: str | None
-    model: dict[str, Any] | None
+    train_words: list[str]
+    evaluate_words: list[str]
+    evaluation: Evaluation
 
 
 @dataclass
@@ -69,10 +72,7 @@ class Ablations:
         Raises:
             ValueError: for whatever cannot be.
         """
-        values = {name: value for name, value in read_yaml(file, overrides).items() if value is not None}
-        for name in ("evaluation", "studies"):
-            if not values.get(name):
-                raise ValueError(f"`{name}` is missing in {file!r}; see recipes/ablations for complete ones.")
+        values = read_config(file, overrides, needed=("evaluation", "studies"))
         return build(cls, {"output_dir": f"outputs/ablations/{Path(file).stem}", **values})
 
     def __post_init__(self) -> None:
@@ -93,9 +93,9 @@ class Ablations:
         check_names(where, changes, ("train", "evaluate"))
         train, evaluate = changes.get("train") or {}, changes.get("evaluate") or {}
         try:
-            focus, key, model = self._trained(train) if self.adapter is None else (self._given(train), None, None)
-            variant = Variant(study, name, train, evaluate, key, model)
-            evaluation = Evaluation.load(self.evaluation, self.evaluate_words(variant))
+            focus, key, model = self._trained(train) if self.adapter is None else (self._given(train), None, {})
+            train_words, evaluate_words = words(self.train, train), words(self.evaluate, evaluate, model)
+            evaluation = Evaluation.load(self.evaluation, evaluate_words)
             for entry in evaluation.focus:
                 if entry not in READING_FIELDS:
                     can = ", ".join(READING_FIELDS)
@@ -103,14 +103,14 @@ class Ablations:
             focus.with_overrides(**evaluation.focus)
         except ValueError as error:
             raise ValueError(f"{where} cannot be: {error}") from error
-        return variant
+        return Variant(study, name, train, evaluate, key, train_words, evaluate_words, evaluation)
 
     def _trained(self, train: dict[str, Any]) -> tuple[FocusConfig, str, dict[str, Any]]:
-        """(the adapter's configuration, a digest, the base model) of the recipe with some changes."""
+        """(the adapter's configuration, a digest, an override with the base model) of the recipe with some changes."""
         recipe = load_recipe(str(self.recipe), words(self.train, train))
         said = {**recipe.values, "training": {**(recipe.values.get("training") or {}), "output_dir": None}}
         key = digest(json.dumps(said, sort_keys=True, default=str).encode())[:12]
-        return recipe.focus, key, recipe.values["model"]
+        return recipe.focus, key, {"model": recipe.values["model"]}
 
     def _given(self, train: dict[str, Any]) -> FocusConfig:
         """The configuration of the adapter that is there."""
@@ -123,14 +123,6 @@ class Ablations:
         if not (folder / "adapter_config.json").is_file():
             raise ValueError(f"`adapter` is {self.adapter!r}, which is no folder of an adapter; download it first.")
         return cast(FocusConfig, PeftConfig.from_pretrained(str(folder)))
-
-    def train_words(self, variant: Variant, *more: str) -> list[str]:
-        return ["--config", str(self.recipe), *words(self.train, variant.train), *more]
-
-    def evaluate_words(self, variant: Variant, **fixed: Any) -> list[str]:
-        """Overrides of the evaluation."""
-        model = {} if variant.model is None else {"model": variant.model}
-        return words(self.evaluate, variant.evaluate, model, fixed)
 
 
 def words(*overrides: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from lib.command_line import command_of
 from lib.result_files import write_json, write_markdown
 from safetensors import safe_open
 
-from ablating.configuration import Ablations, Variant
+from ablating.configuration import Ablations, Variant, words
 from ablating.tables import tables
 from focus_peft.hub.provenance import Provenance
 
@@ -72,8 +72,8 @@ class Runner:
     def _outcome(self, variant: Variant) -> dict[str, Any]:
         try:
             adapter = self._trained(variant)
-            fixed = {"adapter": str(adapter), "output_dir": str(self.folder / "evaluations")}
-            rest = ["--config", self.ablations.evaluation, *self.ablations.evaluate_words(variant, **fixed)]
+            fixed = words({"adapter": str(adapter), "output_dir": str(self.folder / "evaluations")})
+            rest = ["--config", self.ablations.evaluation, *variant.evaluate_words, *fixed]
             options = [] if self.limit is None else ["--limit", str(self.limit)]
             output = run("evaluate.py", [*rest, *options])
         except subprocess.CalledProcessError as error:
@@ -97,7 +97,8 @@ class Runner:
             return adapter
         if variant.training in self.failed:
             raise self.failed[variant.training]
-        rest = self.ablations.train_words(variant, f"output_dir={json.dumps(str(adapter))}")
+        fixed = words({"output_dir": str(adapter)})
+        rest = ["--config", str(self.ablations.recipe), *variant.train_words, *fixed]
         try:
             run("train.py", rest, self.launcher, captured=False)
         except subprocess.CalledProcessError as error:

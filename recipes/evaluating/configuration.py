@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lib.base_model import ModelArguments
-from lib.yaml_files import build, check_names, expanded, read_yaml
+from lib.yaml_files import build, check_names, expanded, read_config
 
 from focus_peft.tasks import RECORD_TASKS, TASKS, LongPerplexityTask, PerplexityTask, method_named
 from focus_peft.tasks.longppl import ALPHA, BETA, SHORT, STRIDE
@@ -118,11 +118,7 @@ class Evaluation:
         Raises:
             ValueError: for an unknown entry, task or method, a value of another type, or a task without lengths.
         """
-        said = expanded(read_yaml(file, overrides))
-        values = {name: value for name, value in said.items() if value is not None}
-        for name in ("model", "tasks", "methods"):
-            if not values.get(name):
-                raise ValueError(f"`{name}` is missing in {file!r}; see recipes/evaluations for complete ones.")
+        values = expanded(read_config(file, overrides, needed=("model", "tasks", "methods")))
         if isinstance(values["methods"], list):
             values["methods"] = dict.fromkeys(values["methods"])
         for name in ("tasks", "methods"):

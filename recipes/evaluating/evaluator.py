@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,6 @@ class Evaluator:
             options = {name: value for name, value in options.items() if name != LONGEST}
             self.methods[label] = method_named(options.pop("method", label))(self.model, **options)
         self.source = Source(self.tokenizer, evaluation.seed, self.texts, self.words, evaluation.chat, evaluation.data)
-        self._documents: list[list[int]] | None = None
         self.keys: KeyTokenFinder | None = None
         if LONGPPL in evaluation.tasks:
             thresholds = {key: getattr(evaluation.tasks[LONGPPL], key) for key in KEY_TOKENS}
@@ -85,14 +85,12 @@ class Evaluator:
         """All tasks at all lengths."""
         return jobs_of(self.evaluation, self.methods)
 
+    @cached_property
     def documents(self) -> list[list[int]]:
         """The texts in tokens."""
-        if self._documents is None:
-            read = (
-                self.tokenizer(self.texts, verbose=False, add_special_tokens=False)["input_ids"] if self.texts else []
-            )
-            self._documents = [list(ids) for ids in read]
-        return self._documents
+        if not self.texts:
+            return []
+        return [list(ids) for ids in self.tokenizer(self.texts, verbose=False, add_special_tokens=False)["input_ids"]]
 
     def run(self, jobs: list[Job], limit: int | None, seconds: float | None) -> bool:
         """Run what is not there yet. Returns whether everything is there now."""
@@ -144,7 +142,7 @@ class Evaluator:
         """Run one sample with several methods."""
         methods = {label: self.methods[label] for label in labels}
         try:
-            made = prompts(job, number, self.source, self.documents() if job.task in TEXT_TASKS else [], methods)
+            made = prompts(job, number, self.source, self.documents if job.task in TEXT_TASKS else [], methods)
             keys = self._key_tokens(job, number)
         except ValueError as error:  # what is too short for a task must not end all others
             for label in labels:
@@ -170,7 +168,7 @@ class Evaluator:
         task = job.text_task(self.evaluation.seed) if job.task == LONGPPL else None
         if self.keys is None or not isinstance(task, LongPerplexityTask):
             return None
-        return self.keys(task, number, self.documents(), self.texts, self.tokenizer)
+        return self.keys(task, number, self.documents, self.texts, self.tokenizer)
 
     def write_summary(self, samples: SampleFile) -> None:
         """Write `summary.json`, `table.md` and `results.json` of all samples in the folder."""

@@ -21,40 +21,19 @@ ANYWHERE = {"use_cpu": True, "bf16": False, "fp16": False, "tf32": None, "optim"
 LOADED = {"float32": 4, "auto": 2}
 
 
-def reason_for_a_plan(config: str, overrides: Sequence[str], fixed: Mapping[str, Any]) -> str | None:
-    """Why a run cannot be tried here; None if it can."""
-    values = read_recipe(config, overrides, **fixed)
-    model, training = values.get("model") or {}, values.get("training") or {}
-    halves = [name for name in ("bf16", "fp16", "tf32") if training.get(name) is True]
-    needs = [*halves, *(["load_in_4bit"] if model.get("load_in_4bit") else [])]
-    if needs and not training.get("use_cpu") and not torch.cuda.is_available():
-        return f"`{needs[0]}` needs a GPU, and there is none here"
-    recipe = recipe_anywhere(config, overrides, fixed)
-    if recipe.model.random is not None:
-        return None
-    shape = shape_of(recipe.model)
-    weights = Counts.of(shape, recipe.focus).frozen * LOADED.get(recipe.model.dtype, 2)
-    room = psutil.virtual_memory().available
-    if weights > room and not recipe.model.load_in_4bit:
-        return f"the weights take {weights / 1e9:.0f} GB, and there are {room / 1e9:.0f} GB of memory here"
-    if getattr(shape, "name_or_path", "") == "":
-        return "the base model is not here, and the Hub cannot be asked for it"
-    return None
-
-
-def recipe_anywhere(config: str, overrides: Sequence[str], fixed: Mapping[str, Any]) -> Recipe:
-    """The recipe, with arguments that can be made on any machine."""
+def plan(config: str, overrides: Sequence[str], fixed: Mapping[str, Any]) -> dict[str, str] | None:
+    """Model, steps, tokens and memory of a run that cannot be tried here, in words, for a single process; None if it
+    can.
+    """
+    training = read_recipe(config, overrides, **fixed).get("training") or {}
     known = {f"training__{name}": value for name, value in ANYWHERE.items()}
-    return load_recipe(config, overrides, **{**known, **fixed})
-
-
-def plan(config: str, overrides: Sequence[str], fixed: Mapping[str, Any], reason: str) -> dict[str, str]:
-    """Model, steps, tokens and memory of a run, in words, for a single process."""
-    values = read_recipe(config, overrides, **fixed)
-    recipe = recipe_anywhere(config, overrides, fixed)
+    recipe = load_recipe(config, overrides, **{**known, **fixed})
     args, focus, shape = recipe.training, recipe.focus, shape_of(recipe.model)
+    reason = _reason(training, recipe, shape)
+    if reason is None:
+        return None
     counts = Counts.of(shape, focus)
-    half = any((values.get("training") or {}).get(name) is True for name in ("bf16", "fp16"))
+    half = any(training.get(name) is True for name in ("bf16", "fp16"))
     longest = max(recipe.data.limit(source) for source in recipe.data.sources)
     cost = training_cost(
         shape,
@@ -77,3 +56,20 @@ def plan(config: str, overrides: Sequence[str], fixed: Mapping[str, Any], reason
         lines["tokens"] = f"up to {args.max_steps * documents * longest:,} (documents of up to {longest:,})"
     lines["memory on each device"] = costs_in_words(cost)
     return {**lines, "time": f"not measured: {reason}"}
+
+
+def _reason(training: Mapping[str, Any], recipe: Recipe, shape: Any) -> str | None:
+    """Why a run cannot be tried here; None if it can. `training` is the section as the recipe has it."""
+    needs = [name for name in ("bf16", "fp16", "tf32") if training.get(name) is True]
+    needs += ["load_in_4bit"] if recipe.model.load_in_4bit else []
+    if needs and not training.get("use_cpu") and not torch.cuda.is_available():
+        return f"`{needs[0]}` needs a GPU, and there is none here"
+    if recipe.model.random is not None:
+        return None
+    weights = Counts.of(shape, recipe.focus).frozen * LOADED.get(recipe.model.dtype, 2)
+    room = psutil.virtual_memory().available
+    if weights > room and not recipe.model.load_in_4bit:
+        return f"the weights take {weights / 1e9:.0f} GB, and there are {room / 1e9:.0f} GB of memory here"
+    if getattr(shape, "name_or_path", "") == "":
+        return "the base model is not here, and the Hub cannot be asked for it"
+    return None

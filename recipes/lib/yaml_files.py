@@ -57,6 +57,21 @@ def read_yaml(
     return found
 
 
+def read_config(file: str, overrides: Sequence[str], needed: Sequence[str]) -> dict[str, Any]:
+    """Read a YAML file in which an entry without a value counts as left out.
+
+    Raises:
+        ValueError: if one of the `needed` entries is not there or is empty, or for what [`read_yaml`] refuses.
+    """
+    values = {name: value for name, value in read_yaml(file, overrides).items() if value is not None}
+    for name in needed:
+        if not values.get(name):
+            raise ValueError(
+                f"`{name}` is missing in {file!r}; see recipes/evaluations and recipes/ablations for complete ones."
+            )
+    return values
+
+
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     pairs, rest = [], list(overrides)
     while rest:

@@ -26,7 +26,7 @@ def test_every_token_and_key_tokens_are_scored(config: Path) -> None:
     samples = read(folder)
     evaluator = Evaluator(Evaluation.load(str(config), [TASKS]), "small", "command")
     assert evaluator.folder == folder
-    documents, method = evaluator.documents(), FullAttention(evaluator.model)
+    documents, method = evaluator.documents, FullAttention(evaluator.model)
     for sample in samples:
         if sample["method"] != "full_attention":
             continue
@@ -61,7 +61,7 @@ def test_an_evaluator_with_more_positions_tells_key_tokens_of_longer_texts(confi
     words = [tasks, "methods=[adapter]", f"evaluator={json.dumps(model)}"]
     evaluator = Evaluator(Evaluation.load(str(config), words), "small", "command")
     task = LongPerplexityTask(600, 2, None, 600, short=64)
-    documents = evaluator.documents()
+    documents = evaluator.documents
     for number in (0, 1):
         keys = evaluator.keys(task, number, documents, evaluator.texts, evaluator.tokenizer)
         # both read bytes, so that what lies within the characters of a key token is that token
