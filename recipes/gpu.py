@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import transformers
 from benchmarks.gpu.report import Options, Report, free
+from lib.command_line import parser_of
 
 from focus_peft.hub.markdown import table
 
@@ -144,7 +145,7 @@ def parts(words: str) -> list[str]:
 
 
 def parse_args(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--output", type=Path, default=Path("docs/results/gpu"), help="the folder of the JSONs")
     parser.add_argument("--parts", type=parts, default=list(PARTS), help=f"default: {','.join(PARTS)}")
     parser.add_argument("--small", action="store_true", help="tiny sizes, on the CPU unless --device says otherwise")

@@ -14,10 +14,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from benchmarks.gpu.report import Options
+from conftest import make_focus_model
 from device_checks import CHECKS, FEW, equals_the_reference, layers_never_wait
 from lib.byte_tokenizer import byte_tokenizer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from focus_peft import FocusConfig
 from focus_peft.layer import TwinLayer
 from focus_peft.passes.frames import Frames
 from focus_peft.tasks.passkey import passkey_prompt
@@ -63,17 +66,20 @@ def test_a_check_fails_where_a_layer_waits_for_the_device() -> None:
 
 def test_a_checkpoint_in_parts_is_put_together_again(tmp_path: Path) -> None:
     module: Any = importlib.import_module("benchmarks.gpu.adapter_training")
-    weights = {f"weight {number}": torch.randn(100, 10) for number in range(7)}
-    parts = module.divided(weights, 10_000)
-    assert len(parts) == 4 and {name for part in parts for name in part} == set(weights)
-    (tmp_path / "adapter_config.json").write_text("{}")
-    for number, part in enumerate(parts):
-        save_file(part, tmp_path / f"part-{number}.safetensors")
-        assert (tmp_path / f"part-{number}.safetensors").stat().st_size <= 10_000
-    module.join_parts(tmp_path, tmp_path / "whole")
-    joined = load_file(tmp_path / "whole" / "adapter_model.safetensors")
+    model = make_focus_model(dtype=torch.float32, base={"hidden_size": 8192})
+    counts = []
+    for most in (1, 2):  # the second checkpoint takes the place of the first
+        files = module.save_parts(model, Options(tmp_path, CPU, max_part_mb=most))
+        parts = [tmp_path / file for file in files if file.endswith(".safetensors")]
+        assert all(part.stat().st_size <= most * 2**20 for part in parts)
+        counts.append(len(parts))
+    assert counts[0] > counts[1] > 1
+    module.join_parts(tmp_path / "checkpoint", tmp_path / "whole")
+    model.save_pretrained(tmp_path / "saved")
+    joined, weights = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "saved"))
     assert joined.keys() == weights.keys()
-    assert all(torch.equal(joined[name], weight) for name, weight in weights.items())
+    assert all(torch.equal(joined[name], weight.to(torch.bfloat16)) for name, weight in weights.items())
+    assert FocusConfig.from_pretrained(tmp_path / "whole").chunk_size == model.peft_config["default"].chunk_size
 
 
 def test_passkeys_in_pieces_are_those_of_the_task() -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from lib.recipe import load_recipe
 from safetensors.torch import load_file, save_file
 from train import make_trainer
@@ -131,37 +131,24 @@ def save_parts(model: Any, options: Options) -> list[str]:
     `join_parts` makes a folder of it that PEFT loads.
     """
     folder = options.output / CHECKPOINT
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as whole:
         model.save_pretrained(whole)
         weights = load_file(Path(whole, "adapter_model.safetensors"))
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("part-*.safetensors"):
-            old.unlink()
         shutil.copy(Path(whole, "adapter_config.json"), folder / "adapter_config.json")
-    parts = divided({name: weight.to(torch.bfloat16) for name, weight in weights.items()}, options.max_part_mb * 2**20)
-    for number, part in enumerate(parts, start=1):
-        save_file(dict(part), folder / f"part-{number}.safetensors")
+    save_torch_state_dict(
+        {name: weight.to(torch.bfloat16) for name, weight in weights.items()},
+        folder,
+        filename_pattern="part{suffix}.safetensors",
+        max_shard_size=f"{options.max_part_mb}MB",
+    )
     return sorted(f"{CHECKPOINT}/{path.name}" for path in folder.iterdir())
-
-
-def divided(weights: Mapping[str, torch.Tensor], most: int) -> list[dict[str, torch.Tensor]]:
-    """Weights in parts of at most so many bytes, their headers included."""
-    parts: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, weight in weights.items():
-        cost = weight.nbytes + len(name) + 200
-        if parts[-1] and size + cost > most:
-            parts.append({})
-            size = 0
-        parts[-1][name] = weight
-        size += cost
-    return parts
 
 
 def join_parts(folder: Path, target: Path) -> None:
     """Make an adapter that PEFT loads of a folder that `save_parts` wrote."""
     weights: dict[str, torch.Tensor] = {}
-    for part in sorted(folder.glob("part-*.safetensors")):
+    for part in folder.glob("part*.safetensors"):
         weights |= load_file(part)
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / "adapter_model.safetensors", metadata={"format": "pt"})

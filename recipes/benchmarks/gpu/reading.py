@@ -47,17 +47,15 @@ class _Reading:
         for tokens in self.sizes.lengths:
             ids = random_document(self.model, tokens, self.options)
             storage = storage_for(self.counts, tokens, self.device)
-            ways: list[tuple[str, Callable[[], Any], Floor]] = []
-            for way, options in WAYS.items() if storage else ():
-                ways.append((way, self._first_token(ids, storage=storage, **options), self.counts.reading(tokens)))
-            ways.insert(1, ("base model, same chunks", self._same_chunks(ids), self.counts.reading(tokens)))
+            floor = self.counts.reading(tokens)
+            self._cell("base model, same chunks", tokens, self._same_chunks(ids), floor)
             if storage is None:
                 self.report.skip(
                     "its keys and values do not fit the card", model=self.name, tokens=tokens, way="all of ours"
                 )
-            for way, function, floor in ways:
-                more = {"storage": storage} if way in WAYS else {}
-                self._cell(way, tokens, function, floor, **more)
+            for way, options in WAYS.items() if storage else ():
+                read = self._first_token(ids, storage=storage, **options)
+                self._cell(way, tokens, read, floor, storage=storage)
             self._full_attention(tokens, ids)
         self._compare()
 

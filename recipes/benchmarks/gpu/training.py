@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,83 +58,75 @@ class _Training:
         """Drawn spans of one document and of as many as fit; and the largest chunks, as long as the naive graph
         fits.
         """
-        self._measure("drawn spans", self.tokens, self._drawn(1, 2 if self.options.small else 4), documents=1)
-        documents = 2 if self.options.small else BATCH
+        steps, documents = (2, 2) if self.options.small else (4, BATCH)
+        self._cell("drawn spans", self.tokens, 1, partial(self._drawn, 1, steps))
         while documents > 1:
-            cell = self._measure("drawn spans", self.tokens, self._drawn(documents, 2), documents=documents)
+            cell = self._cell("drawn spans", self.tokens, documents, partial(self._drawn, documents, 2))
             documents = documents // 2 if cell["status"] == OUT_OF_MEMORY else 1
         for tokens in (self.tokens, self.tokens // 2, self.tokens // 4):
-            self._measure("largest chunks, focus_peft", tokens, self._fixed(tokens, naive=False), documents=1)
-            naive = self._fixed(tokens, naive=True)
-            if self._measure("largest chunks, naive graph", tokens, naive, documents=1)["status"] == OK:
+            self._cell("largest chunks, focus_peft", tokens, 1, partial(self._largest, tokens, naive=False))
+            cell = self._cell("largest chunks, naive graph", tokens, 1, partial(self._largest, tokens, naive=True))
+            if cell["status"] == OK:
                 break
 
-    def _measure(self, way: str, tokens: int, measure: Callable[[], dict[str, Any]], documents: int) -> dict[str, Any]:
+    def _cell(self, way: str, tokens: int, documents: int, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         cell = self.report.cell(measure, **self.names, tokens=tokens, way=way, documents=documents)
         self.optimizer.zero_grad(set_to_none=True)
         free(self.device)
         return cell
 
-    def _drawn(self, documents: int, steps: int) -> Callable[[], dict[str, Any]]:
+    def _drawn(self, documents: int, steps: int) -> dict[str, Any]:
         """Spans and chunk sizes as training draws them, with a step of AdamW."""
+        self._step(0, documents)
+        found = [self._step(number, documents) for number in range(1, steps + 1)]
+        seconds, update, labels = (statistics.mean(values) for values in zip(*found))
+        return {
+            "seconds": round(seconds, 5),
+            "all_seconds": [round(values[0], 5) for values in found],
+            "optimizer_seconds": round(update, 5),
+            "tokens_per_second": round(documents * self.tokens / seconds, 1),
+            "labels": labels,
+            "labels_per_second": round(labels / seconds, 1),
+            "hours_of_the_paper": round(STEPS * (BATCH * seconds / documents + update) / 3600, 3),
+        }
 
-        def step(number: int) -> tuple[float, float, int]:
-            ids = random_document(self.model, self.tokens, self.options, rows=documents, seed=number)
-            counted: list[int] = []
+    def _step(self, number: int, documents: int) -> tuple[float, float, int]:
+        """Seconds of both passes and of the update, and how many labels there were."""
+        ids = random_document(self.model, self.tokens, self.options, rows=documents, seed=number)
+        counted: list[int] = []
 
-            def passes() -> None:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=not self.options.small):
-                    output = self.model(ids, labels=ids, sample_seeds=torch.arange(documents) + documents * number)
-                output.loss.backward()
-                counted.append(int(output.num_continuation) + int(output.num_repetition))
+        def passes() -> None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=not self.options.small):
+                output = self.model(ids, labels=ids, sample_seeds=torch.arange(documents) + documents * number)
+            output.loss.backward()
+            counted.append(int(output.num_continuation) + int(output.num_repetition))
 
-            seconds = seconds_of(passes, self.device)
-            update = seconds_of(self.optimizer.step, self.device)
-            self.optimizer.zero_grad(set_to_none=True)
-            return seconds, update, counted[0]
+        seconds = seconds_of(passes, self.device)
+        update = seconds_of(self.optimizer.step, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        return seconds, update, counted[0]
 
-        def measure() -> dict[str, Any]:
-            step(0)
-            found = [step(number) for number in range(1, steps + 1)]
-            seconds, update = (statistics.mean(values) for values in list(zip(*found))[:2])
-            labels = statistics.mean(labels for *_, labels in found)
-            one = seconds / documents
-            return {
-                "seconds": round(seconds, 5),
-                "all_seconds": [round(values[0], 5) for values in found],
-                "optimizer_seconds": round(update, 5),
-                "tokens_per_second": round(documents * self.tokens / seconds, 1),
-                "labels": labels,
-                "labels_per_second": round(labels / seconds, 1),
-                "hours_of_the_paper": round(STEPS * (BATCH * one + update) / 3600, 3),
-            }
-
-        return measure
-
-    def _fixed(self, tokens: int, naive: bool) -> Callable[[], dict[str, Any]]:
+    def _largest(self, tokens: int, naive: bool) -> dict[str, Any]:
         """Chunks and windows of a quarter of the document, the largest there are."""
         ids = random_document(self.model, tokens, self.options)[0].tolist()
-        value: list[float] = []
+        losses: list[float] = []
 
         def passes() -> None:
             self.model.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=not self.options.small):
-                found = loss_of_quarters(self.model.base_model, ids, self.labels, naive)
-            found.backward()
-            value.append(float(found.detach()))
+                loss = loss_of_quarters(self.model.base_model, ids, self.labels, naive)
+            loss.backward()
+            losses.append(float(loss.detach()))
 
-        def measure() -> dict[str, Any]:
-            passes()
-            seconds = seconds_of(passes, self.device)
-            gradients = [p.grad.float().norm() for p in self.model.parameters() if p.grad is not None]
-            norm = float(torch.stack(gradients).norm())
-            return {
-                "seconds": round(seconds, 5),
-                "tokens_per_second": round(tokens / seconds, 1),
-                "labels": 2 * self.labels,
-                "labels_per_second": round(2 * self.labels / seconds, 1),
-                "loss": round(value[-1], 5),
-                "gradient_norm": float(f"{norm:.5g}"),
-            }
-
-        return measure
+        passes()
+        seconds = seconds_of(passes, self.device)
+        gradients = [p.grad.float().norm() for p in self.model.parameters() if p.grad is not None]
+        norm = float(torch.stack(gradients).norm())
+        return {
+            "seconds": round(seconds, 5),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "labels": 2 * self.labels,
+            "labels_per_second": round(2 * self.labels / seconds, 1),
+            "loss": round(losses[-1], 5),
+            "gradient_norm": float(f"{norm:.5g}"),
+        }
