@@ -18,7 +18,6 @@ import gc
 import importlib
 import json
 import os
-import shlex
 import sys
 import time
 from dataclasses import replace
@@ -32,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import transformers
 from benchmarks.gpu.report import Options, Report, free
-from lib.command_line import parser_of
+from lib.command_line import command_of, parser_of
 
 from focus_peft.hub.markdown import table
 
@@ -101,7 +100,7 @@ def options_of(args: argparse.Namespace) -> Options:
         device=torch.device(device),
         small=args.small,
         seconds=args.seconds,
-        command="python recipes/gpu.py " + shlex.join(sys.argv[1:]),
+        command=command_of("gpu.py", sys.argv[1:]),
         r=(4 if args.small else args.r) or None,
         base=args.base,
         adapter=args.adapter,

@@ -30,7 +30,8 @@ def describe(trainer: FocusTrainer, recipe: Recipe) -> dict[str, str]:
     mean, longest = sum(lengths) / len(lengths), max(lengths)
     trainable, total = model.get_nb_trainable_parameters()
     sizes = trainer.tuner.settings().sizes
-    cost = cost_of(trainer, recipe, longest)
+    half = args.bf16 or args.fp16
+    cost = cost_of(base.config, recipe, longest, half, trainer.accelerator.state.deepspeed_plugin)
     twins = "full twins" if focus.r is None else f"r={focus.r}"
     lines = {
         "model": f"{type(base).__name__}, {recipe.model.name_or_path or 'random weights'}, {base.dtype}",
@@ -62,16 +63,16 @@ def costs_in_words(cost: Cost) -> str:
     return f"{cost.device / 1e9:.2f} GB (estimate): {gigabytes}"
 
 
-def cost_of(trainer: FocusTrainer, recipe: Recipe, tokens: int) -> Cost:
-    """The memory of a step on documents of so many tokens, as the run divides it."""
-    args, plugin = recipe.training, trainer.accelerator.state.deepspeed_plugin
+def cost_of(config: Any, recipe: Recipe, tokens: int, half: bool, plugin: Any = None) -> Cost:
+    """The memory of a step on documents of so many tokens, in 16 bits or not, as DeepSpeed's plugin divides it."""
+    args = recipe.training
     precision: Any = "float32"
     if recipe.model.load_in_4bit:
         precision = "4bit"
-    elif args.bf16 or args.fp16:
+    elif half:
         precision = "deepspeed-bfloat16" if plugin else "bfloat16"
     return training_cost(
-        trainer.tuner.model.config,
+        config,
         recipe.focus,
         tokens,
         batch_size=args.per_device_train_batch_size,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,8 @@ import torch
 import transformers
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from focus_peft.saving import saving_whole
 
 
 # The name by which a recipe asks for it
@@ -57,21 +56,17 @@ def save_unpacked(file: Path, saved: Path, dtype: str, **generation: Any) -> Non
 
     `generation` are fields of the generation configuration that the file has no place for.
     """
-    saved.parent.mkdir(parents=True, exist_ok=True)
-    partial = tempfile.mkdtemp(dir=saved.parent, prefix="partial-")
     # from transformers 5.24 on, weights may stay packed, in layers of their own
     unpacks = getattr(transformers, "GgufConfig", None)
     options = {} if unpacks is None else {"quantization_config": unpacks(dequantize=True)}
+    tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32", **options)
+    if generation:  # else it is what the model's configuration says
+        model.generation_config.update(**generation, _from_model_config=False)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        tokenizer.save_pretrained(partial)
-        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32", **options)
-        if generation:  # else it is what the model's configuration says
-            model.generation_config.update(**generation, _from_model_config=False)
-        unquantized(model).to(getattr(torch, dtype)).save_pretrained(partial)
-        os.rename(partial, saved)
+        with saving_whole(saved) as folder:
+            tokenizer.save_pretrained(folder)
+            unquantized(model).to(getattr(torch, dtype)).save_pretrained(folder)
     except OSError:
         if not saved.is_dir():  # by another process, in the meantime
             raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

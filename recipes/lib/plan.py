@@ -9,8 +9,8 @@ import psutil
 import torch
 
 from focus_peft.passes.settings import WindowSizes
-from lib.cost import Counts, training_cost
-from lib.dry_run import costs_in_words, windows_in_words
+from lib.cost import Counts
+from lib.dry_run import cost_of, costs_in_words, windows_in_words
 from lib.recipe import Recipe, load_recipe, read_recipe
 from lib.shapes import shape_of
 
@@ -33,16 +33,7 @@ def plan(config: str, overrides: Sequence[str], fixed: Mapping[str, Any]) -> dic
     if reason is None:
         return None
     counts = Counts.of(shape, focus)
-    half = any(training.get(name) is True for name in ("bf16", "fp16"))
     longest = max(recipe.data.limit(source) for source in recipe.data.sources)
-    cost = training_cost(
-        shape,
-        focus,
-        longest,
-        batch_size=args.per_device_train_batch_size,
-        precision="4bit" if recipe.model.load_in_4bit else "bfloat16" if half else "float32",
-        checkpointing=bool(getattr(args, "activation_checkpointing", False) or args.gradient_checkpointing),
-    )
     sizes = WindowSizes.for_model(focus, shape.max_position_embeddings)
     documents = args.per_device_train_batch_size * args.gradient_accumulation_steps
     twins = "full twins" if focus.r is None else f"r={focus.r}"
@@ -54,7 +45,8 @@ def plan(config: str, overrides: Sequence[str], fixed: Mapping[str, Any]) -> dic
     if args.max_steps > 0:
         lines["steps"] = f"{args.max_steps:,} of {documents} documents on each process"
         lines["tokens"] = f"up to {args.max_steps * documents * longest:,} (documents of up to {longest:,})"
-    lines["memory on each device"] = costs_in_words(cost)
+    half = any(training.get(name) is True for name in ("bf16", "fp16"))
+    lines["memory on each device"] = costs_in_words(cost_of(shape, recipe, longest, half))
     return {**lines, "time": f"not measured: {reason}"}
 
 

@@ -123,34 +123,29 @@ def _order(samples: int) -> list[int]:
 
 
 def _ask_batch(report: Report, model: Any, passkeys: _Passkeys, cell: dict[str, Any], numbers: list[int]) -> None:
-    device, begin = report.options.device, time.perf_counter()
+    device, tokenizer, begin = report.options.device, passkeys.tokenizer, time.perf_counter()
     prompts = [
         passkeys.prompt(cell["tokens"] - ANSWER_TOKENS, spread(number, cell["asked_for"]), number)
         for number in numbers
     ]
-    width = max(prompt.ids.shape[1] for prompt in prompts)
-    pad = passkeys.tokenizer.pad_token_id or 0
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - prompt.ids.shape[1] :] = prompt.ids[0]
-        mask[row, width - prompt.ids.shape[1] :] = 1
+    rows = {"input_ids": [prompt.ids[0].tolist() for prompt in prompts]}
+    inputs = tokenizer.pad(rows, padding_side="left", return_tensors="pt")
     forget_peak(device)
     try:
         with torch.no_grad():
             output = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
+                **inputs.to(device),
                 max_new_tokens=ANSWER_TOKENS,
                 do_sample=False,
-                pad_token_id=pad,
+                pad_token_id=tokenizer.pad_token_id,
                 progress=False,
             )
     except Exception as error:  # the other lengths go on
         cell |= failure(error)
         free(device)
         return
-    answers = passkeys.tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+    new = output[:, inputs["input_ids"].shape[1] :]
+    answers = tokenizer.batch_decode(new, skip_special_tokens=True)
     cell["right"] += sum(first_integer_match(answer, [prompt.key]) for answer, prompt in zip(answers, prompts))
     cell["asked"] += len(prompts)
     cell["accuracy"] = round(cell["right"] / cell["asked"], 3)
