@@ -231,7 +231,8 @@ class EncodingTuner(TwinTuner):
         **overrides: Any,
     ) -> list[torch.Tensor]:
         """What the last token of an input looks at: which chunks have to say something about what comes next (paper
-        appendix H).
+        appendix H). With `read_chunks`, those with the highest shares are read in full; `chunk_scores` is another name
+        for it.
 
         Args:
             input_ids (`torch.LongTensor` of shape (batch, tokens)), attention_mask, memory: As for `generate`.
@@ -242,50 +243,19 @@ class EncodingTuner(TwinTuner):
             (chunks,) in float32. Without chunks it is empty. The rest, up to 1, goes to the local window.
 
         Raises:
-            ValueError: for inputs that cannot work, or a model whose attention cannot be seen.
+            ValueError: for inputs that cannot work, a model whose attention cannot be seen, or a disabled adapter.
         """
         self._check_attention_is_seen("chunk_attention")
-        return self._look(False, input_ids, attention_mask, memory, overrides)
-
-    def chunk_scores(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        memory: Memory | None = None,
-        **overrides: Any,
-    ) -> list[torch.Tensor]:
-        """How much each chunk has to say to the end of an input: with `read_chunks`, those with the highest scores are
-        read in full.
-
-        Args:
-            input_ids, attention_mask, memory, **overrides: As for `chunk_attention`.
-
-        Returns:
-            For each row the share of attention of each of its chunks' candidates, (chunks,) in float32, as a mean over
-            heads, layers and the last tokens of the dynamic prompt, eight at most. Without chunks it is empty.
-
-        Raises:
-            ValueError: as `chunk_attention`.
-        """
-        self._check_attention_is_seen("chunk_scores")
-        return self._look(True, input_ids, attention_mask, memory, overrides)
-
-    def _look(
-        self,
-        score: bool,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        memory: Memory | None,
-        overrides: dict[str, Any],
-    ) -> list[torch.Tensor]:
         if not self.adapters_enabled:
             raise ValueError(
-                f"`{'chunk_scores' if score else 'chunk_attention'}` shows what candidates are looked at, but the "
-                "adapter that makes them is disabled; call it outside of `disable_adapter()`."
+                "`chunk_attention` shows what candidates are looked at, but the adapter that makes them is disabled; "
+                "call it outside of `disable_adapter()`."
             )
         settings = self.settings(**overrides)
         rows = unpad(input_ids, attention_mask)
         check_vocabulary(rows, self.facts.vocab_size)
         self._check_chunks(memory, settings)
         check_room(settings, rows, memory, 0)
-        return read_attention(self.reader, settings, rows, memory, score)
+        return read_attention(self.reader, settings, rows, memory)
+
+    chunk_scores = chunk_attention

@@ -116,6 +116,12 @@ class FocusOptions:
         "into the memory and with each new turn. Not in training. Defaults to none: candidates stand for all chunks "
         "(the paper's).",
     )
+    keep_candidates: bool = _decoding(
+        False,
+        FLAG,
+        "With `read_chunks`: the candidates of all chunks stand in front of those that are read, renewed for every "
+        "token. Answers get better, and a token costs as much as without `read_chunks`, and more. Defaults to False.",
+    )
     storage: Literal["device", "cpu", "int8", "disk"] = _decoding(
         "device",
         one_of(*STORAGES),

@@ -1,17 +1,16 @@
-"""`read_chunks`, slow and obvious: the base model reads chosen chunks and window from scratch for every token."""
+"""`read_chunks`, slow and obvious: chosen chunks and window are read from scratch for every token."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
-from reference import Reference, SlowSequence
+from reference import Reference, SlowSequence, with_bos
 
 
 class SlowReading(SlowSequence):
-    """One sequence, read from its start.
+    """One sequence, read from its start, with the candidates of all chunks in front of those that are read.
 
     Args:
         reference (`ReadingReference`): Chooses, and reads.
@@ -35,22 +34,24 @@ class SlowReading(SlowSequence):
 
     def _split(self) -> None:
         """Choose: of every split, and of no other token."""
-        self._cut_prompt()
-        looked = self.reference.looked_at(self.chunks, self.window) if self.chunks else []
-        order = sorted(range(len(looked)), key=lambda chunk: -looked[chunk])
-        self.read = sorted(order[: self.reference.count])
+        self.read = self.reference.chosen(self.chunks, self.window)
+        super()._split()
+
+    def _in_full(self) -> list[int]:
+        """The chunks that are read, and the window."""
+        return [token for chunk in self.read for token in self.chunks[chunk]] + self.window
+
+    def _local(self) -> list[int]:
+        return with_bos(self._in_full(), self.sizes.bos if self.chunks else None)
+
+
+class SlowReadingAlone(SlowReading):
+    """The same without candidates: the base model reads it."""
 
     def _newest(self, plain: bool = False) -> torch.Tensor:
+        text = with_bos(self._in_full(), self.sizes.bos if self.chunks and 0 not in self.read else None)
         with torch.no_grad():
-            return self.reference.model(torch.tensor([self.text]), use_cache=False).logits[0, -1]
-
-    @property
-    def text(self) -> list[int]:
-        """What the base model reads."""
-        text = [token for chunk in self.read for token in self.chunks[chunk]] + self.window
-        bos = self.sizes.bos
-        begins = not self.chunks or 0 in self.read or bos is None or text[0] == bos
-        return text if begins else [bos, *text]
+            return self.reference.model(torch.tensor([text]), use_cache=False).logits[0, -1]
 
 
 class ReadingReference(Reference):
@@ -59,31 +60,29 @@ class ReadingReference(Reference):
     Args:
         reference (`Reference`): Of the same model without.
         count (`int`): Chunks that are read.
+        keep (`bool`): Candidates are kept.
     """
 
-    def __init__(self, reference: Reference, count: int) -> None:
-        self.plain, self.sizes, self.count = reference.plain, reference.sizes, count
+    def __init__(self, reference: Reference, count: int, keep: bool) -> None:
+        self.plain, self.sizes, self.count, self.keep = reference.plain, reference.sizes, count, keep
         self.model = copy.deepcopy(reference.plain.model)
         for module in self.model.modules():  # no twins
             module._forward_hooks.clear()
 
     def start(self, tokens: Sequence[int], memory: Sequence[int] | None = None) -> SlowReading:
         """A sequence that has read `tokens` at once, as `generate` does."""
-        return SlowReading(self, tokens, memory)
+        return (SlowReading if self.keep else SlowReadingAlone)(self, tokens, memory)
+
+    def chosen(self, chunks: list[list[int]], window: list[int]) -> list[int]:
+        """The chunks that are looked at most, ascending."""
+        looked = self.looked_at(chunks, window) if chunks else []
+        order = sorted(range(len(looked)), key=lambda chunk: -looked[chunk])
+        return sorted(order[: self.count])
 
     def looked_at(self, chunks: list[list[int]], window: list[int]) -> list[float]:
-        """The attention of the last tokens of the prompt to each chunk's candidates, as eager attention has it: the
-        mean over tokens, each with candidates of its own.
-        """
-        looking = min(8, self.sizes.prompt, len(window))
-        first = len(window) - looking
-        sizes = replace(self.sizes, prompt=self.sizes.prompt - looking + 1)
-        sequence = SlowSequence(self.plain, sizes, window[:1])
-        sequence.chunks, sequence.window = list(chunks), list(window[: first + 1])
+        """The attention of the last token to each chunk's candidates, as eager attention has it."""
+        sequence = SlowSequence(self.plain, self.sizes, window[:1])
+        sequence.chunks, sequence.window = list(chunks), list(window)
         sequence._split()
         sequence._newest()
-        looked = [sequence.looked_at()]
-        for token in window[first + 1 :]:
-            sequence.append(token)
-            looked.append(sequence.looked_at())
-        return torch.stack(looked).mean(0).tolist()
+        return sequence.looked_at().tolist()

@@ -14,8 +14,8 @@ from ..memory.memory import Memory
 from ..passes.ids import check_vocabulary, unpad
 from ..passes.reader import Reader
 from ..passes.settings import Settings
+from .make_cache import make_cache
 from .options import check_room
-from .reading_cache import make_cache
 from .scoring import read_logits
 
 

@@ -22,6 +22,7 @@ from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .forward import counts_tokens
 from .loop_cache import LoopCache
+from .make_cache import make_cache
 from .options import (
     check_room,
     count_new_tokens,
@@ -32,7 +33,7 @@ from .options import (
     refuse_changes,
     unset_own,
 )
-from .reading_cache import ReadingCache, make_cache
+from .reading_cache import ReadingCache
 from .reminder import unreminded
 
 

@@ -26,20 +26,26 @@ class LoopCache(Cache):
         tokens (`int`): Columns of the batch that have been handed over.
         base_cache (`DynamicCache`, *optional*): As long as there are no chunks, the base model runs as it always does.
         may_crop (`bool`): Tokens may be taken back.
+        befores (`list[list[int]]`): What stands in the memory before each document.
 
     Args:
         reader (`Reader`): Runs the passes.
         settings (`Settings`): Window sizes and the way to decode.
         documents (`int`): Rows of the input before the loops expand them; the expansions of a row share its chunks.
         memory (`Memory`, *optional*): Chunks that stand before everything that is handed over.
+        document (`int`, *optional*): Only this document of the memory is asked about.
     """
 
     streams: Sequence[Stream]
 
-    def __init__(self, reader: Reader, settings: Settings, documents: int, memory: Memory | None) -> None:
+    def __init__(
+        self, reader: Reader, settings: Settings, documents: int, memory: Memory | None, document: int | None
+    ) -> None:
         super().__init__(layers=[])
         self.reader, self.settings, self.memory = reader, settings, memory
         self.documents = documents
+        numbers = range(documents) if document is None else [document]
+        self.befores = [[] if memory is None else memory.documents[number] for number in numbers]
         self.streams = []
         self.base_cache: DynamicCache | None = DynamicCache(config=reader.model.config)
         self.tokens = 0

@@ -32,9 +32,8 @@ class Predictor(LoopCache):
             asked for it.
 
     Args:
-        reader, settings, documents, memory: As for `LoopCache`.
+        reader, settings, documents, memory, document: As for `LoopCache`.
         progress (`bool`): Show a progress bar while chunks are read.
-        document (`int`, *optional*): Only this document of the memory is asked about.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Predictor(LoopCache):
         progress: bool = False,
         document: int | None = None,
     ) -> None:
-        super().__init__(reader, settings, documents, memory)
+        super().__init__(reader, settings, documents, memory, document)
         self.chunks = SeenChunks(reader, settings, memory, document, progress)
         self.streams: list[Stream] = []
         self.regions: list[PromptRegion] = []  # one for each document

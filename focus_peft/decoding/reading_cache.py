@@ -21,8 +21,7 @@ from ..memory.seen_chunks import SeenChunks
 from ..passes.chunking import pad_left
 from ..passes.reader import Reader
 from ..passes.settings import Settings
-from .cache import FocusCache
-from .choice import score_chunks
+from .choice import look
 from .loop_cache import LoopCache, record_past
 from .reading_stream import ReadingStream
 
@@ -41,9 +40,8 @@ class ReadingCache(LoopCache):
     """What has been read: the chunks to choose from, and the base model's cache of the text that was chosen.
 
     Args:
-        reader, settings, documents, memory: As for `LoopCache`.
+        reader, settings, documents, memory, document: As for `LoopCache`.
         progress (`bool`): Show a progress bar while chunks are read.
-        document (`int`, *optional*): Only this document of the memory is asked about.
 
     Attributes:
         keeps_chunks (`bool`): Whether the choice may be made again. If not, what chunks take is freed after the first.
@@ -58,11 +56,10 @@ class ReadingCache(LoopCache):
         progress: bool = False,
         document: int | None = None,
     ) -> None:
-        super().__init__(reader, settings, documents, memory)
+        super().__init__(reader, settings, documents, memory, document)
         numbers = range(documents) if document is None else [document]
         held = [None] * documents if memory is None else numbers
         self.chunks = [SeenChunks(reader, settings, memory, number, progress) for number in held]
-        self.befores = [[] if memory is None else memory.documents[number] for number in numbers]
         self.streams: list[ReadingStream] = []
         self.keeps_chunks = True
         self.text_cache: DynamicCache | None = None  # None: all of the texts is to be read
@@ -169,16 +166,15 @@ class ReadingCache(LoopCache):
             if not alike:
                 continue
             asking = [same[0] for same in alike.values()]
-            scores = score_chunks(self.reader, self.settings, chunks, self.memory, asking)
+            scores = look(self.reader, self.settings, chunks, self.memory, asking)
             for same, score in zip(alike.values(), scores):
                 first = same[0]
-                first.split_at = len(first.ids) - 1
-                first.lengths = [chunks.rows[row].length for row in first.rows]
-                first.read = best_chunks(score, cast(int, self.settings.config.read_chunks))
-                for stream in same[1:]:
+                read = best_chunks(score, cast(int, self.settings.config.read_chunks))
+                lengths = [chunks.rows[row].length for row in first.rows]
+                for stream in same:
                     stream.rows, stream.start, stream.fresh = list(first.rows), first.start, False
-                    stream.split_at = first.split_at
-                    stream.lengths, stream.read = first.lengths, first.read
+                    stream.split_at = len(stream.ids) - 1
+                    stream.choose(read, lengths)
         if not self.keeps_chunks:
             self.chunks = []
 
@@ -206,19 +202,3 @@ class ReadingCache(LoopCache):
                 f"`read_chunks` is {self.settings.config.read_chunks}, and these chunks and the local window have "
                 f"{places} tokens, but the model has {limit} positions; choose a smaller `read_chunks`."
             )
-
-
-def make_cache(
-    reader: Reader,
-    settings: Settings,
-    documents: int,
-    memory: Memory | None = None,
-    progress: bool = False,
-    document: int | None = None,
-) -> LoopCache:
-    """The cache that reads as the settings say: candidates stand for chunks, or choose those that are read in full.
-
-    Args: as of `ReadingCache`.
-    """
-    kind = FocusCache if settings.config.read_chunks is None else ReadingCache
-    return kind(reader, settings, documents, memory, progress, document)

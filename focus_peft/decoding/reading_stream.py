@@ -1,10 +1,12 @@
-"""`ReadingStream`: one sequence that is being continued, and the shorter text that the base model reads of it."""
+"""`ReadingStream`: one sequence that is being continued, and the chunks of it that are read in full."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from ..passes.chunking import with_bos
 from .stream import Stream
 
 
@@ -14,22 +16,25 @@ class ReadingStream(Stream):
 
     Attributes:
         before (`list[int]`): The document of the memory that stands before its ids.
-        lengths (`list[int]`): Tokens of each of its chunks.
         read (`list[int]`): The chunks that are read, ascending, by their number among its own.
+        in_full (`list[int]`): Their tokens.
     """
 
     before: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
+    in_full: list[int] = field(default_factory=list)
+
+    def choose(self, read: Sequence[int], lengths: Sequence[int]) -> None:
+        """Read other chunks; `lengths` are the tokens of each of its chunks."""
+        ends, whole = list(accumulate(lengths)), self.before + self.ids
+        self.read = list(read)
+        self.in_full = [token for chunk in read for token in whole[ends[chunk] - lengths[chunk] : ends[chunk]]]
 
     def text(self, bos: int | None) -> list[int]:
         """What the base model reads: the chunks of `read`, in their order in the text, and the local window.
 
         `bos` stands in front where the beginning of the text is left out, unless what is read begins with it.
         """
-        ends = list(accumulate(self.lengths))
-        whole = self.before + self.ids
-        text = [token for chunk in self.read for token in whole[ends[chunk] - self.lengths[chunk] : ends[chunk]]]
-        text += self.ids[self.start :]
-        left_out = self.lengths and self.read[:1] != [0]
-        return [bos, *text] if left_out and bos is not None and text[0] != bos else text
+        text = self.in_full + self.ids[self.start :]
+        left_out = self.rows and self.read[:1] != [0]
+        return with_bos(text, bos if left_out else None)

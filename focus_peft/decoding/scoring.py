@@ -9,8 +9,8 @@ from ..memory.memory import Memory
 from ..memory.seen_chunks import SeenChunks
 from ..passes.reader import Reader
 from ..passes.settings import Settings
-from .choice import look, score_chunks, split
-from .reading_cache import make_cache
+from .choice import look
+from .make_cache import make_cache
 from .stream import Stream
 
 
@@ -51,10 +51,10 @@ def read_logits(
 
 
 def read_attention(
-    reader: Reader, settings: Settings, rows: list[list[int]], memory: Memory | None, score: bool = False
+    reader: Reader, settings: Settings, rows: list[list[int]], memory: Memory | None
 ) -> list[torch.Tensor]:
     """What the last token of each row looks at: the mean share of its attention that each chunk's candidate has,
-    (chunks,) each. With `score`, the scores that chunks are chosen by.
+    (chunks,) each.
 
     Args and raises as in `read_logits`.
     """
@@ -62,11 +62,7 @@ def read_attention(
     for ids, document in zip(rows, _documents(rows, memory)):
         chunks = SeenChunks(reader, settings, memory, document)
         stream = Stream(0, 0, ids=list(ids), rows=chunks.of_document(0))
-        if score:
-            found += score_chunks(reader, settings, chunks, memory, [stream])
-        else:
-            split(reader, settings, chunks, memory, [stream])
-            found += look(reader, settings, chunks, memory, [stream])
+        found += look(reader, settings, chunks, memory, [stream])
     return found
 
 

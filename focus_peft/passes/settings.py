@@ -116,7 +116,11 @@ class Settings:
         """Positions that a local window of `local` tokens behind `chunks` candidates takes."""
         # where positions are learned, the local window starts at 0 again
         before = 0 if self.facts.learned_positions else chunks + self.frames.offset
-        return before + int(self.bos is not None) + local
+        return before + int(self.bos is not None) + self._in_front(chunks) + local
+
+    def _in_front(self, chunks: int) -> int:
+        """Tokens of chunks that are read in full behind candidates."""
+        return min(self.config.read_chunks or 0, chunks) * self.sizes.chunk if self.config.keep_candidates else 0
 
     def chunks_of(self, tokens: int) -> int:
         """The chunks that so many tokens make when they are handed over at once."""
@@ -146,7 +150,7 @@ class Settings:
             window (`int`, *optional*): Tokens of the local window. Defaults to L.
         """
         held, limit, local = chunks, self.facts.max_positions, self.sizes.local
-        if self.config.read_chunks is not None:
+        if self.config.read_chunks is not None and not self.config.keep_candidates:
             self._check_text(min(self.config.read_chunks, chunks), min(new_tokens, self.sizes.chunk))
         window, left = local if window is None else window, new_tokens
         while self._window(chunks, local) <= limit and window + left >= self.window_limit(chunks):
@@ -154,10 +158,13 @@ class Settings:
             window, chunks = local, chunks + 1
         places = self._window(chunks, local)
         if places > limit:
+            in_full = self._in_front(chunks)
+            read = f" {in_full} tokens of chunks in full," if in_full else ""
+            remedy = "a smaller `read_chunks`" if in_full else f"a larger `chunk_size` than {self.sizes.chunk}"
             raise ValueError(
-                f"{held} chunks and {new_tokens} new tokens make {chunks} candidates, which with BOS and `local_size` "
-                f"({local}) need {places} places, but the model has {limit} positions; choose a larger `chunk_size` "
-                f"than {self.sizes.chunk}, a smaller `local_size`, or fewer new tokens."
+                f"{held} chunks and {new_tokens} new tokens make {chunks} candidates, which with{read} BOS and "
+                f"`local_size` ({local}) need {places} places, but the model has {limit} positions; choose {remedy}, "
+                "a smaller `local_size`, or fewer new tokens."
             )
 
     def _check_text(self, read: int, growth: int) -> None:
@@ -179,7 +186,7 @@ class Settings:
         labels, local = self.config.label_size, self.config.train_local_size or self.sizes.local
         growth = 0 if self.exact else labels - 1
         row = self.sizes.chunk + int(self.bos is not None) + self.sizes.prompt + growth
-        places = max(row, self._window(chunks, local + labels - 1))
+        places = max(row, self._window(chunks, local + labels - 1) - self._in_front(chunks))
         if self.facts.bounded and places > self.facts.max_positions:
             raise ValueError(
                 f"No position of the model may pass {self.facts.max_positions}, and a `label_size` of {labels} would "

@@ -19,7 +19,7 @@ from ..hub.run_options import course_of
 # Rows that a digest of the data is made of
 ROWS = 64
 # Of the adapter's configuration, what only decoding uses
-NOT_IN_TRAINING = ("read_chunks",)
+NOT_IN_TRAINING = ("read_chunks", "keep_candidates")
 # With these schedules, the learning rate of a step does not depend on how many steps are to come
 ENDLESS = ("constant", "constant_with_warmup")
 

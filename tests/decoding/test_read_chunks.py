@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +16,6 @@ from peft import PeftModel
 from reference import greedy_steps, make_oracle
 from slow_reading import ReadingReference
 
-from focus_peft.decoding import choice
 from focus_peft.frozen.compat import CACHE
 
 
@@ -27,11 +27,19 @@ QUICK = ["llama", "gemma2", "gpt_oss", "deepseek_v3", "mistral", "olmo2", "gpt_n
 HIDDEN = ["falcon", "falcon_new", "falcon_alibi", "mpt", "bloom", *([] if SEES_TABLES else ["gptj", "codegen"])]
 
 
+Pair = Callable[..., tuple[PeftModel, ReadingReference]]
+
+
 @functools.cache
-def pair(count: int = 2, family: str = "llama") -> tuple[PeftModel, ReadingReference]:
+def make_reading(keep: bool, count: int = 2, family: str = "llama") -> tuple[PeftModel, ReadingReference]:
     """A model that reads so many chunks, and the reference that it is compared with; tests share them."""
-    model, reference = make_pair(family, read_chunks=count, **SIZES)
-    return model, ReadingReference(reference, count)
+    model, reference = make_pair(family, read_chunks=count, keep_candidates=keep, **SIZES)
+    return model, ReadingReference(reference, count, keep)
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "behind candidates"])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    return functools.partial(make_reading, request.param)
 
 
 def read_by(output: Any) -> list[list[int]]:
@@ -43,14 +51,14 @@ def read_by(output: Any) -> list[list[int]]:
     "family",
     [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES if name not in HIDDEN],
 )
-def test_greedy_tokens_and_logits_equal_the_reference(family: str) -> None:
+def test_greedy_tokens_and_logits_equal_the_reference(pair: Pair, family: str) -> None:
     model, reference = pair(2, family)
     ids = random_ids(29)
     assert_row_is(generate(model, ids, 14), 0, len(ids), reference.greedy(ids, 14), GENERATED)  # it spills twice
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 99])
-def test_any_number_of_chunks_equals_the_reference(count: int) -> None:
+def test_any_number_of_chunks_equals_the_reference(pair: Pair, count: int) -> None:
     model, reference = pair(count)
     ids = random_ids(26, seed=count)
     output = generate(model, ids, 14)
@@ -59,7 +67,7 @@ def test_any_number_of_chunks_equals_the_reference(count: int) -> None:
     assert read_by(output) == [sequence.read]
 
 
-def test_chunk_scores_are_what_the_reference_looks_at() -> None:
+def test_chunk_scores_are_what_the_reference_looks_at(pair: Pair) -> None:
     model, reference = pair()
     rows = [random_ids(27, seed=1), random_ids(4, seed=2), random_ids(13, seed=3)]
     ids, mask = pad_rows(rows)
@@ -78,7 +86,7 @@ def test_chunk_scores_are_what_the_reference_looks_at() -> None:
     ],
     ids=["beams", "samples", "processors"],
 )
-def test_every_way_of_generating_equals_the_loop_over_the_reference(options: dict[str, Any]) -> None:
+def test_every_way_of_generating_equals_the_loop_over_the_reference(pair: Pair, options: dict[str, Any]) -> None:
     model, reference = pair()
     ids = random_ids(29)
     torch.manual_seed(0)
@@ -90,7 +98,7 @@ def test_every_way_of_generating_equals_the_loop_over_the_reference(options: dic
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_rows_of_a_ragged_batch_choose_for_themselves(side: str) -> None:
+def test_rows_of_a_ragged_batch_choose_for_themselves(pair: Pair, side: str) -> None:
     model, reference = pair()
     rows = [random_ids(27, seed=1), random_ids(14, seed=2), random_ids(5, seed=3), random_ids(7, seed=4)]
     ids, mask = pad_rows(rows, side)
@@ -105,7 +113,7 @@ DOCUMENTS = [random_ids(23, seed=1), random_ids(12, seed=2)]
 
 
 @pytest.mark.parametrize("storage", ["device", "cpu", "disk"])
-def test_two_questions_about_each_document_of_a_memory(storage: str) -> None:
+def test_two_questions_about_each_document_of_a_memory(pair: Pair, storage: str) -> None:
     model, reference = pair()
     questions = [random_ids(length, seed=length) for length in (4, 9, 1, 15)]
     ids, mask = pad_rows(questions)
@@ -117,7 +125,7 @@ def test_two_questions_about_each_document_of_a_memory(storage: str) -> None:
         assert read_by(output)[number] == sequence.read
 
 
-def test_beams_about_two_documents() -> None:
+def test_beams_about_two_documents(pair: Pair) -> None:
     model, reference = pair()
     questions = torch.stack([random_ids(4, seed=3), random_ids(4, seed=4)])
     options = {"num_beams": 3, "num_return_sequences": 2, "output_scores": True}
@@ -128,7 +136,7 @@ def test_beams_about_two_documents() -> None:
     torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, **GENERATED)
 
 
-def test_a_memory_that_was_extended_saved_and_loaded(tmp_path: Any) -> None:
+def test_a_memory_that_was_extended_saved_and_loaded(pair: Pair, tmp_path: Any) -> None:
     model, reference = pair()
     question, document = random_ids(5, seed=7), random_ids(31, seed=8)
     memory = model.encode(document[18:], memory=model.encode(document[:18]))
@@ -140,7 +148,7 @@ def test_a_memory_that_was_extended_saved_and_loaded(tmp_path: Any) -> None:
 
 
 def test_a_memory_of_8_bits_chooses_by_what_it_holds() -> None:
-    model, reference = pair()
+    model, reference = make_reading(False)
     question, document = random_ids(5, seed=7), random_ids(31, seed=8)
     memory = model.encode(document, storage="int8")
     output = generate(model, question, 4, memory=memory)
@@ -150,8 +158,7 @@ def test_a_memory_of_8_bits_chooses_by_what_it_holds() -> None:
     assert_row_is(output, 0, len(question), greedy_steps(sequence, 4))
 
 
-def test_threads_ask_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "CANDIDATE_BUDGET", 5)  # so that tokens look one by one, and others come between
+def test_threads_ask_one_memory(pair: Pair) -> None:
     model, _ = pair()
     memory = model.encode(DOCUMENTS[0])
     questions = [random_ids(5 + number % 3, seed=number) for number in range(6)]
@@ -164,7 +171,7 @@ def test_threads_ask_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("length", range(24, 30))
-def test_tokens_may_be_taken_back(length: int) -> None:
+def test_tokens_may_be_taken_back(pair: Pair, length: int) -> None:
     """Assisted decoding: tokens that were guessed wrong are cropped, also just behind a spill."""
     model, reference = pair(1)
     ids = random_ids(8, seed=length).repeat(4)[:length]
@@ -173,7 +180,7 @@ def test_tokens_may_be_taken_back(length: int) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_tokens_of_a_short_input_may_be_taken_back(family: str) -> None:
+def test_tokens_of_a_short_input_may_be_taken_back(pair: Pair, family: str) -> None:
     """The first spill comes while drafts are checked."""
     model, reference = pair(1, family)
     ids = random_ids(3, seed=5).repeat(2)
@@ -182,7 +189,7 @@ def test_tokens_of_a_short_input_may_be_taken_back(family: str) -> None:
 
 
 @pytest.mark.parametrize("length", [3, 29])
-def test_an_assistant_gives_what_greedy_decoding_gives(length: int) -> None:
+def test_an_assistant_gives_what_greedy_decoding_gives(pair: Pair, length: int) -> None:
     model, reference = pair(1)
     ids = random_ids(length)
     output = generate(model, ids, 16, assistant_model=make_tiny_model(seed=0))
@@ -191,7 +198,7 @@ def test_an_assistant_gives_what_greedy_decoding_gives(length: int) -> None:
 
 @pytest.mark.parametrize("first", [4, 29])
 @pytest.mark.parametrize("turn", [1, 2, 8, 20])
-def test_a_new_turn_chooses_anew(first: int, turn: int) -> None:
+def test_a_new_turn_chooses_anew(pair: Pair, first: int, turn: int) -> None:
     model, reference = pair()
     ids = random_ids(first)
     output = generate(model, ids, 6)
@@ -205,7 +212,7 @@ def test_a_new_turn_chooses_anew(first: int, turn: int) -> None:
     assert read_by(output) == [sequence.read]
 
 
-def test_to_go_on_without_a_new_turn_is_as_if_one_had_not_stopped() -> None:
+def test_to_go_on_without_a_new_turn_is_as_if_one_had_not_stopped(pair: Pair) -> None:
     model, reference = pair()
     ids = random_ids(29)
     output = generate(model, ids, 3)
@@ -213,7 +220,7 @@ def test_to_go_on_without_a_new_turn_is_as_if_one_had_not_stopped() -> None:
     assert rest.sequences[0, 29:].tolist() == reference.greedy(ids, 14)[0].tolist()
 
 
-def test_rows_of_a_batch_have_turns_of_their_own_length() -> None:
+def test_rows_of_a_batch_have_turns_of_their_own_length(pair: Pair) -> None:
     model, reference = pair()
     rows, turns = [random_ids(27, seed=1), random_ids(14, seed=2)], [random_ids(1, seed=3), random_ids(6, seed=4)]
     sequences = [reference.start(row) for row in rows]
@@ -238,7 +245,7 @@ def test_turns_of_different_lengths_that_the_loops_would_cut_are_refused(options
         generate(model, ids, 3, attention_mask=mask, **{CACHE: output[CACHE]})
 
 
-def test_a_loop_of_ones_own_reads_as_generate_does() -> None:
+def test_a_loop_of_ones_own_reads_as_generate_does(pair: Pair) -> None:
     model, reference = pair()
     ids = random_ids(29)
     _, expected = reference.greedy(ids, 12)
@@ -250,7 +257,7 @@ def test_a_loop_of_ones_own_reads_as_generate_does() -> None:
     torch.testing.assert_close(torch.stack(found), expected, **TIGHT)
 
 
-def test_logits_of_a_text_are_those_of_generating_it() -> None:
+def test_logits_of_a_text_are_those_of_generating_it(pair: Pair) -> None:
     model, reference = pair()
     rows = [random_ids(33, seed=1), random_ids(9, seed=2)]
     ids, mask = pad_rows(rows)
@@ -272,7 +279,7 @@ def test_an_input_that_fits_the_window_is_the_base_models() -> None:
 def test_chunks_are_freed_as_soon_as_no_other_choice_can_come(monkeypatch: pytest.MonkeyPatch) -> None:
     from focus_peft.decoding import generate as generating
 
-    (model, reference), ids, caches = pair(1), random_ids(29), []
+    (model, reference), ids, caches = make_reading(False, 1), random_ids(29), []
 
     def make_cache(*args: Any) -> Any:
         caches.append(make(*args))
@@ -296,9 +303,9 @@ def test_the_base_model_alone_reads_new_tokens() -> None:
     )
     generate(model, random_ids(31, seed=2), 4, read_chunks=2)
     handle.remove()
-    # (the check of the first use,) chunks, BOS and a prompt of three that all look, local pass; then the text, of BOS,
+    # (the check of the first use,) chunks, BOS and a prompt of three, local pass; then the text, of BOS,
     # two chunks and the window
-    assert shapes[-7:] == [(5, 5), (5, 6), (1, 7), (1, 17), (1, 1), (1, 1), (1, 1)]
+    assert shapes[-7:] == [(5, 5), (5, 4), (1, 7), (1, 17), (1, 1), (1, 1), (1, 1)]
 
 
 @pytest.mark.parametrize("family", HIDDEN)
@@ -334,7 +341,7 @@ def test_a_loop_of_ones_own_that_leaves_the_positions_is_refused() -> None:
             model(token[None, None], **{CACHE: cache})
 
 
-def test_it_cannot_be_changed_while_a_cache_goes_on() -> None:
+def test_it_cannot_be_changed_while_a_cache_goes_on(pair: Pair) -> None:
     model, _ = pair()
     output = generate(model, random_ids(29), 3)
     with pytest.raises(ValueError, match="`read_chunks` cannot be changed"):

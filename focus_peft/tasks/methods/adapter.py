@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...decoding.reading_cache import make_cache
+from ...decoding.make_cache import make_cache
 from .base import AT_ONCE, Method, token_losses
 
 

@@ -1,0 +1,87 @@
+"""`InFrontCache`: candidates stand for all chunks, and the chunks that are looked at most are there in full as well
+(`read_chunks` with `keep_candidates`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+from typing import cast
+
+import torch
+
+from ..frozen.attention_record import best_chunks
+from ..passes.chunking import with_bos
+from .cache import FocusCache
+from .reading_stream import ReadingStream
+from .stream import Stream
+
+
+class InFrontCache(FocusCache):
+    """A `FocusCache` whose local windows have some chunks in full in front of them, behind the candidates of all.
+
+    They are chosen when a window is split, and with each new turn, which splits it anew: by what its newest token
+    looks at with the window alone.
+    """
+
+    @property
+    def read_chunks(self) -> list[list[int]]:
+        """The chunks that each row reads in full, ascending; those of a memory are numbered first."""
+        return [list(stream.read) for stream in self._reading]
+
+    @property
+    def _reading(self) -> list[ReadingStream]:
+        return cast(list[ReadingStream], self.streams)
+
+    def _open(self, rows: int) -> None:
+        super()._open(rows)
+        self.streams = [ReadingStream(**vars(s), before=self.befores[s.document]) for s in self.streams]
+
+    def _window(self, stream: Stream) -> list[int]:
+        window = cast(ReadingStream, stream).in_full + stream.ids[stream.start :]
+        return with_bos(window, self.settings.bos if stream.rows else None)
+
+    def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:
+        """As `FocusCache` does; a token that brings a choice is read by itself, twice."""
+        logits: list[torch.Tensor] = []
+        done, newest = 0, len(tails[0])
+        while done < newest:
+            choosing = [self._chooses(stream, turn and not done) for stream, turn in zip(self.streams, turns)]
+            count = 1 if any(choosing) else min(newest - done, self._newest_at_once())
+            for stream, tail in zip(self.streams, tails):
+                stream.ids += tail[done : done + count]
+            if any(choosing):
+                self._choose(choosing)
+            else:
+                self.split(count)
+            logits.append(self._predict(count))
+            done += count
+        return logits
+
+    def _chooses(self, stream: Stream, turn: bool) -> bool:
+        """Whether the next token brings a choice."""
+        length = stream.window_length + 1
+        if stream.fresh:
+            return bool(stream.rows) or length > self.settings.sizes.local
+        is_back = len(stream.ids) == stream.split_at  # the token that brought the choice is gone
+        return bool(stream.rows) and (turn or is_back) or length >= self._limit(stream)
+
+    def _choose(self, choosing: Sequence[bool]) -> None:
+        """Split the windows of some streams anew, and put the chunks in front that their newest tokens look at
+        most.
+        """
+        for stream in compress(self._reading, choosing):
+            if self.may_crop and len(self.streams) == 1 and stream.is_split:
+                self._remember(stream, 1)
+            stream.is_split, stream.in_full = False, []
+        self.split(1)
+        self.records_attention = True
+        self._predict(1)
+        self.records_attention = False
+        for stream, chooses, shares in zip(self._reading, choosing, self.chunk_attention):
+            if chooses:
+                read = best_chunks(shares, cast(int, self.settings.config.read_chunks))
+                stream.choose(read, [self.chunks.rows[row].length for row in stream.rows])
+                stream.cached = 0
+            else:
+                stream.cached -= 1  # the newest token is read again
