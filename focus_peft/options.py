@@ -119,8 +119,9 @@ class FocusOptions:
     keep_candidates: bool = _decoding(
         False,
         FLAG,
-        "With `read_chunks`: the candidates of all chunks stand in front of those that are read, renewed for every "
-        "token. Answers get better, and a token costs as much as without `read_chunks`, and more. Defaults to False.",
+        "With `read_chunks`: the candidates of all chunks stay in front of the chunks that are read, and are renewed "
+        "for every token, which then costs what it costs without `read_chunks`, and more. Defaults to False: the base "
+        "model reads the chunks and the local window alone.",
     )
     storage: Literal["device", "cpu", "int8", "disk"] = _decoding(
         "device",

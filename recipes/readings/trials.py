@@ -1,5 +1,5 @@
-"""What else could be done with a choice of chunks: candidates that stay in front of what is read, a second round, and
-another choice while the answer is written.
+"""What could be done with a choice of chunks: read them with or without candidates in front, in a second round, or
+choose again while the answer is written.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ VALUES, NEW_TOKENS, AGAIN = 4, 40, 8
 
 
 def forms(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Right answers with the chosen chunks alone, and with the candidates of all chunks in front of them."""
+    """Right answers with the chosen chunks, with the candidates of all chunks, and with both."""
     model, tokenizer = load(args.adapter, "float32")
-    found: dict[str, list[dict[str, Any]]] = {"alone": [], "candidates in front": []}
+    read = {"read_chunks": args.read_chunks}
+    ways = {"chunks": read, "candidates": {}, "chunks behind candidates": {**read, "keep_candidates": True}}
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for seed in range(args.texts):
         for kind in TEXTS:
             facts = random.Random(f"{kind} {seed}").sample(FACTS, 3)
             document = make_document(tokenizer, kind, args.tokens, facts, seed)
             held = HeldText(model, document.ids)
             for question, answer in zip(document.questions, document.answers):
-                window = held.window(question)
-                read = best_chunks(held.scores(window, []), args.read_chunks)
-                for form, those in found.items():
-                    said = tokenizer.decode(held.answer(window, read, form != "alone", 16))
-                    those.append({"text": kind, "answer": answer, "said": said, "right": answer in said})
+                for way, options in ways.items():
+                    said = tokenizer.decode(held.answer(held.window(question), 16, **options))
+                    found[way].append({"text": kind, "answer": answer, "said": said, "right": answer in said})
             yield {
                 "tokens": args.tokens,
                 "read_chunks": args.read_chunks,
-                "right": {form: sum(one["right"] for one in those) for form, those in found.items()},
-                "questions": len(found["alone"]),
+                "right": {way: sum(one["right"] for one in those) for way, those in found.items()},
+                "questions": len(found["chunks"]),
                 "answers": found,
             }
 
@@ -59,9 +59,7 @@ def drift(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 for way, each in (("chosen once", NEW_TOKENS), (f"chosen again for every {AGAIN} tokens", AGAIN)):
                     answer: list[int] = []
                     while len(answer) < NEW_TOKENS:
-                        end = [*window, *answer]
-                        read = best_chunks(held.scores(end, []), count)
-                        answer += held.answer(end, read, False, each)
+                        answer += held.answer([*window, *answer], each, read_chunks=count)
                     said = tokenizer.decode(answer)
                     right = sum(value in said for value in document.answers) / VALUES
                     one = {"text": kind, "answers": document.answers, "said": said, "right": right}

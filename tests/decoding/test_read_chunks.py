@@ -321,14 +321,22 @@ def test_exact_decoding_is_refused() -> None:
         generate(model, random_ids(29), 2, read_chunks=2, decoding="exact")
 
 
-def test_too_many_chunks_are_refused_before_anything_is_read() -> None:
-    model = make_focus_model(base={"max_position_embeddings": 32}, **SIZES)
+@pytest.mark.parametrize(
+    ("keep", "most", "said"),
+    [
+        (False, 4, r"`read_chunks` is 5: 5 chunks .* need 36 places, .* 32 positions"),  # 20 + BOS + 6 + 4
+        (True, 3, r"8 candidates, which with 20 tokens of chunks in full, BOS .* need 35 places, .*smaller `read_chunks`"),
+    ],
+    ids=["alone", "behind candidates"],
+)
+def test_too_many_chunks_are_refused_before_anything_is_read(keep: bool, most: int, said: str) -> None:
+    model = make_focus_model(base={"max_position_embeddings": 32}, keep_candidates=keep, **SIZES)
     ids = random_ids(45)
-    generate(model, ids, 4, read_chunks=4)  # 20 + BOS + 6 + 4
+    generate(model, ids, 4, read_chunks=most)
     passes: list[int] = []
     handle = model.get_input_embeddings().register_forward_hook(lambda _, args, __: passes.append(1))
-    with pytest.raises(ValueError, match=r"`read_chunks` is 5: 5 chunks .* need 36 places, .* 32 positions"):
-        generate(model, ids, 4, read_chunks=5)
+    with pytest.raises(ValueError, match=said):
+        generate(model, ids, 4, read_chunks=most + 1)
     handle.remove()
     assert not passes
 

@@ -59,14 +59,14 @@ def test_a_measurement_writes_what_it_found(
     found = json.loads(output.read_text())
     assert found["command"].startswith(f"python recipes/reading.py {measurement} --tokens 1500")
     if measurement == "choice":
-        recall = found["recall"]["last eight tokens"]
+        recall = found["recall"]["candidates"]
         assert recall["facts"] == 24 and set(recall) == {"all", "facts", *TEXTS}
         assert all(0 <= share <= 1 for share in recall["all"]) and recall["all"] == sorted(recall["all"])
     elif measurement == "answers":
         assert set(found["right"]) == {"adapter", "read_chunks=1", "full attention"}
         assert all(len(answers) == 1 for answers in found["answers"].values())
     elif measurement == "forms":
-        assert set(found["right"]) == {"alone", "candidates in front"}
+        assert set(found["right"]) == {"chunks", "candidates", "chunks behind candidates"}
         assert all(len(those) == found["questions"] == 12 for those in found["answers"].values())
     elif measurement == "rounds":
         assert len(found["both facts"]) == 4 and found["questions"] == 12
