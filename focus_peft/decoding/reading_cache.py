@@ -115,7 +115,11 @@ class ReadingCache(LoopCache):
         logits: list[torch.Tensor] = []
         done, newest = 0, len(tails[0])
         while done < newest:
-            choosing = [s for s, turn in zip(self.streams, turns) if self._chooses(s, turn and not done)]
+            choosing = [
+                stream
+                for stream, turn in zip(self.streams, turns)
+                if stream.chooses(turn and not done, self.settings.sizes.local, self._limit(stream))
+            ]
             room = min(self._limit(stream) - 1 - stream.window_length for stream in self.streams)
             count = 1 if choosing else min(newest - done, room)
             if choosing and self.may_crop and done:
@@ -141,14 +145,6 @@ class ReadingCache(LoopCache):
         ]
 
     # Choosing
-
-    def _chooses(self, stream: ReadingStream, turn: bool) -> bool:
-        """Whether the next token brings a choice."""
-        length = stream.window_length + 1
-        if stream.fresh:
-            return bool(stream.rows) or length > self.settings.sizes.local
-        is_back = bool(stream.rows) and len(stream.ids) == stream.split_at  # the token that brought the choice is gone
-        return turn and bool(stream.rows) or is_back or length >= self._limit(stream)
 
     def _remember(self) -> None:
         (stream,) = self.streams

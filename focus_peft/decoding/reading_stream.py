@@ -24,6 +24,16 @@ class ReadingStream(Stream):
     read: list[int] = field(default_factory=list)
     in_full: list[int] = field(default_factory=list)
 
+    def chooses(self, turn: bool, local_size: int, limit: int) -> bool:
+        """Whether the next token brings a choice, as the first of a `turn`, or where the window, of `local_size` at
+        first, comes to its `limit`.
+        """
+        length = self.window_length + 1
+        if self.fresh:
+            return bool(self.rows) or length > local_size
+        is_back = len(self.ids) == self.split_at  # the token that brought the choice is gone
+        return bool(self.rows) and (turn or is_back) or length >= limit
+
     def choose(self, read: Sequence[int], lengths: Sequence[int]) -> None:
         """Read other chunks; `lengths` are the tokens of each of its chunks."""
         ends, whole = list(accumulate(lengths)), self.before + self.ids

@@ -23,6 +23,7 @@ from .setting import document, drawn_cache, heads_of, load, sizes_of, timed, wit
 
 LAYERS, HIDDEN, CHUNK = 30, 64, 128
 WARM_UP = 2
+READ = 2  # chunks that are read in full, where some are
 
 
 def host(options: dict[str, Any]) -> dict[str, Any]:
@@ -57,13 +58,17 @@ def token(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_turn(model: Any, ids: torch.Tensor, held: int, new_tokens: int) -> dict[str, Any]:
-    """Median seconds of a streaming token in one pass and in two, and of the base model's behind `held` tokens."""
+    """Median seconds of a streaming token in one pass and in two, of one with chunks read in full, without and with
+    candidates in front of them, and of the base model's behind `held` tokens.
+    """
     base, reader = model.get_base_model(), model.base_model.reader
     assert reader.reads_in_parts
     caches: dict[str, Any] = {}
     with torch.no_grad():
         for name, reader.reads_in_parts in (("two_passes", False), ("one_pass", True)):
             caches[name] = model(ids, use_cache=True)[CACHE]
+        for name, keep in (("read_chunks", False), ("read_behind_candidates", True)):
+            caches[name] = model(ids, use_cache=True, read_chunks=READ, keep_candidates=keep)[CACHE]
         caches["base_model"] = drawn_cache(base, held)
         seconds: dict[str, list[float]] = {name: [] for name in caches}
         for _ in range(new_tokens + WARM_UP):
@@ -76,6 +81,7 @@ def _in_turn(model: Any, ids: torch.Tensor, held: int, new_tokens: int) -> dict[
             **{f"seconds_{name}": round(value, 5) for name, value in medians.items()},
             "one_pass_over_base_model": round(one / medians["base_model"], 3),
             "one_pass_over_two_passes": round(one / medians["two_passes"], 3),
+            "read_chunks_over_base_model": round(medians["read_chunks"] / medians["base_model"], 3),
         }
     )
 

@@ -325,7 +325,7 @@ def test_exact_decoding_is_refused() -> None:
     ("keep", "most", "said"),
     [
         (False, 4, r"`read_chunks` is 5: 5 chunks .* need 36 places, .* 32 positions"),  # 20 + BOS + 6 + 4
-        (True, 3, r"8 candidates, which with 20 tokens of chunks in full, BOS .* need 35 places, .*smaller `read_chunks`"),
+        (True, 3, r"8 candidates, which with 20 tokens of chunks in full, .* need 35 places, .*`read_chunks`"),
     ],
     ids=["alone", "behind candidates"],
 )
