@@ -80,7 +80,7 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "train_local_size": [0, -2, "8", 2.5, True],
     "train_min_chunk_size": [0, -2, "8", 2.5, True],
 }
-# those that go together: where chunks are read in full, no candidates are renewed
+# those that go together: chunks are read in full in streaming decoding only
 TOGETHER = {**OTHER_VALUES, "read_chunks": None}
 # what a field cannot be set without
 NEEDED: dict[str, dict[str, Any]] = {"alpha": {"r": 4}, "storage_dir": {"storage": "disk"}}
