@@ -105,8 +105,8 @@ class FocusConfig(FocusOptions, PeftConfig):
             )
         if self.read_chunks is not None and self.decoding != "streaming":
             raise ValueError(
-                f"`decoding` is {self.decoding!r} and `read_chunks` is {self.read_chunks}, but chunks are read in full "
-                "in streaming decoding only; leave `decoding` at 'streaming', or `read_chunks` out."
+                f"`decoding` is {self.decoding!r} and `read_chunks` is {self.read_chunks}, but chunks are read in "
+                "full in streaming decoding only; leave `decoding` at 'streaming', or `read_chunks` out."
             )
         if self.storage_dir is not None and self.storage != "disk":
             raise ValueError(

@@ -43,6 +43,7 @@ OTHER_VALUES: dict[str, Any] = {
     "decoding": "exact",
     "chunk_batch_size": 2,
     "read_chunks": 2,
+    "keep_candidates": True,
     "storage": "disk",
     "storage_dir": tempfile.gettempdir(),
     "spread_chunks": True,
@@ -68,6 +69,7 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "decoding": [None, "fast", ["exact"], "EXACT", 1],
     "chunk_batch_size": [0, -1, 1.5, "8", True],
     "read_chunks": [0, -1, 1.5, "8", True],
+    "keep_candidates": [None, 1, "yes"],
     "storage": [None, "tape", "DISK", 8, ["cpu"]],
     "storage_dir": ["", 5, True, b"", ["/tmp"]],
     "spread_chunks": [None, 1, "yes"],
@@ -83,7 +85,11 @@ IMPOSSIBLE: dict[str, list[Any]] = {
 # those that go together: chunks are read in full in streaming decoding only
 TOGETHER = {**OTHER_VALUES, "read_chunks": None}
 # what a field cannot be set without
-NEEDED: dict[str, dict[str, Any]] = {"alpha": {"r": 4}, "storage_dir": {"storage": "disk"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "alpha": {"r": 4},
+    "keep_candidates": {"read_chunks": 2},
+    "storage_dir": {"storage": "disk"},
+}
 # these change where things are, and never results
 HARMLESS = ("chunk_batch_size", "storage", "storage_dir", "spread_chunks")
 MAX_POSITIONS = sorted({*range(64, 200), *(2**n + d for n in range(7, 18) for d in (-1, 0, 1)), 10_000, 131_072})

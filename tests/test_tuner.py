@@ -364,11 +364,10 @@ def test_a_disabled_adapter_refuses_a_memory() -> None:
             model(IDS, memory=memory)
 
 
-@pytest.mark.parametrize("name", ["chunk_attention", "chunk_scores"])
-def test_a_disabled_adapter_has_no_candidates_to_show(name: str) -> None:
+def test_a_disabled_adapter_has_no_candidates_to_show() -> None:
     model = make_focus_model()
-    with model.disable_adapter(), refusal(f"`{name}`", "disabled", model=model):
-        getattr(model, name)(random_ids(30)[None])
+    with model.disable_adapter(), refusal("`chunk_attention`", "disabled", model=model):
+        model.chunk_attention(random_ids(30)[None])
 
 
 @pytest.mark.parametrize("name", [CACHE, OLDER])
