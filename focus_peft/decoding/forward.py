@@ -14,7 +14,7 @@ from ..memory.memory import Memory
 from ..passes.ids import check_vocabulary, unpad
 from ..passes.reader import Reader
 from ..passes.settings import Settings
-from .make_cache import make_cache
+from .cache_type import cache_type
 from .options import check_room
 from .scoring import read_logits
 
@@ -116,7 +116,7 @@ def read_with_cache(reader: Reader, settings: Settings, memory: Memory | None, a
         check_vocabulary(rows, settings.facts.vocab_size)
         check_room(settings, rows, memory, 0)
         documents = len(rows) if memory is None else memory.num_documents
-        arguments[CACHE] = make_cache(reader, settings, documents, memory)
+        arguments[CACHE] = cache_type(settings)(reader, settings, documents, memory)
     arguments["use_cache"] = True
     return reader.model(**{name: value for name, value in arguments.items() if value is not None})
 

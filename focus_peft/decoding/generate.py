@@ -20,9 +20,9 @@ from ..passes.chunking import pad_left
 from ..passes.ids import check_batch, check_vocabulary, has_hole, unpad
 from ..passes.reader import Reader
 from ..passes.settings import Settings
+from .cache_type import cache_type
 from .forward import counts_tokens
 from .loop_cache import LoopCache
-from .make_cache import make_cache
 from .options import (
     check_room,
     count_new_tokens,
@@ -165,7 +165,7 @@ def _new_cache(
             f"`input_ids` has {len(rows)} rows, which is no multiple of the {documents} documents in `memory`."
         )
     check_room(settings, rows, memory, request.new_tokens)
-    return make_cache(reader, settings, documents, memory, progress)
+    return cache_type(settings)(reader, settings, documents, memory, progress)
 
 
 def _check_goes_on(cache: Any, request: _Request, memory: Memory | None, overridden: list[str]) -> None:

@@ -35,7 +35,7 @@ class InFrontCache(FocusCache):
 
     def _open(self, rows: int) -> None:
         super()._open(rows)
-        self.streams = [ReadingStream(**vars(s), before=self.befores[s.document]) for s in self.streams]
+        self.streams = [ReadingStream(**vars(s), before=self._before(s.document)) for s in self.streams]
 
     def _window(self, stream: Stream) -> list[int]:
         window = cast(ReadingStream, stream).in_full + stream.ids[stream.start :]

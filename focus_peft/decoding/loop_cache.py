@@ -26,7 +26,7 @@ class LoopCache(Cache):
         tokens (`int`): Columns of the batch that have been handed over.
         base_cache (`DynamicCache`, *optional*): As long as there are no chunks, the base model runs as it always does.
         may_crop (`bool`): Tokens may be taken back.
-        befores (`list[list[int]]`): What stands in the memory before each document.
+        numbers (`list[int]`): Of the memory's documents that are asked about, one for each document.
 
     Args:
         reader (`Reader`): Runs the passes.
@@ -44,8 +44,7 @@ class LoopCache(Cache):
         super().__init__(layers=[])
         self.reader, self.settings, self.memory = reader, settings, memory
         self.documents = documents
-        numbers = range(documents) if document is None else [document]
-        self.befores = [[] if memory is None else memory.documents[number] for number in numbers]
+        self.numbers = list(range(documents)) if document is None else [document]
         self.streams = []
         self.base_cache: DynamicCache | None = DynamicCache(config=reader.model.config)
         self.tokens = 0
@@ -194,6 +193,10 @@ class LoopCache(Cache):
     def memory_lock(self) -> contextlib.AbstractContextManager:
         """Several threads may ask one memory, in turn."""
         return contextlib.nullcontext() if self.memory is None else self.memory.lock
+
+    def _before(self, document: int) -> list[int]:
+        """What stands in the memory before a document."""
+        return [] if self.memory is None else self.memory.documents[self.numbers[document]]
 
     def _take_back(self, max_length: int) -> int | None:
         """Begin `crop(max_length)`. Returns how many tokens the sequence will have, or None if it keeps all.

@@ -57,8 +57,7 @@ class ReadingCache(LoopCache):
         document: int | None = None,
     ) -> None:
         super().__init__(reader, settings, documents, memory, document)
-        numbers = range(documents) if document is None else [document]
-        held = [None] * documents if memory is None else numbers
+        held = [None] * documents if memory is None else self.numbers
         self.chunks = [SeenChunks(reader, settings, memory, number, progress) for number in held]
         self.streams: list[ReadingStream] = []
         self.keeps_chunks = True
@@ -138,10 +137,10 @@ class ReadingCache(LoopCache):
 
     def _open(self, rows: int) -> None:
         group = self._group(rows)
-        befores = [before for before in self.befores for _ in range(group)]
         rows_of = [chunks.of_document(0) for chunks in self.chunks for _ in range(group)]
         self.streams = [
-            ReadingStream(row // group, row, rows=list(rows_of[row]), before=befores[row]) for row in range(rows)
+            ReadingStream(row // group, row, rows=list(rows_of[row]), before=self._before(row // group))
+            for row in range(rows)
         ]
 
     # Choosing

@@ -9,8 +9,8 @@ from ..memory.memory import Memory
 from ..memory.seen_chunks import SeenChunks
 from ..passes.reader import Reader
 from ..passes.settings import Settings
+from .cache_type import cache_type
 from .choice import look
-from .make_cache import make_cache
 from .stream import Stream
 
 
@@ -40,7 +40,8 @@ def read_logits(
     logits: torch.Tensor | None = None
     for row, (ids, document) in enumerate(zip(rows, _documents(rows, memory))):  # each at its own length
         newest = min(kept, len(ids))
-        values = make_cache(reader, settings, 1, memory, document=document).read([ids], newest)[0]
+        cache = cache_type(settings)(reader, settings, 1, memory, document=document)
+        values = cache.read([ids], newest)[0]
         if logits is None:
             logits = values.new_zeros(len(rows), kept, values.shape[-1])
         if logits_to_keep or attention_mask is None:

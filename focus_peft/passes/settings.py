@@ -116,11 +116,15 @@ class Settings:
         """Positions that a local window of `local` tokens behind `chunks` candidates takes."""
         # where positions are learned, the local window starts at 0 again
         before = 0 if self.facts.learned_positions else chunks + self.frames.offset
-        return before + int(self.bos is not None) + self._in_front(chunks) + local
+        return before + int(self.bos is not None) + local
 
     def _in_front(self, chunks: int) -> int:
         """Tokens of chunks that are read in full behind candidates."""
         return min(self.config.read_chunks or 0, chunks) * self.sizes.chunk if self.config.keep_candidates else 0
+
+    def _places(self, chunks: int) -> int:
+        """Positions that decoding takes behind `chunks` candidates, with a local window of L tokens."""
+        return self._window(chunks, self._in_front(chunks) + self.sizes.local)
 
     def chunks_of(self, tokens: int) -> int:
         """The chunks that so many tokens make when they are handed over at once."""
@@ -135,7 +139,7 @@ class Settings:
         """The length of a local window behind so many chunks at which its oldest tokens become a chunk: L and a chunk
         more, or less where the positions of the model end.
         """
-        room = self.facts.max_positions - self._window(chunks, self.sizes.local)
+        room = self.facts.max_positions - self._places(chunks)
         if self.exact and not self.facts.learned_positions:
             room //= 2  # the whole window moves on with its candidates
         return self.sizes.local + max(1, min(self.sizes.chunk, room + 1))
@@ -153,10 +157,10 @@ class Settings:
         if self.config.read_chunks is not None and not self.config.keep_candidates:
             self._check_text(min(self.config.read_chunks, chunks), min(new_tokens, self.sizes.chunk))
         window, left = local if window is None else window, new_tokens
-        while self._window(chunks, local) <= limit and window + left >= self.window_limit(chunks):
+        while self._places(chunks) <= limit and window + left >= self.window_limit(chunks):
             left -= self.window_limit(chunks) - window
             window, chunks = local, chunks + 1
-        places = self._window(chunks, local)
+        places = self._places(chunks)
         if places > limit:
             in_full = self._in_front(chunks)
             read = f" {in_full} tokens of chunks in full," if in_full else ""
@@ -186,7 +190,7 @@ class Settings:
         labels, local = self.config.label_size, self.config.train_local_size or self.sizes.local
         growth = 0 if self.exact else labels - 1
         row = self.sizes.chunk + int(self.bos is not None) + self.sizes.prompt + growth
-        places = max(row, self._window(chunks, local + labels - 1) - self._in_front(chunks))
+        places = max(row, self._window(chunks, local + labels - 1))
         if self.facts.bounded and places > self.facts.max_positions:
             raise ValueError(
                 f"No position of the model may pass {self.facts.max_positions}, and a `label_size` of {labels} would "

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from focus_peft.passes.chunking import cut
+
 
 class HeldText:
     """A text that ends in a local window.
@@ -19,7 +21,7 @@ class HeldText:
         self.model, self.sizes = model, model.settings().sizes
         held = len(ids) - self.sizes.local
         self.memory = model.encode(ids[:held], progress=False)
-        self.chunks = [ids[start : min(held, start + self.sizes.chunk)] for start in range(0, held, self.sizes.chunk)]
+        self.chunks = cut(ids[:held], self.sizes.chunk)
         self.end = ids[held:]
 
     def window(self, question: list[int]) -> list[int]:

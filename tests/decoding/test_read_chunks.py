@@ -285,8 +285,8 @@ def test_chunks_are_freed_as_soon_as_no_other_choice_can_come(monkeypatch: pytes
         caches.append(make(*args))
         return caches[-1]
 
-    make = generating.make_cache
-    monkeypatch.setattr(generating, "make_cache", make_cache)
+    make = generating._new_cache
+    monkeypatch.setattr(generating, "_new_cache", make_cache)
     for new_tokens, kept in ((5, 0), (6, 1)):  # the sixth would make the window spill
         output = generate(model, ids, new_tokens, return_dict_in_generate=False)
         assert output[0, 29:].tolist() == reference.greedy(ids, new_tokens)[0].tolist()

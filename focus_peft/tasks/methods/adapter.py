@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...decoding.make_cache import make_cache
+from ...decoding.cache_type import cache_type
 from .base import AT_ONCE, Method, token_losses
 
 
@@ -30,7 +30,7 @@ class Adapter(Method):
         reason = self.refusal(len(ids), labels)
         if reason is not None:
             raise ValueError(reason)
-        cache = make_cache(self.model.base_model.reader, self.settings, 1)
+        cache = cache_type(self.settings)(self.model.base_model.reader, self.settings, 1)
         found, read = [], 0
         for first in range(len(ids) - labels, len(ids), AT_ONCE):
             end = min(len(ids), first + AT_ONCE)
