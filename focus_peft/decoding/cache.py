@@ -74,18 +74,9 @@ class FocusCache(Predictor):
 
     # Reading
 
-    def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:
-        """By the chunk pass, and the local pass behind its candidates."""
-        logits: list[torch.Tensor] = []
-        done, newest = 0, len(tails[0])
-        while done < newest:
-            count = min(newest - done, self._newest_at_once())
-            for stream, tail in zip(self.streams, tails):
-                stream.ids += tail[done : done + count]
-            self.split(count)
-            logits.append(self._predict(count))
-            done += count
-        return logits
+    def _predict(self, newest: int) -> torch.Tensor:
+        self.split(newest)
+        return super()._predict(newest)
 
     def _check_read(self, new: Sequence[Sequence[int]], newest: int) -> None:
         """Raise a ValueError if new tokens would leave the positions of the model. Nothing has been read of them."""
@@ -104,7 +95,7 @@ class FocusCache(Predictor):
         self.regions = [PromptRegion(group) for _ in range(self.documents)]
 
     def _newest_at_once(self) -> int:
-        """How many newest tokens one pass may take: each has its own candidates, and none may spill but the first."""
+        """Each has its own candidates, and none may spill but the first."""
         if self.settings.exact:
             return 1
         room = min(min(self._limit(s) - 1 - s.window_length, self._prompt_room(s)) for s in self.streams)

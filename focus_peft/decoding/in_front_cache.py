@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from itertools import compress
 from typing import cast
 
-import torch
-
 from ..frozen.attention_record import best_chunks
 from ..passes.chunking import with_bos
 from .cache import FocusCache
@@ -41,35 +39,12 @@ class InFrontCache(FocusCache):
         window = cast(ReadingStream, stream).in_full + stream.ids[stream.start :]
         return with_bos(window, self.settings.bos if stream.rows else None)
 
-    def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:
-        """As `FocusCache` does; a token that brings a choice is read by itself, twice."""
-        logits: list[torch.Tensor] = []
-        done, newest = 0, len(tails[0])
-        while done < newest:
-            choosing = [
-                stream.chooses(turn and not done, self.settings.sizes.local, self._limit(stream))
-                for stream, turn in zip(self._reading, turns)
-            ]
-            count = 1 if any(choosing) else min(newest - done, self._newest_at_once())
-            for stream, tail in zip(self.streams, tails):
-                stream.ids += tail[done : done + count]
-            if any(choosing):
-                self._choose(choosing)
-            else:
-                self.split(count)
-            logits.append(self._predict(count))
-            done += count
-        return logits
-
     def _choose(self, choosing: Sequence[bool]) -> None:
-        """Split the windows of some streams anew, and put the chunks in front that their newest tokens look at
-        most.
-        """
+        """With windows that are split anew and nothing in front; the newest token is read again behind its choice."""
         for stream in compress(self._reading, choosing):
             if self.may_crop and len(self.streams) == 1 and stream.is_split:
                 self._remember(stream, 1)
             stream.is_split, stream.in_full = False, []
-        self.split(1)
         self.records_attention = True
         self._predict(1)
         self.records_attention = False
@@ -79,4 +54,4 @@ class InFrontCache(FocusCache):
                 stream.choose(read, [self.chunks.rows[row].length for row in stream.rows])
                 stream.cached = 0
             else:
-                stream.cached -= 1  # the newest token is read again
+                stream.cached -= 1

@@ -144,14 +144,41 @@ class LoopCache(Cache):
     def _check_read(self, new: Sequence[Sequence[int]], newest: int) -> None:
         """Raise a ValueError if new tokens cannot be read. Nothing has been taken in of them. Args as of `read`."""
 
-    @abstractmethod
     def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:
-        """Logits (rows, tokens, vocabulary) of the newest tokens, some at a time.
+        """Logits (rows, tokens, vocabulary) of the newest tokens, some at a time; a token that brings a choice of
+        chunks is read by itself.
 
         Args:
             tails (`Sequence[list[int]]`): The newest tokens of each row.
-            turns (`Sequence[bool]`): Whether a row was handed more than these.
+            turns (`Sequence[bool]`): Whether a row was handed more than these, and so has a new turn.
         """
+        logits: list[torch.Tensor] = []
+        done, newest = 0, len(tails[0])
+        while done < newest:
+            choosing = [
+                stream.chooses(turn and not done, self.settings.sizes.local, self._limit(stream))
+                for stream, turn in zip(self.streams, turns)
+            ]
+            count = 1 if any(choosing) else min(newest - done, self._newest_at_once())
+            for stream, tail in zip(self.streams, tails):
+                stream.ids += tail[done : done + count]
+            if any(choosing):
+                self._choose(choosing)
+            logits.append(self._predict(count))
+            done += count
+        return logits
+
+    @abstractmethod
+    def _newest_at_once(self) -> int:
+        """How many newest tokens one pass may take, if none of them brings a choice."""
+
+    def _choose(self, choosing: Sequence[bool]) -> None:
+        """Choose the chunks anew that some of the streams read in full, by what their newest token looks at most."""
+        raise NotImplementedError("only streams that read chunks in full choose any")
+
+    @abstractmethod
+    def _predict(self, newest: int) -> torch.Tensor:
+        """Logits (rows, `newest`, vocabulary) for the last tokens of every row, which its stream has already."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.tokens

@@ -78,7 +78,7 @@ class Predictor(LoopCache):
                 stream.fed = 0
 
     def _predict(self, newest: int) -> torch.Tensor:
-        """Logits (streams, `newest`, vocabulary) for the last tokens of every stream."""
+        """By the chunk pass, and the local pass behind its candidates."""
         if not any(stream.rows for stream in self.streams):
             logits = self._local_pass(newest)
         elif self._fits_one_pass(newest):

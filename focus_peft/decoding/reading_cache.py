@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import cast
 
 import torch
@@ -110,30 +111,12 @@ class ReadingCache(LoopCache):
     # Reading
 
     def _read_newest(self, tails: Sequence[list[int]], turns: Sequence[bool]) -> list[torch.Tensor]:
-        """By the base model, from the texts that are chosen. A row that is handed more than these has a new turn."""
-        logits: list[torch.Tensor] = []
-        done, newest = 0, len(tails[0])
-        while done < newest:
-            choosing = [
-                stream
-                for stream, turn in zip(self.streams, turns)
-                if stream.chooses(turn and not done, self.settings.sizes.local, self._limit(stream))
-            ]
-            room = min(self._limit(stream) - 1 - stream.window_length for stream in self.streams)
-            count = 1 if choosing else min(newest - done, room)
-            if choosing and self.may_crop and done:
-                self._remember()
-            for stream, tail in zip(self.streams, tails):
-                stream.ids += tail[done : done + count]
-            if choosing:
-                self._choose(choosing)
-            if choosing or any(turns) and not done:
-                self.text_cache = None
-            for stream in self.streams:
-                stream.fresh = False
-            logits.append(self._read_texts(count))
-            done += count
-        return logits
+        if any(turns):  # more than the newest tokens is new
+            self.text_cache = None
+        return super()._read_newest(tails, turns)
+
+    def _newest_at_once(self) -> int:
+        return min(self._limit(stream) - 1 - stream.window_length for stream in self.streams)
 
     def _open(self, rows: int) -> None:
         group = self._group(rows)
@@ -145,14 +128,17 @@ class ReadingCache(LoopCache):
 
     # Choosing
 
-    def _remember(self) -> None:
-        (stream,) = self.streams
+    def _remember(self, stream: ReadingStream) -> None:
         before = cast(ReadingStream, stream.clone(stream.member))
+        del before.ids[-1]
         self._snapshots.append(_Snapshot(before, len(self.chunks[0]), self.text_cache, self.mask))
 
-    def _choose(self, streams: Sequence[ReadingStream]) -> None:
-        """Choose the chunks of some streams anew: those that their ends look at most, with windows as they are now."""
+    def _choose(self, choosing: Sequence[bool]) -> None:
+        """With windows as they are now."""
         assert self.chunks, "freed, though the choice is made again"
+        streams = list(compress(self.streams, choosing))
+        if self.may_crop and len(self.streams) == 1 and not streams[0].fresh:
+            self._remember(streams[0])
         for document, chunks in enumerate(self.chunks):
             alike: dict[tuple[int, ...], list[ReadingStream]] = {}  # beams that start have one choice
             for stream in streams:
@@ -172,11 +158,12 @@ class ReadingCache(LoopCache):
                     stream.choose(read, lengths)
         if not self.keeps_chunks:
             self.chunks = []
+        self.text_cache = None
 
     # The texts that the base model reads
 
-    def _read_texts(self, newest: int) -> torch.Tensor:
-        """Logits (streams, `newest`, vocabulary) of the base model for the last tokens of all texts."""
+    def _predict(self, newest: int) -> torch.Tensor:
+        """By the base model, from the texts that are chosen."""
         if self.text_cache is None:
             rows = [stream.text(self.settings.bos) for stream in self.streams]
             self.text_cache = DynamicCache(config=self.reader.model.config)
@@ -186,6 +173,8 @@ class ReadingCache(LoopCache):
         else:
             rows = [stream.ids[-newest:] for stream in self.streams]
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(rows), newest)], dim=1)
+        for stream in self.streams:
+            stream.fresh = False
         self._check_room(int(self.mask.sum(1).max()))
         return self.reader.plain_logits(pad_left(rows), newest, self.mask, self.text_cache)
 

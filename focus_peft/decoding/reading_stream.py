@@ -25,9 +25,6 @@ class ReadingStream(Stream):
     in_full: list[int] = field(default_factory=list)
 
     def chooses(self, turn: bool, local_size: int, limit: int) -> bool:
-        """Whether the next token brings a choice, as the first of a `turn`, or where the window, of `local_size` at
-        first, comes to its `limit`.
-        """
         length = self.window_length + 1
         if self.fresh:
             return bool(self.rows) or length > local_size

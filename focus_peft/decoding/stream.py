@@ -45,6 +45,12 @@ class Stream:
     def window_length(self) -> int:
         return len(self.ids) - self.start
 
+    def chooses(self, turn: bool, local_size: int, limit: int) -> bool:
+        """Whether the next token brings a choice of chunks that are read in full, as the first of a `turn`, or where
+        the window, of `local_size` at first, comes to its `limit`.
+        """
+        return False
+
     def clone(self, member: int) -> Stream:
         """A stream that goes on from here on its own."""
         return replace(self, member=member, ids=list(self.ids), rows=list(self.rows), anchors=list(self.anchors))
