@@ -44,7 +44,7 @@ train-smoke: $(VENV)/.dev $(VENV)/.train ## train a tiny model in two processes 
 test: $(VENV)/.dev $(VENV)/.train ## run the tests (PYTEST_ARGS="-m 'not slow'" leaves out the long ones)
 	$(TESTS) --ignore tests/trainer/test_distributed.py --ignore tests/memory/test_ranks.py -m 'not long' $(PYTEST_ARGS)
 
-test-long: $(VENV)/.dev $(VENV)/.train ## run the tests that take many minutes: whole ablations, interrupted and resumed
+test-long: $(VENV)/.dev $(VENV)/.train ## run the tests that take many minutes: whole ablations, interrupted and resumed, and reading behind candidates in all families
 	$(TESTS) -m long $(PYTEST_ARGS)
 
 test-distributed: $(VENV)/.dev $(VENV)/.train ## run the tests of several processes: shared chunks, DDP, ZeRO and FSDP2 (DeepSpeed compiles an operator, once)

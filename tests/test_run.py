@@ -99,33 +99,43 @@ sys.exit(7)
 """
 
 
-@pytest.mark.parametrize("what", ["a module", "a module of a package", "a package", "a script"])
-def test_a_tool_that_never_imports_focus_peft_reads_an_adapter(what: str, tmp_path: Path) -> None:
+def test_a_tool_that_never_imports_focus_peft_reads_an_adapter(tmp_path: Path) -> None:
     FocusConfig().save_pretrained(str(tmp_path / "adapter"))
-    place, name = {
-        "a module": ("tool.py", "tool"),
-        "a module of a package": ("tools/tool.py", "tools.tool"),
-        "a package": ("tools/__main__.py", "tools"),
-        "a script": ("scripts/tool.py", "scripts/tool.py"),
-    }[what]
-    (tmp_path / place).parent.mkdir(exist_ok=True)
-    (tmp_path / place).write_text(TOOL)
-    (tmp_path / "scripts").mkdir(exist_ok=True)
-    (tmp_path / "scripts" / "neighbor.py").touch()
-    if what == "a script":
-        (tmp_path / place).write_text("import neighbor\n" + TOOL)
+    (tmp_path / "tool.py").write_text(TOOL)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
     def ran(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *words, "adapter", "--more"]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
 
-    if what == "a module":  # alone, none of them can
-        bare = ran("-m", name)
-        assert bare.returncode == 1 and "KeyError: 'FOCUS'" in bare.stderr
-    done = ran("-m", "focus_peft.run", name)
+    bare = ran("-m", "tool")
+    assert bare.returncode == 1 and "KeyError: 'FOCUS'" in bare.stderr
+    done = ran("-m", "focus_peft.run", "tool")
     assert done.returncode == 7, done.stderr
     assert json.loads(done.stdout) == ["__main__", ["adapter", "--more"], "FocusConfig"]
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("tools/tool.py", "tools.tool"), ("tools/__main__.py", "tools"), ("scripts/tool.py", "scripts/tool.py")],
+    ids=["a module of a package", "a package", "a script"],
+)
+def test_a_tool_runs_by_its_name_or_its_path(
+    place: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FocusConfig().save_pretrained(str(tmp_path / "adapter"))
+    tool = tmp_path / place
+    tool.parent.mkdir()
+    (tool.parent / "neighbor.py").touch()
+    tool.write_text(("import neighbor\n" if name.endswith(".py") else "") + TOOL)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "tools", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        run.main([name, "adapter", "--more"])
+    assert ended.value.code == 7
+    assert json.loads(capsys.readouterr().out) == ["__main__", ["adapter", "--more"], "FocusConfig"]
 
 
 @pytest.mark.parametrize("words", [["no_such_tool"], ["no.such.tool", "--x"], ["no/script.py"], ["."], []], ids=str)

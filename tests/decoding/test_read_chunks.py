@@ -47,12 +47,18 @@ def read_by(output: Any) -> list[list[int]]:
     return output[CACHE].read_chunks
 
 
+# behind candidates the rest runs with `make test-long`: what is a family's own there, streaming has in every family
 @pytest.mark.parametrize(
-    "family",
-    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES if name not in HIDDEN],
+    ("keep", "family"),
+    [
+        pytest.param(keep, name, marks=[] if name in QUICK else [pytest.mark.slow, pytest.mark.long][: keep + 1])
+        for keep in (False, True)
+        for name in FAMILIES
+        if name not in HIDDEN
+    ],
 )
-def test_greedy_tokens_and_logits_equal_the_reference(pair: Pair, family: str) -> None:
-    model, reference = pair(2, family)
+def test_greedy_tokens_and_logits_equal_the_reference(keep: bool, family: str) -> None:
+    model, reference = make_reading(keep, 2, family)
     ids = random_ids(29)
     assert_row_is(generate(model, ids, 14), 0, len(ids), reference.greedy(ids, 14), GENERATED)  # it spills twice
 
