@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from .babilong.task import BABILONG_TASKS
+from .code.task import CrossFileLine
 from .infinitebench.made import INFINITEBENCH_TASKS
 from .infinitebench.published import INFINITEBENCH_RECORD_TASKS
 from .longbench.published import LONGBENCH_TASKS
@@ -32,7 +33,10 @@ from .task import Task
 # Tasks that are answered in words and made from a seed at any length, by name
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (Passkey(), LandmarkPasskey(), *NIAH_TASKS, *RULER_TASKS, *INFINITEBENCH_TASKS, *BABILONG_TASKS)
+    for task in (
+        *(Passkey(), LandmarkPasskey(), CrossFileLine()),
+        *(*NIAH_TASKS, *RULER_TASKS, *INFINITEBENCH_TASKS, *BABILONG_TASKS),
+    )
 }
 # Tasks that are answered in words, whose samples are published records of their own lengths, by name
 RECORD_TASKS: dict[str, RecordTask] = {task.name: task for task in (*LONGBENCH_TASKS, *INFINITEBENCH_RECORD_TASKS)}

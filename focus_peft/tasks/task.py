@@ -35,6 +35,10 @@ class Task(ABC):
         """From 0 (wrong) to 1 (right)."""
         return self.measure(prediction, references)
 
+    def is_exact(self, prediction: str, references: Sequence[str]) -> bool | None:
+        """Whether an answer is right to the letter, for tasks whose score does not say so. None: it is not asked."""
+        return None
+
     def score_sample(self, prediction: str, sample: Sample) -> float:
         """The score of an answer to a sample, for metrics that need more of it than its references too."""
         return self.score(prediction, list(sample.references))

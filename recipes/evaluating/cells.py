@@ -17,4 +17,5 @@ def cell(result: Mapping[str, Any], scale: float = 1) -> str:
         low, high = (scale * bound for bound in result["wilson_95"])
         return f"{mean} [{low:.2f}, {high:.2f}]{count}"
     error = f" ± {scale * result['standard_error']:.2f}" if "standard_error" in result else ""
-    return f"{mean}{error}{count}"
+    exact = f", exact {scale * result['exact']:.2f}" if "exact" in result else ""
+    return f"{mean}{error}{exact}{count}"

@@ -150,9 +150,11 @@ def scored(
         }
     task = task_of(job)
     prediction = source.tokenizer.decode(method.generate(sample.ids, job.new_tokens), skip_special_tokens=True)
+    exact = task.is_exact(prediction, sample.references)
     return {
         "prediction": prediction,
         "references": list(sample.references),
         "metric": metric_of(task),
         "score": task.score_sample(prediction, sample),
+        **({} if exact is None else {"exact": exact}),
     }

@@ -59,6 +59,8 @@ def summarize(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]
                 result["labels"] = sum(weights)
             if difference := _above_adapter(having, groups.get((group[0], ADAPTER, group[2]), [])):
                 result["above_adapter"] = difference
+        if "exact" in ran[0]:
+            result["exact"] = sum(sample["exact"] for sample in ran) / len(ran)
         if "cut" in ran[0]:
             result["cut"] = sum(sample["cut"] for sample in ran)
         result["seconds_per_sample"] = math.fsum(sample["seconds"] for sample in ran) / len(ran)

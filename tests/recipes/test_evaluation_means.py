@@ -63,6 +63,14 @@ def test_means_and_cells() -> None:
     )
 
 
+def test_answers_to_the_letter_have_a_share_of_their_own() -> None:
+    line = ("cross_file_line", "score")
+    samples = [sample(line, "a", n, score, exact=score == 1) for n, score in enumerate((1.0, 0.5, 0.6))]
+    (result,) = summarize(samples, {("cross_file_line", "a", 64): 3})
+    assert result["mean"] == pytest.approx(0.7) and result["exact"] == pytest.approx(1 / 3)
+    assert table(["tokens", "64"], [["a", "0.70 ± 0.15, exact 0.33 (3)"]]) in tables([result], [])
+
+
 def test_rulers_mean_is_over_all_of_its_tasks_or_is_not_there() -> None:
     ruler = [*(name for name in TASKS if name.startswith("niah")), "vt", "cwe", "fwe"]
     assert len(ruler) == 11

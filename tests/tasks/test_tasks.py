@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conftest import make_tiny_tokenizer
 from refusal import refusal
+from small_package import PACKAGE
 
 from focus_peft.tasks import TASKS, Sample, Source
 from focus_peft.tasks.matching import first_integer_match, string_match_all, word_match
@@ -23,6 +24,8 @@ from focus_peft.tasks.task import fill
 
 
 TEXT = "Call me Ishmael. Some years ago I went to sea! Was it wise? It was. There were whales, and Mr. Ahab."
+# of tasks that need others
+TEXTS = {"cross_file_line": [PACKAGE]}
 # bytes are tokens in these tests
 TOKENS = 9000
 
@@ -38,14 +41,15 @@ def text_of(sample: Sample) -> str:
 @pytest.mark.parametrize("name", TASKS)
 def test_prompts_leave_room_for_the_answer_and_little_more_and_hold_what_is_asked_for(name: str) -> None:
     task = TASKS[name]
-    sample = task.sample(source(), TOKENS, 1, 4)
+    sample = task.sample(source(texts=TEXTS.get(name, [TEXT])), TOKENS, 1, 4)
     room = TOKENS - task.new_tokens - len(sample.ids)
     assert 0 <= room < 300, "less than a unit: a word that is listed 30 times, at most"
     text = text_of(sample)
-    if name != "code_run":  # whose answer has to be worked out
+    if name not in ("code_run", "cross_file_line"):  # whose answers have to be worked out
         assert all(reference in text for reference in sample.references)
-    assert task.score(f" {', '.join(sample.references)}.", sample.references) == 1
-    assert task.score(" I do not know.", sample.references) == 0
+    end = "\n" if name == "cross_file_line" else "."
+    assert task.score(f" {', '.join(sample.references)}{end}", sample.references) == 1
+    assert task.score(" I do not know.", sample.references) < (0.5 if name == "cross_file_line" else 1e-9)
 
 
 def test_numbers_are_found_by_their_rank() -> None:
@@ -90,12 +94,14 @@ def test_functions_return_what_python_returns_through_as_many_calls(number: int)
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_seed_and_the_number_choose_a_prompt_and_nothing_else_does(name: str) -> None:
+    texts = TEXTS.get(name, [TEXT])
     first, again, other_seed, other_number = (
-        TASKS[name].sample(source(seed=seed), TOKENS, number, 3) for seed, number in ((0, 1), (0, 1), (1, 1), (0, 2))
+        TASKS[name].sample(source(seed=seed, texts=texts), TOKENS, number, 3)
+        for seed, number in ((0, 1), (0, 1), (1, 1), (0, 2))
     )
     assert first == again
-    # few places are asked for by BABILong, few numbers by these two: another prompt may have the same answer
-    few = name.startswith("babilong") or name in ("math_find", "code_run")
+    # few places are asked for by BABILong, few numbers and lines by these: another prompt may have the same answer
+    few = name.startswith("babilong") or name in ("math_find", "code_run", "cross_file_line")
     of = (lambda sample: sample.ids) if few else (lambda sample: sample.references)
     assert of(first) != of(other_seed) and of(first) != of(other_number)
 

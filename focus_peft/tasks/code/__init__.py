@@ -1,0 +1,1 @@
+"""Code across files."""
