@@ -112,16 +112,16 @@ class FocusOptions:
         None,
         SIZE_OR_NONE,
         "The frozen model reads so many chunks in full: those that the end of the input attends to most, in their "
-        "order in the text, in front of the local window. Candidates only choose them, anew when the window grows "
-        "into the memory and with each new turn. Not in training. Defaults to none: candidates stand for all chunks "
+        "order in the text, in front of the local window. Candidates choose them, anew when the window grows into "
+        "the memory and with each new turn. Not in training. Defaults to none: candidates stand for all chunks "
         "(the paper's).",
     )
     keep_candidates: bool = _decoding(
-        False,
+        True,
         FLAG,
         "With `read_chunks`: the candidates of all chunks stay in front of the chunks that are read, and are renewed "
-        "for every token, which then costs what it costs without `read_chunks`, and more. Defaults to False: the base "
-        "model reads the chunks and the local window alone.",
+        "for every token, which then costs what it costs without `read_chunks`, and more. False: the base model reads "
+        "the chunks and the local window alone, at its own speed, and finds less.",
     )
     storage: Literal["device", "cpu", "int8", "disk"] = _decoding(
         "device",

@@ -111,7 +111,7 @@ def answers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model, tokenizer = load(args.adapter, "float32")
     ways = {
         "adapter": METHODS["adapter"](model),
-        "read_chunks=1": METHODS["adapter_read"](model, read_chunks=1),
+        "read_chunks=1": METHODS["adapter_read"](model, read_chunks=1, keep_candidates=False),
         "full attention": METHODS["full_attention"](model),
     }
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}

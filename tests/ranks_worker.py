@@ -76,10 +76,10 @@ class Scenarios:
         return self._generate(LONG, 20, do_sample=True, num_return_sequences=3)
 
     def chunks_read_in_full(self) -> Results:
-        return self._generate(LONG, 20, read_chunks=2)
+        return self._generate(LONG, 20, read_chunks=2, keep_candidates=False)
 
     def chunks_read_behind_candidates(self) -> Results:
-        return self._generate(LONG, 20, read_chunks=2, keep_candidates=True)
+        return self._generate(LONG, 20, read_chunks=2)
 
     def chunks_read_in_full_by_a_ragged_batch(self) -> Results:
         ids, mask = pad_rows([LONG[0], LONG[0, :11], LONG[0, 20:60]])

@@ -43,7 +43,7 @@ OTHER_VALUES: dict[str, Any] = {
     "decoding": "exact",
     "chunk_batch_size": 2,
     "read_chunks": 2,
-    "keep_candidates": True,
+    "keep_candidates": False,
     "storage": "disk",
     "storage_dir": tempfile.gettempdir(),
     "spread_chunks": True,

@@ -26,7 +26,7 @@ def forms(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Right answers with the chosen chunks, with the candidates of all chunks, and with both."""
     model, tokenizer = load(args.adapter, "float32")
     read = {"read_chunks": args.read_chunks}
-    ways = {"chunks": read, "candidates": {}, "chunks behind candidates": {**read, "keep_candidates": True}}
+    ways = {"chunks": {**read, "keep_candidates": False}, "candidates": {}, "chunks behind candidates": read}
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for seed in range(args.texts):
         for kind in TEXTS:
@@ -59,7 +59,7 @@ def drift(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 for way, each in (("chosen once", NEW_TOKENS), (f"chosen again for every {AGAIN} tokens", AGAIN)):
                     answer: list[int] = []
                     while len(answer) < NEW_TOKENS:
-                        answer += held.answer([*window, *answer], each, read_chunks=count)
+                        answer += held.answer([*window, *answer], each, read_chunks=count, keep_candidates=False)
                     said = tokenizer.decode(answer)
                     right = sum(value in said for value in document.answers) / VALUES
                     one = {"text": kind, "answers": document.answers, "said": said, "right": right}
