@@ -60,8 +60,9 @@ def main(words: Sequence[str] | None = None) -> None:
     study.add_argument("--study", required=True, help="its name")
     study.set_defaults(run=ablations)
     folder = "folder of an evaluation"
-    for each, holds in ((heat, folder), (lines, folder), (right, folder), (growth, "JSON"), (study, "JSON")):
+    for each, holds in ((heat, folder), (lines, folder), (growth, "JSON"), (study, "JSON")):
         each.add_argument("--results", type=Path, required=True, help=f"the {holds}")
+    right.add_argument("--results", type=Path, nargs="+", required=True, help=f"the {folder}, or several")
     looked = commands.add_parser("attention", help="attention that each chunk has")
     looked.add_argument("--config", required=True, help="an evaluation, whose model and adapter read")
     looked.add_argument("--tokens", default="8K", help="length of the passkey prompt (default: 8K)")

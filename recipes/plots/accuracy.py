@@ -19,11 +19,12 @@ NAMES = {
     "full_attention": "full attention",
     "parallel_windows": "parallel windows",
     "bm25": "BM25, the four best chunks",
+    "adapter_read_1": "adapter, one chunk read in full",
 }
 
 
 def accuracy(args: argparse.Namespace) -> None:
-    found = samples(args.results, args.task)
+    found = [sample for folder in args.results for sample in samples(folder, args.task)]
     chosen = chosen_methods(found, args.methods)
     if any(sample["metric"] != "accuracy" for sample in found):
         raise SystemExit(f"error: `--task` is {args.task!r}, whose scores are not accuracies; name another task.")

@@ -31,9 +31,14 @@ def test_accuracy_is_drawn_with_the_samples_of_each_point(tmp_path: Path, monkey
         for (method, length), found in scores.items()
         for score in found
     ]
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    folders = [tmp_path / method for method in ("adapter", "bm25")]
+    for folder in folders:
+        folder.mkdir()
+        own = [json.dumps(sample) + "\n" for sample in samples if sample["method"] == folder.name]
+        (folder / "samples.jsonl").write_text("".join(own))
     output = tmp_path / "accuracy.svg"
-    plot.main(["accuracy", "--results", str(tmp_path), "--methods", "bm25,adapter", "--output", str(output)])
+    given = ["--results", *map(str, folders)]
+    plot.main(["accuracy", *given, "--methods", "bm25,adapter", "--output", str(output)])
     text = words(output)
     assert {"7", "3", "11", "4K", "8K", "adapter", "BM25"} <= set(text)
 
