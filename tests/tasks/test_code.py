@@ -35,6 +35,8 @@ def test_uses_are_first_calls_of_imported_names_on_a_line_of_their_own() -> None
     ]
     again = {**FILES, "sea/whales.py": "from .ships import Ship\n\nBoat = Ship\nboat = Ship('Pequod', masts=3)\n"}
     assert uses_of(again) == []
+    feed = {**FILES, "sea/whales.py": "from .ships import Ship\n\f\nboat = Ship('Pequod', masts=3)\n"}
+    assert uses_of(feed) == [Use("sea/whales.py", 2, "sea/ships.py")]  # a form feed ends no line of Python
     comment = {**FILES, "sea/whales.py": "from .ships import Ship\n\nboat = Ship('Pequod')  # three masts\n"}
     assert uses_of(comment) == []
 

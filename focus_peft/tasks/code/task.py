@@ -42,7 +42,7 @@ class CrossFileLine(FilledTask):
         generator = request.random(self.name)
         number, use = generator.choice(uses)
         files = packages[number]
-        lines, answer = files[use.path].splitlines(), _answer(files, use)
+        lines, answer = files[use.path].split("\n"), _answer(files, use)
         others = _others([files, *packages[:number], *packages[number + 1 :]], use, answer, generator)
         between = list(islice(others, units))
         if len(between) < units:
@@ -95,12 +95,12 @@ def usable(texts: tuple[str, ...], tokens: int) -> tuple[list[dict[str, str]], l
 
 
 def _answer(files: Mapping[str, str], use: Use) -> str:
-    return files[use.path].splitlines()[use.line].strip()
+    return files[use.path].split("\n")[use.line].strip()
 
 
 def _is_usable(files: Mapping[str, str], use: Use, tokens: int) -> bool:
     """Whether the files fit, and do not tell the answer."""
-    front, defining = "\n".join(files[use.path].splitlines()[: use.line]), files[use.defined_in]
+    front, defining = "\n".join(files[use.path].split("\n")[: use.line]), files[use.defined_in]
     fits = len(front) <= IN_FRONT * tokens and len(defining) <= DEFINING * tokens
     answer = _answer(files, use)
     return fits and answer not in front and answer not in defining

@@ -48,7 +48,7 @@ def uses_of(files: Mapping[str, str]) -> list[Use]:
         Use(path, line, imported[name])
         for path, tree in trees.items()
         for imported in [_imported(path, tree, definitions)]
-        for name, line in _first_calls(tree, files[path].splitlines(), imported)
+        for name, line in _first_calls(tree, files[path].split("\n"), imported)
     ]
 
 
