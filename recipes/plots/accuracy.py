@@ -19,7 +19,7 @@ NAMES = {
     "full_attention": "full attention",
     "parallel_windows": "parallel windows",
     "bm25": "BM25, the four best chunks",
-    "adapter_read_1": "adapter, one chunk read in full",
+    "adapter_read_1": "one chunk read in full, chosen by the adapter",
 }
 
 
