@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from lib.base_model import ModelArguments
 from lib.byte_tokenizer import byte_tokenizer
@@ -52,10 +52,25 @@ def qwen3_4b(**fields: Any) -> Qwen3Config:
     return Qwen3Config(**{**shape, **fields})
 
 
+def qwen2_5_0_5b() -> Qwen2Config:
+    """The shape of Qwen2.5 0.5B."""
+    return Qwen2Config(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    )
+
+
 # Those of the recipes, where the Hub cannot be reached
 NAMED: dict[str, Any] = {
     "meta-llama/Llama-2-7b-hf": lambda: llama("7B"),
     "meta-llama/Meta-Llama-3-8B": lambda: llama("8B"),
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": qwen2_5_0_5b,
     "Qwen/Qwen3-4B": qwen3_4b,
 }
 

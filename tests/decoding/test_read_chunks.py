@@ -302,7 +302,7 @@ def test_chunks_are_freed_as_soon_as_no_other_choice_can_come(monkeypatch: pytes
 
 
 def test_the_base_model_alone_reads_new_tokens() -> None:
-    model = make_focus_model(**SIZES)
+    model = make_focus_model(keep_candidates=False, **SIZES)
     shapes: list[tuple[int, ...]] = []
     handle = model.get_input_embeddings().register_forward_hook(
         lambda _, args, __: shapes.append(tuple(args[0].shape))
@@ -348,7 +348,7 @@ def test_too_many_chunks_are_refused_before_anything_is_read(keep: bool, most: i
 
 
 def test_a_loop_of_ones_own_that_leaves_the_positions_is_refused() -> None:
-    model = make_focus_model(base={"max_position_embeddings": 32}, **SIZES)
+    model = make_focus_model(base={"max_position_embeddings": 32}, keep_candidates=False, **SIZES)
     cache = model(random_ids(45)[None], use_cache=True, read_chunks=5)[CACHE]
     with pytest.raises(ValueError, match=r"`read_chunks` is 5, .* 33 tokens, .* 32 positions"):
         for token in random_ids(3):
