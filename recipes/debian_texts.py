@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.command_line import parser_of
-from lib.result_files import write_json
+from lib.result_files import check_new, write_json
 
 
 DOC = Path("/usr/share/doc")
@@ -102,8 +102,7 @@ def version(package: str) -> str:
 
 
 def main(output: Path) -> None:
-    if output.exists() and any(output.iterdir()):
-        raise SystemExit(f"error: `--output` {str(output)!r} is not empty; give a new folder.")
+    check_new(output)
     name, command = BIBLE
     found = {}
     for part, packages in (("train", TRAIN), ("test", TEST)):
@@ -126,5 +125,5 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     try:
         main(parser.parse_args().output)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None

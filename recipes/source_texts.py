@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lib.command_line import parser_of
-from lib.result_files import write_json
+from lib.result_files import check_new, write_json
 
-from focus_peft.tasks.code.uses import HEADER
+from focus_peft.tasks.code.uses import file_text
 
 
 def modules(package: str) -> Iterator[tuple[str, str]]:
@@ -34,16 +34,15 @@ def modules(package: str) -> Iterator[tuple[str, str]]:
 
 
 def main(output: Path, packages: list[str]) -> None:
-    if output.exists() and any(output.iterdir()):
-        raise ValueError(f"`--output` {str(output)!r} is not empty; give a new folder.")
+    check_new(output)
     texts = {package: [(path, code) for path, code in modules(package) if code.strip()] for package in packages}
     output.mkdir(parents=True, exist_ok=True)
-    found = {}
+    found, distributions = {}, packages_distributions()
     for package, files in texts.items():
-        text = "".join(f"{HEADER.format(path=path)}{code.rstrip()}\n\n" for path, code in files)
+        text = "".join(file_text(path, code) for path, code in files)
         (output / f"{package}.txt").write_text(text, encoding="utf-8")
-        names = packages_distributions().get(package, [package])
-        found[package] = {"version": version(names[0]), "files": len(files), "characters": len(text)}
+        (name, *_) = distributions.get(package, [package])
+        found[package] = {"version": version(name), "files": len(files), "characters": len(text)}
         print(f"{package} {found[package]['version']}: {len(files)} files, {len(text):,} characters")
     write_json(output / "packages.json", found)
 

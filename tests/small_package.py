@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from focus_peft.tasks.code.uses import HEADER
+from focus_peft.tasks.code.uses import file_text
 
 
 FILES = {
@@ -22,4 +22,4 @@ FILES = {
 FILES |= {
     f"sea/log{number}.py": "".join(f"day_{number}_{day} = 'calm'\n" for day in range(40)) for number in range(30)
 }
-PACKAGE = "".join(f"{HEADER.format(path=path)}{code.rstrip()}\n\n" for path, code in FILES.items())
+PACKAGE = "".join(file_text(path, code) for path, code in FILES.items())

@@ -34,8 +34,13 @@ from .task import Task
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        *(Passkey(), LandmarkPasskey(), CrossFileLine()),
-        *(*NIAH_TASKS, *RULER_TASKS, *INFINITEBENCH_TASKS, *BABILONG_TASKS),
+        Passkey(),
+        LandmarkPasskey(),
+        CrossFileLine(),
+        *NIAH_TASKS,
+        *RULER_TASKS,
+        *INFINITEBENCH_TASKS,
+        *BABILONG_TASKS,
     )
 }
 # Tasks that are answered in words, whose samples are published records of their own lengths, by name

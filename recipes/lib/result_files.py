@@ -31,3 +31,9 @@ def git_commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + (" and changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def check_new(output: Path) -> None:
+    """Raise a ValueError if the folder of `--output` holds anything."""
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"`--output` {str(output)!r} is not empty; give a new folder.")

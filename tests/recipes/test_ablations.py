@@ -153,7 +153,6 @@ def small(folder: Path, studies: dict[str, Any], **more: Any) -> Path:
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.slow
 def test_variants_are_trained_and_evaluated_once_and_a_failure_ends_nothing(tmp_path: Path) -> None:
     studies = {
         "losses": {"both": None, "continuation only": {"train": {"focus.repetition_weight": 0}}},
@@ -229,7 +228,6 @@ def table_of(found: dict[str, Any]) -> str:
 
 @pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_run_that_is_ended_saves_a_checkpoint_and_goes_on_to_the_same_adapter(tmp_path: Path) -> None:
     weights = []
     for name, ends in (("whole", False), ("ended", True)):
@@ -259,7 +257,6 @@ def test_a_run_that_is_ended_saves_a_checkpoint_and_goes_on_to_the_same_adapter(
 
 
 @pytest.mark.long
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_dry_run_says_what_would_be_run_and_leaves_nothing_behind(tmp_path: Path) -> None:
     studies = {"losses": {"both": None}, "chunk size": {32: {"evaluate": {"focus.chunk_size": 32}}}}

@@ -7,7 +7,7 @@ from refusal import refusal
 from small_package import FILES, PACKAGE
 
 from focus_peft.tasks import TASKS, Source
-from focus_peft.tasks.code.uses import HEADER, Use, files_of, uses_of
+from focus_peft.tasks.code.uses import HEADER, Use, file_text, files_of, uses_of
 
 
 TASK = TASKS["cross_file_line"]
@@ -30,13 +30,16 @@ def test_files_of_a_text() -> None:
 def test_uses_are_first_calls_of_imported_names_on_a_line_of_their_own() -> None:
     # that of spears.py stands on three lines, and what `__init__` imports it does not call
     assert uses_of(FILES) == [
-        Use("sea/whales.py", 6, "sea/ships.py"),
-        Use("sea/whales.py", 8, "sea/tools/spears.py"),
+        Use("sea/whales.py", 6, "sea/ships.py", ANSWERS[0]),
+        Use("sea/whales.py", 8, "sea/tools/spears.py", ANSWERS[1]),
     ]
     again = {**FILES, "sea/whales.py": "from .ships import Ship\n\nBoat = Ship\nboat = Ship('Pequod', masts=3)\n"}
     assert uses_of(again) == []
+    # a form feed ends no line of Python
     feed = {**FILES, "sea/whales.py": "from .ships import Ship\n\f\nboat = Ship('Pequod', masts=3)\n"}
-    assert uses_of(feed) == [Use("sea/whales.py", 2, "sea/ships.py")]  # a form feed ends no line of Python
+    assert uses_of(feed) == [
+        Use("sea/whales.py", 2, "sea/ships.py", "boat = Ship('Pequod', masts=3)")
+    ]
     comment = {**FILES, "sea/whales.py": "from .ships import Ship\n\nboat = Ship('Pequod')  # three masts\n"}
     assert uses_of(comment) == []
 
@@ -76,18 +79,18 @@ def test_every_line_of_a_file_that_was_parted_stands_behind_its_path() -> None:
 
 def test_files_that_tell_the_answer_are_left_out() -> None:
     told = {**FILES, "sea/told.py": "\n".join(ANSWERS)}
-    text = "".join(f"{HEADER.format(path=path)}{code.rstrip()}\n\n" for path, code in told.items())
+    text = "".join(file_text(path, code) for path, code in told.items())
     for number in range(4):
         assert "sea/told.py" not in text_of(number, texts=(text,))
     docs = {**FILES, "sea/ships.py": f'{FILES["sea/ships.py"]}"""{ANSWERS[0]}"""\n'}
-    text = "".join(f"{HEADER.format(path=path)}{code.rstrip()}\n\n" for path, code in docs.items())
+    text = "".join(file_text(path, code) for path, code in docs.items())
     for seed in range(6):
         assert text_of(0, seed=seed, texts=(text,)).endswith("    for whale in range(9):\n")
 
 
 def test_lines_that_several_files_have_are_not_asked_for() -> None:
     twice = {**FILES, "sea/again.py": f"from .ships import Ship\n\n{ANSWERS[0]}\n"}
-    text = "".join(f"{HEADER.format(path=path)}{code.rstrip()}\n\n" for path, code in twice.items())
+    text = "".join(file_text(path, code) for path, code in twice.items())
     for seed in range(6):
         assert text_of(0, seed=seed, texts=(text,)).endswith("    for whale in range(9):\n")
 

@@ -49,7 +49,8 @@ def test_prompts_leave_room_for_the_answer_and_little_more_and_hold_what_is_aske
         assert all(reference in text for reference in sample.references)
     end = "\n" if name == "cross_file_line" else "."
     assert task.score(f" {', '.join(sample.references)}{end}", sample.references) == 1
-    assert task.score(" I do not know.", sample.references) < (0.5 if name == "cross_file_line" else 1e-9)
+    wrong = task.score(" I do not know.", sample.references)
+    assert wrong < 0.5 if name == "cross_file_line" else wrong == 0  # some letters are alike
 
 
 def test_numbers_are_found_by_their_rank() -> None:

@@ -19,7 +19,7 @@ from random import Random
 
 from ..samples import Draft, Request
 from ..task import FilledTask
-from .uses import HEADER, Use, files_of, uses_of
+from .uses import HEADER, Use, file_text, files_of, uses_of
 
 
 # The deepest definition stands behind so large a part of the other files: the rest of them always comes between
@@ -42,8 +42,7 @@ class CrossFileLine(FilledTask):
         generator = request.random(self.name)
         number, use = generator.choice(uses)
         files = packages[number]
-        lines, answer = files[use.path].split("\n"), _answer(files, use)
-        others = _others([files, *packages[:number], *packages[number + 1 :]], use, answer, generator)
+        others = _others([files, *packages[:number], *packages[number + 1 :]], use, generator)
         between = list(islice(others, units))
         if len(between) < units:
             raise ValueError(
@@ -52,9 +51,9 @@ class CrossFileLine(FilledTask):
             )
         before = round(units * DEEPEST * request.depth)
         front = _joined(between[:before])
-        text = front + _file(use.defined_in, files[use.defined_in]) + _joined(between[before:])
-        text += HEADER.format(path=use.path) + "\n".join(lines[: use.line]) + "\n"
-        return Draft(text, "", (answer,), round(len(front) / len(text), 3), chat=False)
+        text = front + file_text(use.defined_in, files[use.defined_in]) + _joined(between[before:])
+        text += HEADER.format(path=use.path) + _front(files, use) + "\n"
+        return Draft(text, "", (use.code,), round(len(front) / len(text), 3), chat=False)
 
     def score(self, prediction: str, references: Sequence[str]) -> float:
         """The edit similarity of the first line."""
@@ -80,11 +79,9 @@ def usable(texts: tuple[str, ...], tokens: int) -> tuple[list[dict[str, str]], l
     """
     packages = [files for files in map(files_of, texts) if files]
     uses = [(number, use) for number, files in enumerate(packages) for use in uses_of(files)]
-    often = Counter(_answer(packages[number], use) for number, use in uses)
+    often = Counter(use.code for _, use in uses)
     found = [
-        (number, use)
-        for number, use in uses
-        if often[_answer(packages[number], use)] == 1 and _is_usable(packages[number], use, tokens)
+        (number, use) for number, use in uses if often[use.code] == 1 and _is_usable(packages[number], use, tokens)
     ]
     if not found:
         raise ValueError(
@@ -94,32 +91,26 @@ def usable(texts: tuple[str, ...], tokens: int) -> tuple[list[dict[str, str]], l
     return packages, found
 
 
-def _answer(files: Mapping[str, str], use: Use) -> str:
-    return files[use.path].split("\n")[use.line].strip()
+def _front(files: Mapping[str, str], use: Use) -> str:
+    """What stands before the line in its file."""
+    return "\n".join(files[use.path].split("\n")[: use.line])
 
 
 def _is_usable(files: Mapping[str, str], use: Use, tokens: int) -> bool:
     """Whether the files fit, and do not tell the answer."""
-    front, defining = "\n".join(files[use.path].split("\n")[: use.line]), files[use.defined_in]
+    front, defining = _front(files, use), files[use.defined_in]
     fits = len(front) <= IN_FRONT * tokens and len(defining) <= DEFINING * tokens
-    answer = _answer(files, use)
-    return fits and answer not in front and answer not in defining
+    return fits and use.code not in front and use.code not in defining
 
 
-def _file(path: str, code: str) -> str:
-    return f"{HEADER.format(path=path)}{code.rstrip()}\n\n"
-
-
-def _others(
-    packages: Sequence[Mapping[str, str]], use: Use, answer: str, generator: Random
-) -> Iterator[tuple[str, str]]:
+def _others(packages: Sequence[Mapping[str, str]], use: Use, generator: Random) -> Iterator[tuple[str, str]]:
     """The lines of all other files that do not tell the answer, each with its path: those of the first package first,
     its files in random order.
     """
     for number, files in enumerate(packages):
         paths = [path for path in files if number or path not in (use.path, use.defined_in)]
         for path in generator.sample(paths, len(paths)):
-            if answer not in files[path]:
+            if use.code not in files[path]:
                 yield from ((path, line) for line in f"{files[path].rstrip()}\n\n".splitlines(keepends=True))
 
 

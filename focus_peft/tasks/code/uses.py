@@ -27,11 +27,13 @@ class Use:
         path (`str`): The file.
         line (`int`): The line in it, from 0.
         defined_in (`str`): The file that defines the name.
+        code (`str`): The line, without its indentation.
     """
 
     path: str
     line: int
     defined_in: str
+    code: str
 
 
 def files_of(text: str) -> dict[str, str]:
@@ -40,15 +42,21 @@ def files_of(text: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2])) if not parts[0].strip() else {}
 
 
+def file_text(path: str, code: str) -> str:
+    """A file behind its path, as it stands in such a text."""
+    return f"{HEADER.format(path=path)}{code.rstrip()}\n\n"
+
+
 def uses_of(files: Mapping[str, str]) -> list[Use]:
     """All lines of a package that call a function or a class of another of its files for the first time."""
     trees = {path: tree for path, code in files.items() if (tree := _parsed(code)) is not None}
     definitions = {path: {n.name for n in tree.body if isinstance(n, DEFINITION)} for path, tree in trees.items()}
     return [
-        Use(path, line, imported[name])
+        Use(path, line, imported[name], lines[line].strip())
         for path, tree in trees.items()
         for imported in [_imported(path, tree, definitions)]
-        for name, line in _first_calls(tree, files[path].split("\n"), imported)
+        for lines in [files[path].split("\n")]
+        for name, line in _first_calls(tree, lines, imported)
     ]
 
 
