@@ -37,9 +37,7 @@ def test_uses_are_first_calls_of_imported_names_on_a_line_of_their_own() -> None
     assert uses_of(again) == []
     # a form feed ends no line of Python
     feed = {**FILES, "sea/whales.py": "from .ships import Ship\n\f\nboat = Ship('Pequod', masts=3)\n"}
-    assert uses_of(feed) == [
-        Use("sea/whales.py", 2, "sea/ships.py", "boat = Ship('Pequod', masts=3)")
-    ]
+    assert uses_of(feed) == [Use("sea/whales.py", 2, "sea/ships.py", "boat = Ship('Pequod', masts=3)")]
     comment = {**FILES, "sea/whales.py": "from .ships import Ship\n\nboat = Ship('Pequod')  # three masts\n"}
     assert uses_of(comment) == []
 
