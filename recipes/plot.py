@@ -62,7 +62,9 @@ def main(words: Sequence[str] | None = None) -> None:
     folder = "folder of an evaluation"
     for each, holds in ((heat, folder), (lines, folder), (growth, "JSON"), (study, "JSON")):
         each.add_argument("--results", type=Path, required=True, help=f"the {holds}")
-    right.add_argument("--results", type=Path, nargs="+", required=True, help=f"the {folder}, or several")
+    several = f"the {folder}, or several; given again, for another panel"
+    right.add_argument("--results", type=Path, nargs="+", action="append", required=True, help=several)
+    right.add_argument("--titles", nargs="+", help="one for each panel")
     looked = commands.add_parser("attention", help="attention that each chunk has")
     looked.add_argument("--config", required=True, help="an evaluation, whose model and adapter read")
     looked.add_argument("--tokens", default="8K", help="length of the passkey prompt (default: 8K)")

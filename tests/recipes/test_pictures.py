@@ -41,6 +41,13 @@ def test_accuracy_is_drawn_with_the_samples_of_each_point(tmp_path: Path, monkey
     plot.main(["accuracy", *given, "--methods", "bm25,adapter", "--output", str(output)])
     text = words(output)
     assert {"7", "3", "11", "4K", "8K", "adapter", "BM25"} <= set(text)
+    apart = [word for folder in folders for word in ("--results", str(folder))]
+    plot.main(["accuracy", *apart, "--titles", "one model", "another", "--output", str(output)])
+    text = words(output)
+    assert {"one model", "another", "7", "3", "11"} <= set(text)
+    assert text.count("4K") == 2 and text.count("8K") == 1  # a panel has the lengths that it has samples of
+    with pytest.raises(SystemExit, match="1 titles for 2 panels"):
+        plot.main(["accuracy", *apart, "--titles", "one model", "--output", str(output)])
 
 
 def test_a_method_without_samples_is_refused(tmp_path: Path) -> None:
