@@ -163,7 +163,7 @@ class Server:
                 self.prompts.sampled(body, seed),
                 body.most_tokens or self.settings.max_tokens,
                 TextStream(self.tokenizer, body.stop),
-                time.monotonic() + self.settings.time_limit,
+                self.settings.time_limit,
                 lambda piece: loop.call_soon_threadsafe(queue.put_nowait, (number, piece)),
             )
 

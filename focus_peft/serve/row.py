@@ -71,7 +71,8 @@ class Row:
         sampled (`Sampled`): How tokens are chosen.
         max_tokens (`int`): The longest answer.
         text (`TextStream`): Turns tokens into text, and knows what stops it.
-        deadline (`float`): On `time.monotonic`.
+        time_limit (`float`): Seconds that the answer may take from its first token on: what was waited for before, a
+            turn or a document that was still being read, is not its time.
         send (`Callable`): Takes a `Piece`, or the exception that ended the answer.
     """
 
@@ -81,15 +82,16 @@ class Row:
         sampled: Sampled,
         max_tokens: int,
         text: TextStream,
-        deadline: float,
+        time_limit: float,
         send: Callable[[Piece | BaseException], Any],
     ) -> None:
         self.ids, self.sampled, self.max_tokens, self.text = ids, sampled, max_tokens, text
-        self.deadline, self.send = deadline, send
+        self.time_limit, self.send = time_limit, send
         self.cancelled = threading.Event()
         self.tokens: list[int] = []
         self.finish: str | None = None
         self._logprobs: list[TokenLogprob] = []
+        self._deadline: float | None = None  # on `time.monotonic`
         self._generator = torch.Generator().manual_seed(sampled.seed)
 
     def choose(self, logits: torch.Tensor) -> int:
@@ -120,6 +122,8 @@ class Row:
 
     def push(self, token: int, ends: list[int]) -> bool:
         """Take a new token; returns whether the answer is whole."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self.time_limit
         self.tokens.append(token)
         logprobs, self._logprobs = self._logprobs, []
         if token in ends:
@@ -132,7 +136,7 @@ class Row:
                 self.finish = "length"
             elif self.cancelled.is_set():
                 self.finish = "cancelled"
-            elif time.monotonic() > self.deadline:
+            elif time.monotonic() > self._deadline:
                 self.finish = "time"
             if self.finish and not stopped:
                 text += self.text.rest()

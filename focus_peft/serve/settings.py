@@ -31,7 +31,7 @@ class ServerSettings:
         queue_size (`int`): Answers that may wait; more are refused.
         max_tokens (`int`): The longest answer, and what a request gets that does not say.
         max_prompt_tokens (`int`): The longest prompt.
-        time_limit (`float`): Seconds after which an answer ends.
+        time_limit (`float`): Seconds after its first token at which an answer ends.
         max_upload_mb (`float`): The largest body of a request, in MiB.
         page (`bool`): Whether there is a page at `/`, for browsers on this machine. It goes without an API key.
         example_tokens (`int`): Length of the page's example.

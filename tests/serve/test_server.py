@@ -348,6 +348,21 @@ def test_an_answer_has_its_time(parts: tuple[PeftModel, Any]) -> None:
         assert answer.choices[0].finish_reason == "length" and 0 < answer.usage.completion_tokens < 1500
 
 
+def test_what_an_answer_waits_for_is_not_its_time(
+    parts: tuple[PeftModel, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(parts, time_limit=1) as (server, client):
+        encode = server.documents._encode
+
+        def slowly(*args: Any) -> Any:
+            time.sleep(1.5)
+            return encode(*args)
+
+        monkeypatch.setattr(server.documents, "_encode", slowly)
+        file = client.files.create(file=("ferry.txt", DOCUMENT.encode()), purpose="user_data")
+        assert asked(client, QUESTIONS[0], max_tokens=3, extra_body={"document": file.id}).usage.completion_tokens == 3
+
+
 # Documents
 
 

@@ -164,8 +164,7 @@ class Session:
         settings, pieces = self.engine.settings, SimpleQueue[Piece | BaseException]()
         longest = settings.max_tokens if document is not None else min(settings.max_tokens, self._room)
         text, stream = "", TextStream(self.engine.tokenizer, ["\n"])
-        deadline = time.monotonic() + settings.time_limit
-        row = Row(ids, Sampled(temperature=0), longest, stream, deadline, pieces.put)
+        row = Row(ids, Sampled(temperature=0), longest, stream, settings.time_limit, pieces.put)
         start, piece = time.perf_counter(), Piece("")
         self.engine.submit([row], document, read_chunks)
         try:
