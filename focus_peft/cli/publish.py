@@ -118,6 +118,9 @@ def files_of(args: argparse.Namespace, output: Path) -> dict[str, Path]:
 
     if args.folder is not None:
         return publishable_files(args.folder)
+    from ..registration import register
+
+    register()  # PEFT reads the adapter's configuration
     options = {name: value for name in CARD_OPTIONS if (value := getattr(args, name)) is not None}
     release = Release(args.adapter, repo_id=args.repo, revision=args.revision, **options)
     files = release.write(output, args.overwrite)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import save_base
+from conftest import make_focus_model, save_base
 
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +98,15 @@ def test_ctrl_c_during_imports_ends_it_quietly(tmp_path: Path) -> None:
     assert (code, out) == (130, "")
     told = [line for line in err.splitlines() if not line.startswith("import time:")]
     assert told[-1] == "focus-peft: interrupted." and "Traceback" not in err
+
+
+def test_an_adapter_is_published_by_a_process_of_its_own(tmp_path: Path) -> None:
+    """PEFT does not know focus adapters before somebody tells it."""
+    make_focus_model("llama", r=2).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "notes.md").write_text("Never trained.")
+    words = ["publish", "--adapter", "adapter", "--output", "out", "--license", "mit", "--base-model", "user/base"]
+    code, out, err = ended(started([*words, "--notes", "notes.md"], tmp_path))
+    assert (code, out) == (0, "out\n"), err
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
