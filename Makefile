@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+EVALUATION ?= recipes/evaluations/smollm2.yaml
 VERIFY_ARGS ?= texts=[] --tasks passkey --methods adapter,local_window --lengths 4K,8K,16K,32K --limit 10
 CONFIG ?= recipes/configs/tiny_debug.yaml
 TRAIN_ARGS ?=
@@ -25,8 +26,8 @@ help: ## show this list
 demo: $(VENV)/.demo ## hide a sentence in a long text, and ask SmolLM2-135M for it, without and with the adapter in hub/
 	$(VENV)/bin/python recipes/demo.py $(DEMO_ARGS)
 
-verify-adapter: $(VENV)/.demo $(VENV)/.train ## measure the adapter in hub/ on passkeys, beside its local window alone (VERIFY_ARGS=…: see docs/evaluation.md)
-	$(VENV)/bin/python recipes/evaluate.py --config recipes/evaluations/smollm2.yaml $(VERIFY_ARGS)
+verify-adapter: $(VENV)/.demo $(VENV)/.train ## measure an adapter in hub/ on passkeys, beside its local window alone (EVALUATION=…, VERIFY_ARGS=…: see docs/evaluation.md)
+	$(VENV)/bin/python recipes/evaluate.py --config $(EVALUATION) $(VERIFY_ARGS)
 
 demo-page: ## the same on a page of the server, with documents and questions of your own, at http://127.0.0.1:8000 (SERVE_ARGS=…)
 	@$(MAKE) --no-print-directory serve SERVE_ARGS="--page --max-tokens 48 $(SERVE_ARGS)"

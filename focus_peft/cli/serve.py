@@ -48,7 +48,7 @@ def add_serve(commands: Any) -> None:
     add("--batch-wait", type=float, default=20.0, metavar="MS", help=wait)
     add("--queue-size", type=int, default=256, help="answers that may wait (default: 256)")
     add("--max-tokens", type=int, default=1024, help="the longest answer (default: 1024)")
-    add("--time-limit", type=float, default=600.0, metavar="SECONDS", help="for an answer, from its first token (default: 600)")
+    add("--time-limit", type=float, default=600.0, metavar="SECONDS", help="from the first token on (default: 600)")
     add("--max-upload-mb", type=float, default=64.0, help="the largest request, in MiB (default: 64)")
     add("--page", action="store_true", help="serve a page at / for browsers on this machine; it needs gradio")
     add("--example-tokens", type=int, default=30000, help="length of the page's example (default: 30000)")
