@@ -39,21 +39,28 @@ def accuracy(args: argparse.Namespace) -> None:
     figure, panels = plt.subplots(1, len(found), figsize=size, layout=layout, sharey=True, squeeze=False)
     lines: dict[str, Any] = {}
     for panel, title, of_panel in zip(panels[0], titles, found):
-        for place, (method, style) in enumerate(styles(chosen).items()):
-            scores: dict[int, list[float]] = {}
-            for sample in of_panel:
-                if sample["method"] == method:
-                    scores.setdefault(sample["length"], []).append(sample["score"])
-            if scores:
-                label = NAMES.get(method, method)
-                lines[label] = _draw(panel, dict(sorted(scores.items())), label, style, place)
-        token_axis(panel, sorted({sample["length"] for sample in of_panel if sample["method"] in chosen}))
-        panel.set(xlabel="", title=title, ylim=(-0.05, 1.05))
-        under = "tokens; below: samples of each point"
-        panel.text(0.5, -0.1, under, ha="center", va="top", transform=panel.transAxes, fontsize=8)
+        lines |= _draw_panel(panel, title, of_panel, chosen)
     panels[0][0].set_ylabel(f"{args.task}: accuracy, 95 % intervals")
     figure.legend(list(lines.values()), list(lines), loc="outside upper center", frameon=False, fontsize=8, ncols=3)
     save(figure, args.output)
+
+
+def _draw_panel(panel: Any, title: str, found: list[dict[str, Any]], chosen: list[str]) -> dict[str, Any]:
+    """The chosen methods' lines. Returns what a legend shows of each, by its label."""
+    lines = {}
+    for place, (method, style) in enumerate(styles(chosen).items()):
+        scores: dict[int, list[float]] = {}
+        for sample in found:
+            if sample["method"] == method:
+                scores.setdefault(sample["length"], []).append(sample["score"])
+        if scores:
+            label = NAMES.get(method, method)
+            lines[label] = _draw(panel, dict(sorted(scores.items())), label, style, place)
+    token_axis(panel, sorted({sample["length"] for sample in found if sample["method"] in chosen}))
+    panel.set(xlabel="", title=title, ylim=(-0.05, 1.05))
+    under = "tokens; below: samples of each point"
+    panel.text(0.5, -0.1, under, ha="center", va="top", transform=panel.transAxes, fontsize=8)
+    return lines
 
 
 def _draw(panel: Any, scores: dict[int, list[float]], label: str, style: dict[str, Any], place: int) -> Any:
