@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 
@@ -24,7 +23,7 @@ class CommandError(Exception):
         self.code = code
 
 
-@contextmanager
+@contextlib.contextmanager
 def failing_as(code: int, what: str, kind: type[Exception] = Exception) -> Iterator[None]:
     """Turn an error into a `CommandError` that says what failed."""
     try:

@@ -108,6 +108,8 @@ def check_usage(args: argparse.Namespace) -> None:
         raise ValueError("--license is missing; name the adapter's license, which the base model's may restrict.")
     if args.repo is None and args.output is None and not args.dry_run:
         raise ValueError("nowhere to publish to; give --repo NAME, or --output DIR.")
+    if args.output is not None and (args.tag is not None or args.private):
+        raise ValueError("--tag and --private are for uploads, and with --output nothing is uploaded; leave them out.")
     if args.repo is not None:
         check_repo_id(args.repo)
 

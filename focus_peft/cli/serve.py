@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import importlib.util
 import logging
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +60,7 @@ def settings_of(args: argparse.Namespace) -> ServerSettings:
 
     key = None
     if args.api_key_file is not None:
-        with failing_as(USAGE, f"the API key cannot be read from {args.api_key_file}", OSError):
+        with failing_as(USAGE, f"the API key cannot be read from {args.api_key_file}"):
             key = (args.api_key_file.read_text(encoding="utf-8").splitlines() or [""])[0].strip()
     given = {field.name: getattr(args, field.name) for field in fields(ServerSettings) if hasattr(args, field.name)}
     given |= {
@@ -97,9 +96,8 @@ def run_serve(args: argparse.Namespace) -> None:
         )
     with failing_as(USAGE, "the server's packages are missing (pip install focus_peft[serve])", ImportError):
         from ..serve import Listener, Server
-    if args.page:
-        with failing_as(USAGE, "--page needs gradio (pip install 'focus_peft[demo]')", ImportError):
-            import gradio  # noqa: F401
+    if args.page and importlib.util.find_spec("gradio") is None:
+        raise CommandError("--page needs gradio (pip install 'focus_peft[demo]').", USAGE)
 
     settings = settings_of(args)
     with listening(settings.host, settings.port) as place:  # a port that is taken is found before the model is loaded
@@ -116,17 +114,8 @@ def run_serve(args: argparse.Namespace) -> None:
         Listener(server, GRACE).run(sockets=[place])
 
 
-@contextlib.contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket at an address, which nobody can take meanwhile."""
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address; clients that come before the model is loaded wait."""
     with failing_as(USAGE, f"nothing can listen at {host}, port {port}; choose another --port or --host", OSError):
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        place = socket.socket(family, kind, protocol)
-        try:
-            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            place.bind(address)
-        except OSError:
-            place.close()
-            raise
-    with place:
-        yield place
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family, dualstack_ipv6=family == socket.AF_INET6)

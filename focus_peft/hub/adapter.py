@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 
@@ -68,7 +68,7 @@ def push_adapter(
         `CommitInfo`: the commit.
 
     Raises:
-        ValueError: if the model has no focus adapter.
+        ValueError: if the model has no focus adapter, or the repository is public, and `private` asked for.
     """
     config = model.peft_config[model.active_adapters[0]]
     if not isinstance(config, FocusConfig):
@@ -77,6 +77,11 @@ def push_adapter(
         )
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.model_info(repo_id).private:
+        raise ValueError(
+            f"`private` was asked for, but the repository {repo_id!r} is there and public; choose another name, or "
+            "make it private in its settings first."
+        )
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +93,7 @@ def push_adapter(
         card = Path(folder, CARD_FILE)
         theirs = _card_of(api, repo_id, revision)
         if theirs is None or MARK in theirs.decode("utf-8", errors="replace"):
-            saved_card(config, repo_id).save(card)
+            saved_card(config, repo_id, revision).save(card)
         else:
             card.write_bytes(theirs)
         if tags:
@@ -101,5 +106,5 @@ def push_adapter(
 def _card_of(api: HfApi, repo_id: str, revision: str | None) -> bytes | None:
     try:
         return Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)).read_bytes()
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         return None

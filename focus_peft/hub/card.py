@@ -145,9 +145,10 @@ def complete_card(folder: Path, config: FocusConfig) -> None:
             return
 
 
-def saved_card(config: FocusConfig, repo_id: str | None = None) -> ModelCard:
+def saved_card(config: FocusConfig, repo_id: str | None = None, revision: str | None = None) -> ModelCard:
     """The card that a saved adapter gets, of which nothing but its configuration is known."""
-    return make_card(CardFacts(config, public_base(config.base_model_name_or_path) or BASE, repo_id), mark=True)
+    base = public_base(config.base_model_name_or_path) or BASE
+    return make_card(CardFacts(config, base, repo_id, revision), mark=True)
 
 
 def _is_from_peft(card: str) -> bool:

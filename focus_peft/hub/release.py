@@ -73,7 +73,7 @@ class AdapterFolder:
             raise ValueError(f"The configuration {str(path / CONFIG_NAME)!r} is damaged: {error}.") from error
         if kind != FOCUS.value:
             raise ValueError(
-                f"`adapter` {str(path)!r} is a {kind} adapter, not one of focus_peft; publish it with PEFT."
+                f"The folder {str(path)!r} holds a {kind} adapter, not one of focus_peft; publish it with PEFT."
             )
         config = FocusConfig.from_pretrained(path)
         left_out = sorted(file.name for file in path.iterdir() if file.name not in (*ALLOWED, STATE_FILE))
@@ -213,7 +213,7 @@ def check_figure(file: Path) -> Path:
 def _hub_name(given: str | None, configured: str | None) -> str:
     """The base model's name on the Hub; a path of this machine is of no use to others."""
     name = given or configured
-    remedy = "give its name on the Hub as `base_model`"
+    remedy = "publish the folder as `adapter`, with the model's name on the Hub as `base_model`"
     if not name:
         raise ValueError(f"The adapter's configuration does not name its base model; {remedy}.")
     if public_base(name) is None and (given is None or not HUB_NAME.fullmatch(given)):

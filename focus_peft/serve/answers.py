@@ -42,10 +42,8 @@ class Form:
         whole = self._whole("chat.completion" if self.chat else "text_completion")
         return {**whole, "choices": choices, "usage": usage(prompt_tokens, [those[-1].tokens for those in pieces])}
 
-    def first(self, number: int) -> str | None:
-        """The event that opens an answer."""
-        if not self.chat:
-            return None
+    def first(self, number: int) -> str:
+        """The event that opens an answer of a chat."""
         return self._event({"index": number, "delta": {"role": "assistant", "content": ""}, "finish_reason": None})
 
     def piece(self, number: int, piece: Piece, offset: int) -> str | None:

@@ -8,6 +8,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Form, Request, UploadFile
@@ -37,7 +38,8 @@ class Server:
     """An app, and what it works with.
 
     Args:
-        model (`PeftModel`): With the adapter.
+        model (`PeftModel`): With the adapter. It is the server's from now on: `read_chunks` of its configuration goes
+            to the server's settings.
         tokenizer: The model's.
         settings (`ServerSettings`): Sizes and limits.
 
@@ -46,7 +48,11 @@ class Server:
     """
 
     def __init__(self, model: Any, tokenizer: Any, settings: ServerSettings) -> None:
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        # what the adapter's configuration says is for requests that do not: in the model, one with 0 would get it too
+        config = model.base_model.active_config
+        settings = replace(settings, read_chunks=settings.read_chunks or config.read_chunks)
+        config.read_chunks = None
+        self.tokenizer, self.settings = tokenizer, settings
         self.metrics = Metrics()
         self.documents = DocumentStore(
             model, tokenizer, settings.documents, settings.memory_gb, settings.storage, self.metrics
@@ -237,16 +243,17 @@ async def _events(
 ) -> AsyncIterator[str]:
     """A stream of server-sent events."""
     lengths = [0] * len(rows)
-    for number in range(len(rows)):
-        opened = form.first(number)
-        if opened is not None:
-            yield opened
+    if form.chat:
+        for number in range(len(rows)):
+            yield form.first(number)
+    one: tuple[int, Piece] | None = first
     try:
-        async for number, piece in _chained(first, pieces):
-            told = form.piece(number, piece, lengths[number])
-            lengths[number] += len(piece.text)
-            if told is not None:
+        while one is not None:
+            number, piece = one
+            if told := form.piece(number, piece, lengths[number]):
                 yield told
+            lengths[number] += len(piece.text)
+            one = await anext(pieces, None)
     except ApiError as error:
         yield answers.event(error.body)
         return
@@ -255,14 +262,6 @@ async def _events(
     if body.usage_wanted:
         yield form.used(prompt_tokens, [len(row.tokens) for row in rows])
     yield "data: [DONE]\n\n"
-
-
-async def _chained(
-    first: tuple[int, Piece], rest: AsyncIterator[tuple[int, Piece]]
-) -> AsyncIterator[tuple[int, Piece]]:
-    yield first
-    async for one in rest:
-        yield one
 
 
 def _file(document: Document) -> dict[str, Any]:
@@ -290,8 +289,9 @@ def _invalid(request: Request, error: Exception) -> Response:
     """The first thing that is wrong with a request, as a sentence."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    name = ".".join(where) or "body"
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"The body is no JSON: {first['ctx']['error']} at character {first['loc'][-1]}.").response
+    # what follows the field's name may be the type that was tried, which nobody gave
+    field = next((str(part) for part in first["loc"][1:]), None)
     given = "" if first["type"] == "missing" else f", got {str(first.get('input'))[:80]!r}"
-    message = f"`{name}` cannot be used: {first['msg']}{given}."
-    return ApiError(400, message, where[0] if where else None).response
+    return ApiError(400, f"`{field or 'body'}` cannot be used: {first['msg']}{given}.", field).response

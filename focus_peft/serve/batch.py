@@ -29,15 +29,16 @@ class ChooseByRow(LogitsProcessor):
 
 
 class StopByRow(StoppingCriteria):
-    """Hands each row its token, and ends it when it is whole."""
+    """Hands each row its token, and ends it when it is whole; with `close`, its last piece goes at once."""
 
-    def __init__(self, rows: Sequence[Row], ends: list[int]) -> None:
-        self.rows, self.ends = rows, ends
+    def __init__(self, rows: Sequence[Row], ends: list[int], close: bool) -> None:
+        self.rows, self.ends, self.close = rows, ends, close
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        newest = input_ids[:, -1].tolist()
-        done = [bool(row.finish) or row.push(token, self.ends) for row, token in zip(self.rows, newest)]
-        return torch.tensor(done, device=input_ids.device)
+        for row, token in zip(self.rows, input_ids[:, -1].tolist()):
+            if not row.finish and row.push(token, self.ends) and self.close:
+                row.close(None)
+        return torch.tensor([bool(row.finish) for row in self.rows], device=input_ids.device)
 
 
 def generate(
@@ -69,11 +70,12 @@ def generate(
         top_k=None,
         pad_token_id=pad,
         logits_processor=LogitsProcessorList([ChooseByRow(rows)]),
-        stopping_criteria=StoppingCriteriaList([StopByRow(rows, ends)]),
+        stopping_criteria=StoppingCriteriaList([StopByRow(rows, ends, close=not read_chunks)]),
         return_dict_in_generate=True,
         progress=False,
         **options,
     )
-    read = getattr(output.get(CACHE), "read_chunks", None)
-    for number, row in enumerate(rows):
-        row.close(None if read is None else read[number])
+    if read_chunks:  # which is known behind the last token only
+        read = getattr(output.get(CACHE), "read_chunks", None)
+        for number, row in enumerate(rows):
+            row.close(None if read is None else read[number])

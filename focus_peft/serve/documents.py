@@ -118,12 +118,9 @@ class DocumentStore:
         if not about.is_file():  # its upload was never answered
             shutil.rmtree(place, ignore_errors=True)
             return
-        told = json.loads(about.read_text(encoding="utf-8"))
-        document = Document(place.name, str(told["name"]), int(told["bytes"]), int(told["created"]))
-        self._documents[document.id] = document
+        document = self._documents[place.name] = Document(place.name, **json.loads(about.read_text(encoding="utf-8")))
         if (place / READ).is_dir():
-            document.progress, document.tokens = 1.0, int(told.get("tokens", 0))
-            document.end = list(told.get("end", []))
+            document.progress = 1.0
             document.ready.set()
         else:
             self._reads.submit(self._read, document)
@@ -238,8 +235,8 @@ class DocumentStore:
             memory = self._encode(document, ids[:, :held])
             with document.lock:
                 document.check()
+                self._tell(document)  # first: where there is a folder of the memory, all of this is known
                 memory.save(self.folder / document.id / READ, tokenizer=self.tokenizer)
-                self._tell(document)
                 document.memory, document.used = memory, time.monotonic()
             document.progress = 1.0
             self._make_room()
@@ -262,15 +259,17 @@ class DocumentStore:
     def _make_room(self) -> None:
         """Let memories go that nobody uses, the one first that was not used for longest."""
         with self._lock:
-            held = [document for document in self._documents.values() if document.memory is not None]
-            total = sum(document.memory.nbytes for document in held if document.memory is not None)
-            for document in sorted(held, key=lambda document: document.used):
+            # each is looked at once: one that is deleted meanwhile loses its own
+            pairs = [(document, document.memory) for document in self._documents.values()]
+            held = [(document, memory) for document, memory in pairs if memory is not None]
+            total = sum(memory.nbytes for _, memory in held)
+            for document, memory in sorted(held, key=lambda pair: pair[0].used):
                 if total <= self.limit:
                     break
                 if document.lock.acquire(blocking=False):  # one that comes back just now stays
                     try:
-                        if document.users == 0 and document.memory is not None:
-                            total -= document.memory.nbytes
+                        if document.users == 0:
+                            total -= memory.nbytes
                             document.memory = None
                     finally:
                         document.lock.release()

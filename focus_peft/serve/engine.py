@@ -51,8 +51,7 @@ class Engine:
         self._kept = contextlib.ExitStack()
         # chunks of prompts that begin alike are read once
         self._kept.enter_context(model.base_model.keeping_chunks(settings.memory_gb))
-        pad = tokenizer.pad_token_id
-        self.pad = 0 if pad is None else pad
+        self.pad = tokenizer.pad_token_id or 0
 
     def submit(self, rows: Sequence[Row], document: str | None, read_chunks: int | None) -> None:
         """Let answers be generated; their pieces go to the rows.
@@ -138,10 +137,7 @@ class Engine:
             for rows in (*self._waiting.values(), *self._running.values()):
                 for row in rows:
                     row.cancelled.set()
-        while True:
-            with self._lock:
-                if not self._running:
-                    break
+        while self._running:
             time.sleep(0.01)
         self._workers.shutdown(wait=True)
         self._kept.close()

@@ -20,6 +20,8 @@ logger = logging.getLogger("focus_peft.serve")
 OPEN = {"/health"}
 # Headers of a request that is longer than this are refused by uvicorn; an id of a client's is cut here
 ID_SIZE = 64
+# The status of a request whose client went away before there was an answer
+NO_ANSWER = 499
 # Browsers ask no other server for fonts, scripts or anything, whatever the page of gradio says
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
@@ -44,7 +46,7 @@ class Guard:
         given = headers.get("x-request-id", "")[:ID_SIZE]
         id = given if given.isascii() and given.isprintable() and given else uuid.uuid4().hex
         scope["state"] = {**scope.get("state", {}), "request_id": id}
-        start, status = time.perf_counter(), 499  # the client went away before there was an answer
+        start, status = time.perf_counter(), NO_ANSWER
         seen = 0
 
         async def counted() -> Message:
@@ -68,18 +70,16 @@ class Guard:
             await self.app(scope, counted, answer)
         except ApiError as error:
             await error.response(scope, receive, answer)
+        except Exception as error:
+            if status == NO_ANSWER:  # nothing was sent yet
+                await ApiError(500, f"The request failed: {type(error).__name__}.").response(scope, receive, answer)
+            raise
         finally:
-            seconds = time.perf_counter() - start
+            seconds = round(time.perf_counter() - start, 4)
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(scope["method"], route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
-            line = {
-                "request": id,
-                "method": scope["method"],
-                "path": route,
-                "status": status,
-                "seconds": round(seconds, 4),
-            }
+            line = {"request": id, "method": scope["method"], "path": route, "status": status, "seconds": seconds}
             logger.info(json.dumps(line))
 
     async def _connect(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:

@@ -58,8 +58,8 @@ class Prompts:
         if (request.most_tokens or 0) > self.settings.max_tokens:
             raise ApiError(
                 400,
-                f"`max_tokens` is {request.most_tokens}, and this server writes {self.settings.max_tokens} tokens at "
-                "most; ask for fewer.",
+                f"`max_tokens` (or `max_completion_tokens`) is {request.most_tokens}, and this server writes "
+                f"{self.settings.max_tokens} tokens at most; ask for fewer.",
                 "max_tokens",
             )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..fields import names
 from .errors import ApiError
 
 
@@ -25,15 +26,7 @@ REFUSED = {
     "reasoning_effort": "does not think before it answers",
 }
 # What it takes and has no use for
-HARMLESS = {
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "parallel_tool_calls",
-    "safety_identifier",
-    "prompt_cache_key",
-}
+HARMLESS = names("user metadata store service_tier parallel_tool_calls safety_identifier prompt_cache_key")
 
 
 class Sampling(BaseModel):

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -140,13 +140,13 @@ class Row:
                 self.finish = "time"
             if self.finish and not stopped:
                 text += self.text.rest()
+        piece = Piece(text, logprobs, self.finish, len(self.tokens))
         if self.finish is None:
-            self.send(Piece(text, logprobs, None, len(self.tokens)))
+            self.send(piece)
         else:
-            self._last = text, logprobs
+            self._last = piece
         return self.finish is not None
 
     def close(self, read_chunks: list[int] | None) -> None:
         """Send the last piece."""
-        text, logprobs = self._last
-        self.send(Piece(text, logprobs, self.finish, len(self.tokens), read_chunks))
+        self.send(replace(self._last, read_chunks=read_chunks))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,8 @@ class ServerSettings:
         memory_gb (`float`): Room for the keys and values of documents, in GiB, and as much again for chunks of
             prompts.
         storage (`str`): Where these are, as in `FocusConfig`.
-        read_chunks (`int`, *optional*): As in `FocusConfig`, for requests that do not say.
+        read_chunks (`int`, *optional*): As in `FocusConfig`, for requests that do not say. None: what the adapter's
+            configuration has.
         batch_size (`int`): Answers that are generated together.
         batch_wait (`float`): Seconds that a request waits for others about the same document.
         running (`int`): Batches that take turns.
@@ -65,8 +67,8 @@ class ServerSettings:
         for name in (*above, "max_upload_mb", "example_tokens"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
-        if self.batch_wait < 0:
-            raise ValueError(f"`batch_wait` must be 0 or above, got {self.batch_wait!r}.")
+        if not 0 <= self.batch_wait < math.inf:
+            raise ValueError(f"`batch_wait` must be finite and 0 or above, got {self.batch_wait!r} seconds.")
         if not 0 <= self.port < 65536:
             raise ValueError(f"`port` must be from 0 to 65535, got {self.port!r}.")
         if self.api_key is not None and not self.api_key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class ListedUploads(Trainer):
         own = Path(str(self.args.output_dir), CARD_FILE)
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(scratch)
-            write_files(target, Path(folder), facts, mark=True)
+            write_files(target, Path(folder), replace(facts, revision=options["revision"]), mark=True)
             if own.is_file() and MARK not in own.read_text(encoding="utf-8"):
                 shutil.copyfile(own, target / CARD_FILE)
             if tags:

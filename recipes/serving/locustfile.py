@@ -40,8 +40,11 @@ class Asking(HttpUser):
             if Asking.file is None:
                 Asking.model = self.client.get("/v1/models").json()["data"][0]["id"]
                 told = self.client.post("/v1/files", files={"file": (DOCUMENT.name, DOCUMENT.read_bytes())}).json()
-                while self.client.get(f"/v1/files/{told['id']}", name="/v1/files/id").json()["status"] != "processed":
+                while told["status"] == "uploaded":
                     time.sleep(0.2)
+                    told = self.client.get(f"/v1/files/{told['id']}", name="/v1/files/id").json()
+                if told["status"] == "error":
+                    raise RuntimeError(told["status_details"])
                 Asking.file = told["id"]
 
     @task
@@ -66,7 +69,8 @@ class Asking(HttpUser):
                     whole = True
                 elif "error" in json.loads(line.removeprefix(b"data: ")):
                     break
-                tokens += 1
+                else:
+                    tokens += 1
             if not whole:
                 answer.failure("the answer is not whole")
         if first is not None and whole:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,6 +283,11 @@ def test_a_written_folder_is_uploaded_as_it_is(hub: Hub, client: Client, trained
     (folder / "optimizer.pt").write_bytes(b"\x80\x04")
     refused = command(client, "publish", "--folder", str(folder), "--repo", "user/tiny")
     assert refused.code == 2 and "'optimizer.pt'" in refused.err
+    (folder / "optimizer.pt").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    refused = command(client, "publish", "--folder", str(folder), "--repo", "user/tiny")
+    assert refused.code == 2 and "publish the folder as --adapter" in refused.err and "--base-model" in refused.err
 
 
 def test_the_python_of_the_documentation_runs(hub: Hub, client: Client, trained: Trained, tmp_path: Path) -> None:
@@ -325,8 +331,26 @@ def test_a_pushed_adapter_brings_its_card_and_keeps_one_that_is_there(
     again = run(client, load_it + put + "print(push_adapter(model, 'user/pushed').oid)")
     assert again.code == 0 and again.out.strip() == hub.repositories["user/pushed"].branches["main"], again.err
     assert hub.files("user/pushed")["README.md"].decode() == own
-    branch = run(client, load_it + "push_adapter(model, 'user/pushed', revision='next')")
-    assert branch.code == 0 and sorted(hub.files("user/pushed", "next")) == sorted(files), branch.err
+    ok(run(client, load_it + "push_adapter(model, 'user/pushed', revision='next')"))
+    assert sorted(hub.files("user/pushed", "next")) == sorted(files)
+    ok(run(client, load_it + "push_adapter(model, 'user/other', revision='next')"))
+    card = hub.files("user/other", "next")["README.md"].decode()
+    assert 'PeftModel.from_pretrained(base, "user/other", revision="next")' in card
+    public = run(client, load_it + "push_adapter(model, 'user/other', private=True)")
+    assert public.code == 1 and "`private` was asked for, but the repository 'user/other'" in public.err
+    assert WEIGHTS not in hub.files("user/other")
+
+
+def test_a_card_that_cannot_be_looked_at_is_not_replaced(hub: Hub, client: Client, trained: Trained) -> None:
+    load_it = (
+        PUSH.format(base=str(trained.base)) + f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r})\n"
+    )
+    put = "HfApi().upload_file(path_or_fileobj=b'My own words.', path_in_repo='README.md', repo_id='user/mine')\n"
+    made = "from huggingface_hub import HfApi\nHfApi().create_repo('user/mine')\n" + put
+    hub.failing["resolve/main/README.md"] = 99
+    failed = run(client, load_it + made + "push_adapter(model, 'user/mine')")
+    assert failed.code == 1, failed.err
+    assert hub.files("user/mine")["README.md"] == b"My own words."
 
 
 def test_push_to_hub_keeps_the_card_that_push_adapter_wrote(hub: Hub, client: Client, trained: Trained) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import pytest
 from conftest import save_base
 
 from focus_peft.cli import main
-from focus_peft.cli.serve import GRACE
+from focus_peft.cli.serve import GRACE, listening
 
 
 DOCUMENT = "The ferry leaves from pier four. " * 40
@@ -116,7 +115,9 @@ def test_what_cannot_be_is_found_before_the_model_is_loaded(
         patch.setitem(sys.modules, "gradio", None)
         assert "--page needs gradio (pip install 'focus_peft[demo]')" in failed("--page")
     assert "--memory-gb" in failed("--memory-gb", "0")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    (tmp_path / "key").write_bytes(b"\xff")
+    assert "API key cannot be read from" in failed("--api-key-file", str(tmp_path / "key"))
+    with listening("127.0.0.1", 0) as taken:  # another server, whose model is not loaded yet
         assert "--port" in failed("--port", str(taken.getsockname()[1]))
     monkeypatch.setenv("WORLD_SIZE", "2")  # as under torchrun
     assert "WORLD_SIZE is 2" in failed()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from focus_peft import FocusConfig
+from focus_peft.memory.memory import Memory
 from focus_peft.serve import Server, ServerSettings, batch
 
 
@@ -163,6 +166,17 @@ def test_chunks_are_read_in_full_where_a_request_says_so(parts: tuple[PeftModel,
     assert answer.choices[0].message.content == generated(parts, ids, DOCUMENT, 12, read_chunks=2)
     assert len(answer.choices[0].read_chunks) == 2
     assert not hasattr(asked(client, QUESTIONS[1], extra_body={"document": id}).choices[0], "read_chunks")
+
+
+def test_chunks_that_the_adapter_reads_in_full_can_be_left_out(parts: tuple[PeftModel, Any]) -> None:
+    config = parts[0].base_model.active_config
+    config.read_chunks = 2  # as an adapter may have been saved
+    with serving(parts) as (_, client):
+        id = uploaded(client)
+        for body, read in (({}, {"read_chunks": 2}), ({"read_chunks": 0}, {})):
+            answer = asked(client, QUESTIONS[1], extra_body={"document": id, **body}).choices[0]
+            assert len(getattr(answer, "read_chunks", [])) == len(read) * 2
+            assert answer.message.content == generated(parts, chat_ids(parts, QUESTIONS[1]), DOCUMENT, 12, **read)
 
 
 def test_a_stream_is_the_same_answer_in_pieces(client: openai.OpenAI) -> None:
@@ -363,6 +377,20 @@ def test_what_an_answer_waits_for_is_not_its_time(
         assert asked(client, QUESTIONS[0], max_tokens=3, extra_body={"document": file.id}).usage.completion_tokens == 3
 
 
+def test_a_short_answer_does_not_wait_for_a_long_one_in_its_batch(parts: tuple[PeftModel, Any]) -> None:
+    with serving(parts, batch_wait=0.5, max_tokens=1500) as (server, client):
+        id = uploaded(client)
+
+        def ask(tokens: int) -> Any:
+            return asked(client, QUESTIONS[0], max_tokens=tokens, extra_body={"document": id}).usage
+
+        with ThreadPoolExecutor(2) as pool:
+            long, short = pool.submit(ask, 1500), pool.submit(ask, 2)
+            assert short.result().completion_tokens == 2
+            assert not long.done() and len(next(iter(server.engine._running.values()))) == 2
+            assert long.result().completion_tokens == 1500
+
+
 # Documents
 
 
@@ -398,6 +426,25 @@ def test_documents_are_there_again_after_a_restart(parts: tuple[PeftModel, Any],
         assert sorted(file.filename for file in client.files.list()) == ["ferry.txt", "unread.txt"]
 
 
+def test_a_kill_behind_the_writing_of_a_memory_loses_no_token(
+    parts: tuple[PeftModel, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Memory.save
+
+    def save_and_look(memory: Memory, folder: Path, **options: Any) -> None:
+        save(memory, folder, **options)
+        shutil.copytree(tmp_path / "kept", tmp_path / "killed")  # what a kill at this moment leaves
+
+    monkeypatch.setattr(Memory, "save", save_and_look)
+    with serving(parts, documents=tmp_path / "kept") as (_, client):
+        id = uploaded(client)
+    with serving(parts, documents=tmp_path / "killed") as (_, client):
+        answer = asked(client, QUESTIONS[0], extra_body={"document": id})
+        ids = chat_ids(parts, QUESTIONS[0])
+        assert answer.choices[0].message.content == generated(parts, ids, DOCUMENT, 12)
+        assert answer.usage.prompt_tokens == len(parts[1](DOCUMENT).input_ids) + len(ids)
+
+
 def test_memories_above_the_limit_are_let_go_and_come_back(parts: tuple[PeftModel, Any]) -> None:
     with serving(parts, memory_gb=1e-9) as (server, client):
         id = uploaded(client)
@@ -422,6 +469,7 @@ def test_memories_above_the_limit_are_let_go_and_come_back(parts: tuple[PeftMode
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, ["`tools`", "calls no tools"]),
         ({"response_format": {"type": "json_object"}}, ["`response_format`"]),
         ({"max_tokens": 65}, ["`max_tokens`", "65", "64"]),
+        ({"max_completion_tokens": 65}, ["`max_completion_tokens`", "65", "64"]),
         ({"extra_body": {"top_k": 4}}, ["`top_k`", "does not know"]),
         ({"temperature": 3}, ["`temperature`", "2"]),
         ({"stop": ""}, ["`stop`", "empty"]),
@@ -444,6 +492,35 @@ def test_messages_that_cannot_be_are_refused(client: openai.OpenAI) -> None:
             client.chat.completions.create(model="tiny", messages=[message])  # type: ignore[list-item]
     with pytest.raises(openai.NotFoundError, match="'other'"):
         client.chat.completions.create(model="other", messages=[{"role": "user", "content": "Hm?"}])
+
+
+def test_a_body_that_cannot_be_is_refused_by_the_names_that_were_given(client: openai.OpenAI) -> None:
+    for sent, param, words in (
+        (b'{"model": ', None, "The body is no JSON: "),
+        (b"[]", None, "`body` cannot be used: "),
+        (b'{"model": "tiny", "prompt": ["a", "b"]}', "prompt", "`prompt` cannot be used: "),
+        (b'{"model": "tiny"}', "prompt", "`prompt` cannot be used: Field required."),
+    ):
+        headers = {"Content-Type": "application/json"}
+        found = httpx.post(f"{client.base_url}completions", content=sent, headers=headers)
+        error = found.json()["error"]
+        assert (found.status_code, error["param"]) == (400, param) and error["message"].startswith(words), error
+
+
+def test_an_error_that_nobody_foresaw_is_told_and_counted(
+    running: tuple[Server, openai.OpenAI], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, client = running
+
+    def missing(id: str) -> str:
+        raise FileNotFoundError(id)
+
+    monkeypatch.setattr(server.documents, "text", missing)
+    with caplog.at_level("INFO", "focus_peft.serve"), pytest.raises(openai.InternalServerError) as failed:
+        client.files.content("file-1")
+    assert "FileNotFoundError" in failed.value.message and failed.value.response.headers["x-request-id"]
+    (line,) = [record.message for record in caplog.records if record.name == "focus_peft.serve"]
+    assert json.loads(line)["status"] == 500
 
 
 def test_files_that_are_no_text_are_refused(client: openai.OpenAI) -> None:
@@ -496,6 +573,12 @@ def test_a_server_that_others_can_reach_needs_a_key() -> None:
 def test_sizes_must_be_above_zero(name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be above 0"):
         ServerSettings(name="x", **{name: 0})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wait", [-1, math.inf, math.nan])
+def test_a_wait_that_never_ends_is_refused(wait: float) -> None:
+    with pytest.raises(ValueError, match="`batch_wait` must be finite"):
+        ServerSettings(name="x", batch_wait=wait)
 
 
 def test_what_happened_is_counted(running: tuple[Server, openai.OpenAI]) -> None:

@@ -227,8 +227,7 @@ class Page:
         return chunks[min(int(index), len(chunks)) - 1] if chunks else ""
 
     def on_cell(self, event: gr.EventData) -> int:
-        chunk: int = event.chunk
-        return chunk
+        return int(event.chunk)
 
     def on_unload(self, request: gr.Request) -> None:
         self._forget(request.session_hash)
