@@ -49,8 +49,7 @@ class EncodingTuner(TwinTuner):
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
         super().__init__(model, peft_config, adapter_name, **kwargs)
-        facts = self.facts
-        self._reader = Reader(cast(PreTrainedModel, model), facts.sliding_window, set(facts.layer_types))
+        self._reader = Reader(cast(PreTrainedModel, model), self.facts)
         self._reader.install()
         intercept(model, CacheDispatch)
         self._checked: set[Way] = set()  # the ways of computing in which the model is known to read right

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from accelerate.utils import align_module_device
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import gather_params_ctx
 from torch import nn
@@ -15,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from .config import FocusConfig
 from .frozen.current_pass import current_pass
 from .frozen.parts import Parts
-from .frozen.weights import computing_type, execution_device, plain_weight_and_bias, real_weights
+from .frozen.weights import computing_type, execution_device, plain_weight_and_bias
 
 
 class TwinLayer(nn.Module, BaseTunerLayer):
@@ -153,7 +154,7 @@ def _full_copy(layer: nn.Module, in_features: int, out_features: int) -> nn.Modu
     """
     base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
     # Under DeepSpeed ZeRO-3, weights have shape (0,) outside of this context
-    with gather_params_ctx(layer.parameters(), modifier_rank=None), real_weights(base):
+    with gather_params_ctx(layer.parameters(), modifier_rank=None), align_module_device(base):
         weight, bias = plain_weight_and_bias(layer, in_features, out_features)
         # not a deep copy: what hangs on the frozen layer (quantization, accelerate's hooks) is no part of its twin
         with torch.device("meta"):

@@ -9,11 +9,12 @@ from typing import Any, cast
 import torch
 
 from .config import INFERENCE_FIELDS
-from .decoding.forward import check_chunked, is_for_the_base_model, read_all, read_with_cache, refuse_backward
+from .decoding.forward import check_chunked, is_for_the_base_model, read_with_cache, refuse_backward
 from .decoding.generate import generate
 from .decoding.loop_cache import LoopCache
 from .decoding.options import refuse_changes
 from .decoding.refusals import Refusals
+from .decoding.scoring import read_logits
 from .encoding_tuner import EncodingTuner
 from .frozen.compat import CACHE, rename
 from .losses.batch import LabeledBatch, reach_every_twin
@@ -155,7 +156,8 @@ class FocusModel(Refusals, EncodingTuner):
             documents = batch.documents(settings, self.training, len(distractors or ()))
             output = focus_loss(self.reader, settings, documents, local_loss, distractors)
             return reach_every_twin(output, documents, self.model, self.reader.sharded)
-        output = self._logits(settings, memory, given, logits_to_keep, list(overrides))
+        overridden = [name for name, value in overrides.items() if value is not None]
+        output = self._logits(settings, memory, given, logits_to_keep, overridden)
         return refuse_backward(output, self.twins) if self.training else output
 
     def _logits(
@@ -183,13 +185,13 @@ class FocusModel(Refusals, EncodingTuner):
         if short and not wants_cache:
             return self.model(**given)
         if input_ids is None:
-            raise ValueError("`inputs_embeds` cannot be split into chunks; give `input_ids`.")
+            raise ValueError("`input_ids` is missing; `inputs_embeds` alone cannot be split into chunks.")
         if not short:
             check_chunked(input_ids, attention_mask, given)
         self._check_chunks(memory, settings)
         if goes_on or wants_cache:
             return read_with_cache(self.reader, settings, memory, given)
-        return read_all(self.reader, settings, input_ids, attention_mask, memory, logits_to_keep)
+        return read_logits(self.reader, settings, input_ids, attention_mask, memory, logits_to_keep)
 
     def generate(self, inputs: torch.Tensor | None = None, *, memory: Memory | None = None, **kwargs: Any) -> Any:
         """Transformers' `generate`, on inputs of any length.

@@ -70,7 +70,7 @@ def check_above(model: nn.Module, twins: Mapping[str, TwinLayer]) -> None:
         except AttributeError:
             found = None
         if found is not twin and (isinstance(found, BaseTunerLayer) or twin not in _inside(found)):
-            now = "gone" if found is None else f"a {type(found).__module__.split('.')[-2]} {type(found).__name__}"
+            now = "gone" if found is None else f"a {type(found).__module__}.{type(found).__qualname__}"
             raise ValueError(
                 f"The twin of {path!r} is {now}: another adapter was added to `model`, or taken off, while it had a "
                 "focus adapter. Put other adapters on the base model before `get_peft_model(…, FocusConfig(…))`, and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -103,12 +104,9 @@ class TwinTuner(BaseTuner):
             config = SimpleNamespace(**{**vars(config), "target_modules": [key.rpartition(".")[2]]})
         return check_target_module_exists(config, key)  # not only True or False: PEFT tells excluded modules apart
 
-    @property
+    @cached_property  # injection asks for every module of the model
     def _projections(self) -> frozenset[str]:
-        # found once: injection asks for every module of the model
-        if "found" not in self.__dict__:
-            self.__dict__["found"] = frozenset(find_projections(self.model))
-        return self.__dict__["found"]
+        return frozenset(find_projections(self.model))
 
     def _create_and_replace(  # type: ignore[override]
         self,
@@ -119,16 +117,15 @@ class TwinTuner(BaseTuner):
         parent: nn.Module,
         current_key: str,
     ) -> None:
-        if isinstance(target, TwinLayer):
+        if isinstance(target, TwinLayer):  # which may be of a model that was wrapped before
             target.update_layer(adapter_name, peft_config)
-            self.twins[current_key] = target  # which may be of a model that was wrapped before
-            return
-        layer = TwinLayer(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        # PEFT's `_replace_module` would send the twins of an offloaded layer to where its weights are not
-        setattr(parent, target_name, layer)
-        self.twins[current_key] = layer
+        else:
+            target = TwinLayer(target, adapter_name, peft_config)
+            if adapter_name not in self.active_adapters:
+                target.requires_grad_(False)
+            # PEFT's `_replace_module` would send the twins of an offloaded layer to where its weights are not
+            setattr(parent, target_name, target)
+        self.twins[current_key] = target
 
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(MERGE_REFUSAL)
@@ -202,7 +199,8 @@ class TwinTuner(BaseTuner):
         del self.peft_config[adapter_name]
         for twin in self.twins.values():
             twin.delete_adapter(adapter_name)
-        self.active_adapter = next(iter(self.twins.values())).active_adapters
+        if adapter_name in self.active_adapters:  # each layer has chosen another by itself, of those that it has
+            self.set_adapter(min(self.peft_config, default=[]))
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Let the twins of some adapters be trained, or not."""

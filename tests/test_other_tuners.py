@@ -254,6 +254,17 @@ def test_what_is_put_around_twins_behind_their_back_is_refused_at_the_next_use(
             call(model)
 
 
+class Own(nn.Module):
+    """Of a module without a package."""
+
+
+def test_a_module_in_the_place_of_a_twin_is_named() -> None:
+    model = make_focus_model()
+    model.get_base_model().model.layers[0].self_attn.q_proj = Own()
+    with refusal("twin", f"is a {__name__}.Own"):
+        model(IDS)
+
+
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
 def test_virtual_tokens_before_a_focus_model_are_refused(kind: Any) -> None:
     model = make_focus_model(dtype=torch.float32)

@@ -315,6 +315,19 @@ def test_deleting_an_adapter_leaves_the_others_as_they_were() -> None:
     assert torch.isfinite(logits_of(model)).all()
 
 
+def test_after_the_active_adapter_is_deleted_all_layers_have_the_same_one() -> None:
+    model = make_focus_model(r=2)
+    model.add_adapter("few layers", small_config(r=2, layers_to_transform=[1]))
+    model.add_adapter("whole", small_config(r=2))
+    perturb_twins(model)
+    with pytest.warns(UserWarning, match="default was active"):
+        model.delete_adapter("default")
+    (active,) = model.active_adapters
+    found = logits_of(model)
+    model.set_adapter(active)
+    assert torch.equal(logits_of(model), found)
+
+
 def test_after_the_last_adapter_is_deleted_another_can_be_added() -> None:
     model = make_focus_model()
     model.delete_adapter("default")

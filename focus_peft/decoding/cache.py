@@ -15,7 +15,7 @@ from ..passes.chunking import cut
 from ..passes.prompt_region import PromptRegion
 from .local_states import LocalStates
 from .prediction import Predictor
-from .stream import Stream
+from .stream import Stream, rows_per_document
 
 
 # Candidates, over all chunks, that one local pass may see where many tokens are read at once
@@ -89,7 +89,7 @@ class FocusCache(Predictor):
                 self.settings.check_room(len(stream.rows), len(ids), stream.window_length)
 
     def _open(self, rows: int) -> None:
-        group = self._group(rows)
+        group = rows_per_document(rows, self.documents)
         seen = [self.chunks.of_document(document) for document in range(self.documents)]
         self.streams = [Stream(row // group, row % group, rows=list(seen[row // group])) for row in range(rows)]
         self.regions = [PromptRegion(group) for _ in range(self.documents)]

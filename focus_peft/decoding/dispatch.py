@@ -49,7 +49,7 @@ class CacheDispatch(Interceptor):
         def base_call(base_cache: Cache) -> Any:
             return self.original(input_ids=input_ids, **{**kwargs, CACHE: base_cache})
 
-        newest = int(kwargs.get("logits_to_keep") or 1)
+        newest = min(int(kwargs.get("logits_to_keep") or 1), input_ids.shape[1])
         result = cache.read(new, newest, width=input_ids.shape[1], base_call=base_call)
         if isinstance(result, torch.Tensor):
             fields: dict[str, Any] = {"logits": result, CACHE: cache}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..frozen.compat import CACHE, OLDER
+from ..frozen.compat import CACHE
 from ..layer import TwinLayer
 from ..losses.output import OTHER_TRAINERS
 from ..memory.memory import Memory
@@ -15,12 +15,12 @@ from ..passes.ids import check_vocabulary, unpad
 from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .cache_type import cache_type
+from .loop_cache import LoopCache
 from .options import check_room
-from .scoring import read_logits
 
 
 # Arguments of a base model's forward that change nothing of what is computed here
-HARMLESS = ("use_cache", "return_dict", "num_items_in_batch", "token_type_ids", CACHE, OLDER)
+HARMLESS = ("use_cache", "return_dict", "num_items_in_batch", "token_type_ids")
 # These are read in pieces
 OURS = ("input_ids", "attention_mask", "logits_to_keep")
 
@@ -79,7 +79,7 @@ def is_for_the_base_model(settings: Settings, input_ids: torch.Tensor | None, kw
 def check_chunked(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: Mapping[str, Any]) -> None:
     """Raise a ValueError for an argument that is not possible with chunks."""
     for name, value in kwargs.items():
-        if value is None or value is False or name in HARMLESS + OURS:
+        if value is None or value is False or isinstance(value, LoopCache) or name in HARMLESS + OURS:
             continue
         if name == "position_ids" and counts_tokens(value, input_ids, attention_mask):
             continue
@@ -119,18 +119,3 @@ def read_with_cache(reader: Reader, settings: Settings, memory: Memory | None, a
         arguments[CACHE] = cache_type(settings)(reader, settings, documents, memory)
     arguments["use_cache"] = True
     return reader.model(**{name: value for name, value in arguments.items() if value is not None})
-
-
-def read_all(
-    reader: Reader,
-    settings: Settings,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    memory: Memory | None,
-    logits_to_keep: int,
-) -> Any:
-    """Logits of a long input, as `FocusModel.forward` says."""
-    rows = unpad(input_ids, attention_mask)
-    check_vocabulary(rows, settings.facts.vocab_size)
-    check_room(settings, rows, memory, 0)
-    return read_logits(reader, settings, rows, input_ids.shape[1], attention_mask, memory, logits_to_keep)

@@ -35,6 +35,7 @@ from .options import (
 )
 from .reading_cache import ReadingCache
 from .reminder import unreminded
+from .stream import rows_per_document
 
 
 @dataclass
@@ -160,10 +161,7 @@ def _new_cache(
 ) -> LoopCache:
     rows = request.rows
     documents = len(rows) if memory is None else memory.num_documents
-    if len(rows) % documents:
-        raise ValueError(
-            f"`input_ids` has {len(rows)} rows, which is no multiple of the {documents} documents in `memory`."
-        )
+    rows_per_document(len(rows), documents)  # before beams multiply the rows
     check_room(settings, rows, memory, request.new_tokens)
     return cache_type(settings)(reader, settings, documents, memory, progress)
 
@@ -177,5 +175,6 @@ def _check_goes_on(cache: Any, request: _Request, memory: Memory | None, overrid
         )
     refuse_changes(memory, overridden)
     cache.check_continued_by(request.rows)
-    new = (len(row) - len(stream.ids) for row, stream in zip(request.rows, cache.streams))
-    cache.check_room([tokens + request.new_tokens for tokens in new])
+    for row, stream in zip(request.rows, cache.streams):
+        new = len(row) - len(stream.ids) + request.new_tokens
+        cache.settings.check_room(len(stream.rows), new, stream.window_length)

@@ -78,14 +78,21 @@ class LoopCache(Cache):
         if not self.streams:
             self._open(len(new))
         self._check_read(new, newest)
-        self.tokens += width or max(map(len, new))
-        if self.base_cache is not None:
-            if base_call is not None and all(self._stays_base(s, len(ids)) for s, ids in zip(self.streams, new)):
-                for stream, ids in zip(self.streams, new):
-                    stream.ids += ids
-                    stream.fresh = False
-                return base_call(self.base_cache)
-            self.base_cache = None
+        columns, stays = width or max(map(len, new)), map(self._stays_base, self.streams, map(len, new))
+        if self.base_cache is not None and base_call is not None and all(stays):
+            self.tokens += columns
+            for stream, ids in zip(self.streams, new):
+                stream.ids += ids
+                stream.fresh = False
+            return base_call(self.base_cache)
+        for row, ids in enumerate(new):
+            if len(ids) < newest:
+                raise ValueError(
+                    f"`logits_to_keep` is {newest}, but row {row} of `input_ids` has {len(ids)} new tokens; ask for "
+                    "fewer, or read the rows one by one."
+                )
+        self.tokens += columns
+        self.base_cache = None
         for stream, ids in zip(self.streams, new):
             stream.ids += ids[: len(ids) - newest]
         tails = [list(ids[len(ids) - newest :]) for ids in new]
@@ -262,19 +269,6 @@ class LoopCache(Cache):
                 f"input again, without `{CACHE}`."
             )
 
-    def _group(self, rows: int) -> int:
-        """Rows of each document.
-
-        Raises:
-            ValueError: if there are not as many of each.
-        """
-        group = rows // self.documents
-        if group * self.documents != rows:
-            raise ValueError(
-                f"`input_ids` has {rows} rows, which is no multiple of the {self.documents} documents in `memory`."
-            )
-        return group
-
     def _stays_base(self, stream: Stream, new: int) -> bool:
         limit = self.settings.sizes.local + 1 if stream.fresh else self._limit(stream)
         return stream.window_length + new < limit
@@ -282,11 +276,6 @@ class LoopCache(Cache):
     def _limit(self, stream: Stream) -> int:
         """The length of a local window at which its oldest tokens become a chunk."""
         return self.settings.sizes.local + self.settings.sizes.chunk
-
-    def check_room(self, new: Sequence[int]) -> None:
-        """Raise a ValueError if so many more tokens of each row would leave the positions of the model."""
-        for stream, tokens in zip(self.streams, new):
-            self.settings.check_room(len(stream.rows), tokens, stream.window_length)
 
 
 def _named(adapters: Any) -> str:

@@ -136,7 +136,7 @@ class Predictor(LoopCache):
         record = AttentionRecord(prefix, newest) if prefix and self.records_attention else None
         logits = self.reader.run(inputs, cache, logits=newest, record=record)
         if record is not None:
-            shares = record.mean.unflatten(1, (newest, -1)).sum(1)  # each token sees candidates of its own
+            shares = record.mean.cpu().unflatten(1, (newest, -1)).sum(1)  # each token sees candidates of its own
             self.chunk_attention = [share[len(share) - count :] for share, count in zip(shares, chunks)]
         return logits
 

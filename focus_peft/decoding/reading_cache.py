@@ -25,6 +25,7 @@ from ..passes.settings import Settings
 from .choice import look
 from .loop_cache import LoopCache, record_past
 from .reading_stream import ReadingStream
+from .stream import rows_per_document
 
 
 @dataclass
@@ -119,7 +120,7 @@ class ReadingCache(LoopCache):
         return min(self._limit(stream) - 1 - stream.window_length for stream in self.streams)
 
     def _open(self, rows: int) -> None:
-        group = self._group(rows)
+        group = rows_per_document(rows, self.documents)
         rows_of = [chunks.of_document(0) for chunks in self.chunks for _ in range(group)]
         self.streams = [
             ReadingStream(row // group, row, rows=list(rows_of[row]), before=self._before(row // group))

@@ -7,35 +7,38 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..memory.memory import Memory
 from ..memory.seen_chunks import SeenChunks
+from ..passes.ids import check_vocabulary, unpad
 from ..passes.reader import Reader
 from ..passes.settings import Settings
 from .cache_type import cache_type
 from .choice import look
-from .stream import Stream
+from .options import check_room
+from .stream import Stream, rows_per_document
 
 
 def read_logits(
     reader: Reader,
     settings: Settings,
-    rows: list[list[int]],
-    width: int,
+    input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     memory: Memory | None,
     logits_to_keep: int,
 ) -> CausalLMOutputWithPast:
-    """Logits of shape (rows, `width`, vocabulary), or of the last `logits_to_keep` tokens; 0 at padding.
+    """Logits of shape (rows, tokens, vocabulary), or of the last `logits_to_keep` tokens; 0 at padding.
 
     Args:
         reader, settings: What it is read with.
-        rows (`list[list[int]]`): The real tokens of every row.
-        width (`int`): Tokens of a padded row.
-        attention_mask (`torch.Tensor` of shape (rows, width), *optional*): Where the real tokens stand.
+        input_ids (`torch.LongTensor` of shape (rows, tokens)): The rows, padded on either side.
+        attention_mask (`torch.Tensor` of shape (rows, tokens), *optional*): Where the real tokens stand.
         memory (`Memory`, *optional*): What stands before the rows.
         logits_to_keep (`int`): 0: all.
 
     Raises:
-        ValueError: if rows and documents of `memory` do not fit together.
+        ValueError: if the rows cannot be read, or rows and documents of `memory` do not fit together.
     """
+    rows, width = unpad(input_ids, attention_mask), input_ids.shape[1]
+    check_vocabulary(rows, settings.facts.vocab_size)
+    check_room(settings, rows, memory, 0)
     kept = min(logits_to_keep, width) or width
     logits: torch.Tensor | None = None
     for row, (ids, document) in enumerate(zip(rows, _documents(rows, memory))):  # each at its own length
@@ -57,7 +60,12 @@ def read_attention(
     """What the last token of each row looks at: the mean share of its attention that each chunk's candidate has,
     (chunks,) each.
 
-    Args and raises as in `read_logits`.
+    Args:
+        reader, settings, memory: As in `read_logits`.
+        rows (`list[list[int]]`): The real tokens of every row.
+
+    Raises:
+        ValueError: if rows and documents of `memory` do not fit together.
     """
     found = []
     for ids, document in zip(rows, _documents(rows, memory)):
@@ -71,9 +79,5 @@ def _documents(rows: list[list[int]], memory: Memory | None) -> list[int | None]
     """The document of the memory that each row is about."""
     if memory is None:
         return [None] * len(rows)
-    if len(rows) % memory.num_documents:
-        raise ValueError(
-            f"`input_ids` has {len(rows)} rows, which is no multiple of the {memory.num_documents} documents in "
-            "`memory`."
-        )
-    return [row * memory.num_documents // len(rows) for row in range(len(rows))]
+    group = rows_per_document(len(rows), memory.num_documents)
+    return [row // group for row in range(len(rows))]

@@ -54,3 +54,12 @@ class Stream:
     def clone(self, member: int) -> Stream:
         """A stream that goes on from here on its own."""
         return replace(self, member=member, ids=list(self.ids), rows=list(self.rows), anchors=list(self.anchors))
+
+
+def rows_per_document(rows: int, documents: int) -> int:
+    """Rows of a batch about each document of a memory. Raises a ValueError if there are not as many of each."""
+    if rows % documents:
+        raise ValueError(
+            f"`input_ids` has {rows} rows, which is no multiple of the {documents} documents in `memory`."
+        )
+    return rows // documents

@@ -26,7 +26,8 @@ class Alibi:
     """The biases of one model.
 
     Args:
-        build (`Callable[[int], torch.Tensor]`): The model's own biases (heads, 1, keys) for so many keys.
+        build (`Callable[[int], torch.Tensor]`): The model's own biases (heads, 1, keys) for so many keys, in float32:
+            the table that is made of them outlives a cast of the model.
         modules (`list[nn.Module]`): Its attention modules.
         per_row (`bool`): Whether the modules take biases of each row. If not, all rows of a pass need the same
             distances.
@@ -52,15 +53,14 @@ class Alibi:
         if "position_bias" in taken and hasattr(inner, "build_mpt_alibi_tensor"):  # MPT
             return cls(lambda keys: inner.build_mpt_alibi_tensor(inner.num_heads, keys), modules, False, 1.0)
         if "alibi" in taken and hasattr(inner, "build_alibi_tensor"):  # Bloom
-            return cls(
-                lambda keys: inner.build_alibi_tensor(ones(keys), inner.num_heads, model.dtype), modules, True, 1.0
-            )
+            build = inner.build_alibi_tensor
+            return cls(lambda keys: build(ones(keys), inner.num_heads, torch.float32), modules, True, 1.0)
         if "alibi" in taken and getattr(model.config, "alibi", False):  # Falcon
             build = sys.modules[type(inner).__module__].build_alibi_tensor
             scale = (model.config.hidden_size // inner.num_heads) ** -0.5
             if model.config._attn_implementation == "eager":  # where Falcon adds them twice
                 scale *= 2
-            return cls(lambda keys: build(ones(keys), inner.num_heads, model.dtype), modules, True, scale)
+            return cls(lambda keys: build(ones(keys), inner.num_heads, torch.float32), modules, True, scale)
         return None
 
     def given(self, key_index: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:

@@ -29,11 +29,7 @@ class AttentionRecord:
 
     @property
     def mean(self) -> torch.Tensor:
-        """Over tokens, heads and layers, on the CPU: (rows, `prefix`), each row's sum below 1."""
-        return self._mean.cpu()
-
-    @property
-    def _mean(self) -> torch.Tensor:
+        """Over tokens, heads and layers: (rows, `prefix`), each row's sum below 1."""
         assert self._sum is not None
         return self._sum / self.layers
 
@@ -73,12 +69,7 @@ class AttentionRecord:
 
 
 class LabelRecord(AttentionRecord):
-    """The same for each token apart, with a graph, for a training loss."""
-
-    @property
-    def shares(self) -> torch.Tensor:
-        """Over heads and layers: (rows, tokens, `prefix`)."""
-        return self._mean
+    """The same for each token apart, with a graph, for a training loss: `mean` is (rows, tokens, `prefix`)."""
 
     def add(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any) -> None:
         self._add(self._weights(query, key, mask, **kwargs).mean((1, 2)))

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from peft.utils.integrations import gather_params_ctx
 from transformers import PreTrainedModel
 
 from .modules import every_module
 from .state import other_adapters
-from .weights import differentiable_weights, execution_device, real_weights, stored_tensors
+from .weights import differentiable_weights, execution_device, stored_tensors
 
 
 # Values sampled from each weight
@@ -85,7 +86,7 @@ def _frozen_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
         and execution_device(head) != head.weight.device
     ):
         own.pop(id(head.weight), None)  # offloaded, the tied weight is no longer the same object
-    with differentiable_weights(model):  # as they were loaded, not as they were repacked
+    with differentiable_weights(every_module(model)):  # as they were loaded, not as they were repacked
         for module in model.modules():
             mine = {name: own.pop(id(p)) for name, p in module.named_parameters(recurse=False) if id(p) in own}
             packed = [buffer for name, buffer in module.named_buffers(recurse=False) if name == "qweight"]  # GPTQ, AWQ
@@ -93,6 +94,6 @@ def _frozen_tensors(model: PreTrainedModel) -> Iterator[torch.Tensor]:
                 continue
             parameters = [getattr(module, name) for name in mine]
             # under ZeRO-3, weights are empty outside of the second context
-            with real_weights(module), gather_params_ctx(parameters, modifier_rank=None):
+            with align_module_device(module), gather_params_ctx(parameters, modifier_rank=None):
                 for tensor in (*(getattr(module, name) for name in mine), *packed):
                     yield from (part for part in stored_tensors(tensor) if part.numel())

@@ -22,13 +22,12 @@ def uncompiled() -> Iterator[None]:
     process's, so the first that enters takes it and the last that leaves gives it back.
     """
     global _inside, _stance
-    set_stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
-    if set_stance is None or "torch._dynamo" not in sys.modules:  # nothing has been compiled
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
         yield
         return
     with _lock:
         if not _inside:
-            _stance = set_stance("force_eager")
+            _stance = torch.compiler.set_stance("force_eager")
             _stance.__enter__()
         _inside += 1
     try:

@@ -5,17 +5,15 @@ accelerate.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
-from accelerate.utils import align_module_device, has_offloaded_params
+from accelerate.utils import has_offloaded_params
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
-
-from .modules import every_module
 
 
 # float8 is floating point too, but means nothing without its scales
@@ -85,7 +83,7 @@ def _weight_and_bias_of_both(layer: BaseTunerLayer, in_features: int) -> tuple[t
     modes = [(inner, inner.training) for inner in module.modules()]
     module.eval()  # its dropout is off
     try:
-        with torch.no_grad(), differentiable_weights(module):
+        with torch.no_grad(), differentiable_weights(module.modules()):
             weight = _probed_weight(module, in_features, device, dtype)
             bias = module(torch.zeros_like(some))
             expected = module(some).float()
@@ -121,25 +119,13 @@ def execution_device(layer: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
-def real_weights(layer: nn.Module) -> Iterator[None]:
-    """Within the context, weights of the layer that accelerate keeps elsewhere (another device, the disk) are
-    there.
-    """
-    with align_module_device(layer):
-        yield
-
-
-@contextlib.contextmanager
-def differentiable_weights(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iterator[None]:
-    """Within the context, bitsandbytes does not repack 4-bit weights for the CPU.
+def differentiable_weights(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the context, bitsandbytes does not repack 4-bit weights of these modules for the CPU.
 
     In evaluation mode it does, for good, and into a form that passes no gradient on (a warning is all that it says).
-    `modules` are all of the model's, where they are known.
     """
     # not by attribute: asking every module for what it lacks would take longer than the rest of a short pass
-    weights = [
-        (module, module._parameters.get("weight")) for module in (every_module(model) if modules is None else modules)
-    ]
+    weights = [(module, module._parameters.get("weight")) for module in modules]
     layers = [
         layer for layer, w in weights if w is not None and type(w).__name__ == "Params4bit" and w.device.type == "cpu"
     ]

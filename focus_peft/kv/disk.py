@@ -114,7 +114,7 @@ class DiskStore(HostStore):
         for begin in range(0, self.rows, step):
             piece = slice(begin, min(begin + step, self.rows))
             for new, old in zip(grown, self.layers[index]):
-                new[piece, :, front : front + self.columns] = old[piece]
+                new[piece, :, front : front + self.columns] = old[piece, :, : self.columns]
             other._advise("MADV_DONTNEED", grown, piece)
             self._advise("MADV_DONTNEED", self.layers[index], piece)
         return grown

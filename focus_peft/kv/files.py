@@ -44,7 +44,7 @@ def describe_states(store: KeyValueStore, columns: int) -> dict[str, list]:
     back.
     """
     described = {}
-    for layer in range(store.num_layers):
+    for layer in range(len(store.layers)):
         for name, side in zip(("key", "value"), store.read(layer, slice(0, 1), 1)):
             described[f"{name}.{layer}"] = [str(side.dtype), [store.rows, side.shape[1], columns, side.shape[3]]]
     store.close()
@@ -135,7 +135,7 @@ def copy_states(
     chunk.
     """
     runs = list(_runs(pairs, lengths))
-    for layer in range(source.num_layers):
+    for layer in range(len(source.layers)):
         for new, old, count, length in runs:
             row = sum(side[0].numel() for side in source.read(layer, slice(old, old + 1), length))
             step = max(1, PIECE // (8 * row))

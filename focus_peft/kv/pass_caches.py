@@ -20,14 +20,14 @@ class PassCache(Cache):
         rows (`slice`): Rows of the store that the pass is about.
         columns (`torch.LongTensor` of shape (rows, tokens)): Where each new token's key and value go.
         read (`slice`): Columns that attention sees.
-        prefix (`Sequence[LayerStates]` or `dict[int, LayerStates]`, *optional*): Of each layer, states of shape (rows,
-            kv_heads, m, head_dim) that stand in the m columns before `prefix_end`, written just before they are read.
         prefix_end (`int`): The column that follows the prefix.
         chunks (`Sequence[int]`, *optional*): The rows' chunks are being read, which have so many tokens: attention
             sees the new tokens only (nothing came before).
         candidates (`int`): How many of the last tokens of each row to remember in `new`.
 
     Attributes:
+        prefix (`Sequence[LayerStates]` or `dict[int, LayerStates]`, *optional*): Of each layer, states of shape (rows,
+            kv_heads, m, head_dim) that stand in the m columns before `prefix_end`, written just before they are read.
         new (`dict[int, LayerStates]`): For each layer, keys and values (rows, kv_heads, `candidates`, head_dim).
     """
 
@@ -37,14 +37,14 @@ class PassCache(Cache):
         rows: slice,
         columns: torch.Tensor,
         read: slice,
-        prefix: Sequence[LayerStates] | dict[int, LayerStates] | None = None,
         prefix_end: int = 0,
         chunks: Sequence[int] | None = None,
         candidates: int = 0,
     ) -> None:
         super().__init__(layers=[])
         self.store, self.row_slice, self.read = store, rows, read
-        self.prefix, self.prefix_end, self.chunks = prefix, prefix_end, chunks
+        self.prefix: Sequence[LayerStates] | dict[int, LayerStates] | None = None
+        self.prefix_end, self.chunks = prefix_end, chunks
         self.candidates = candidates
         self.tokens = columns.shape[1]
         self.place = Place(columns.clamp(max=read.stop), read.stop)

@@ -103,7 +103,8 @@ class KeyValueStore:
     def _grown(self, index: int, rows: int, columns: int, front: int) -> LayerStates:
         grown = self._allocate(self.layers[index], rows, columns)
         for new, old in zip(grown, self.layers[index]):
-            new[: self.rows, :, front : front + self.columns] = old
+            # wider than `columns`, where there was no room for all layers the last time
+            new[: self.rows, :, front : front + self.columns] = old[: self.rows, :, : self.columns]
         return grown
 
     def part(self, first: int, rows: int) -> KeyValueStore:
@@ -152,10 +153,6 @@ class KeyValueStore:
     def to(self, device: torch.device | str) -> None:
         """Move all states to a device."""
         self.layers = [(keys.to(device), values.to(device)) for keys, values in self.layers]
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.layers)
 
     @property
     def device(self) -> torch.device | None:

@@ -12,11 +12,11 @@ from ..config import IGNORE
 from ..frozen.weights import is_plain
 from ..layer import TwinLayer
 from ..passes.distributed import is_distributed
-from ..passes.ids import check_vocabulary, unpad
+from ..passes.ids import check_ids, check_vocabulary, real_tokens, unpad
 from ..passes.settings import Settings
-from .documents import Document, draw_documents
+from .documents import Document
 from .output import FocusOutput
-from .sampling import row_generators
+from .sampling import draw_sample, least_chunk_size, row_generators
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,23 @@ class LabeledBatch:
         Raises:
             ValueError: for rows or labels that cannot be, or spans that leave the positions of the model.
         """
+        rows = unpad(self.input_ids, self.attention_mask)
+        check_vocabulary(rows, settings.facts.vocab_size)
+        check_ids(self.labels, "labels")
         if self.labels.shape != self.input_ids.shape:
             raise ValueError(
                 f"`labels` has the shape {tuple(self.labels.shape)}, but `input_ids` has "
                 f"{tuple(self.input_ids.shape)}; they must be the same."
             )
-        rows = unpad(self.input_ids, self.attention_mask)
-        check_vocabulary(rows, settings.facts.vocab_size)
+        targets = real_tokens(self.labels, self.attention_mask)
+        real = [[target for target in row if target != IGNORE] or [0] for row in targets]
+        check_vocabulary(real, settings.facts.vocab_size, "labels")
+        settings.check_labels(max(distractors, -(-max(map(len, rows)) // least_chunk_size(settings))))
         generators = row_generators(len(rows), self.generator, self.sample_seeds, training)
-        documents = draw_documents(rows, self.labels, self.attention_mask, settings, generators, distractors)
+        documents = [
+            Document(ids, target, draw_sample([label != IGNORE for label in target], settings, generator, distractors))
+            for ids, target, generator in zip(rows, targets, generators)
+        ]
         for document, pairs in zip(documents, self._evidence(rows)):
             document.evidence = pairs
         return documents

@@ -198,7 +198,7 @@ def _local_logits(
     logits = reader.run(inputs, GraphCache(past), logits=window.labels, record=record)[0]
     if record is None:
         return Found(logits, None)
-    blocks = record.shares[0].unflatten(-1, (newest, chunks))
+    blocks = record.mean[0].unflatten(-1, (newest, chunks))
     # each label sees the candidates of its own token, in exact mode all see the same ones
     block = torch.zeros(window.labels, dtype=torch.long) if exact else torch.arange(window.labels)
     return Found(logits, blocks[torch.arange(window.labels), block])

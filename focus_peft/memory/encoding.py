@@ -106,7 +106,7 @@ class Encoder:
             memory = Memory(
                 saved.documents, saved.chunk_size, saved.frames, self.fingerprint, room, storage, storage_dir, ranks
             )
-            memory.load_states(source, saved, self.reader.device)
+            memory.load_states(source, saved, self._states_device)
         self.check(memory)
         return memory
 

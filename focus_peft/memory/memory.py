@@ -178,8 +178,9 @@ class Memory:
         """Move the states to a device, in place, and return self. With the storages "cpu" and "disk" they stay where
         they are.
         """
-        self.store.to(device)
-        self._tenant = None
+        with self.lock:
+            self.store.to(device)
+            self._tenant = None
         return self
 
     def save(self, directory: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -204,17 +205,17 @@ class Memory:
                 "all of it; encode with `spread_chunks=False` in one process, save that, and load it with "
                 "`spread_chunks=True`."
             )
-        description = {
-            "documents": self.documents,
-            "chunk_size": self.chunk_size,
-            "nominal": self.frames.nominal,
-            "learned": self.frames.learned,
-            "offset": self.frames.offset,
-            "model": self.fingerprint.to_dict(),
-            "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
-            "states": describe_states(self.store, max(self._lengths, default=0)),
-        }
         with self.lock:
+            description = {
+                "documents": self.documents,
+                "chunk_size": self.chunk_size,
+                "nominal": self.frames.nominal,
+                "learned": self.frames.learned,
+                "offset": self.frames.offset,
+                "model": self.fingerprint.to_dict(),
+                "tokenizer": None if tokenizer is None else tokenizer_fingerprint(tokenizer),
+                "states": describe_states(self.store, max(self._lengths, default=0)),
+            }
             write_memory(directory, description, lambda file: write_states(file, self.store, self._lengths))
 
     def load_states(self, directory: Path, saved: SavedMemory, device: torch.device | str) -> None:

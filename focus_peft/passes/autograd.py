@@ -48,10 +48,9 @@ def install_checkpointing(modules: Sequence[nn.Module]) -> None:
 
 def gather_for_backward(cache: GraphCache, modules: Sequence[nn.Module]) -> None:
     """FSDP gathers a layer's weights when a gradient comes to its result; ours come to its keys and values, too."""
-    layers = layers_of(modules)
-    for layer, states in cache.new.items():
-        gather = getattr(layers[layer], "unshard", None)
-        for state in states:
+    for number, layer in enumerate(layers_of(modules)):
+        gather = getattr(layer, "unshard", None)
+        for state in cache.new.get(number, ()):
             if gather is not None and state.requires_grad:
                 state.register_hook(functools.partial(_call, gather))
 

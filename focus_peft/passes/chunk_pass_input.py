@@ -40,7 +40,7 @@ def chunk_pass_input(
         columns[number, width - new :] = length + old + torch.arange(new)
         visible[number, : width - new, 0] = True  # padding sees something, so that no softmax is empty
         visible[number, width - new :, :length] = True
-        visible[number, width - new :, length : length + old + new] = placement.visible()
+        visible[number, width - new :, length : length + old + new] = placement.visible
         query_index[number, width - new :] = length + placement.depth
         key_index[number, :length] = torch.arange(length)
         key_index[number, length : length + old + new] = length + placement.all_depths

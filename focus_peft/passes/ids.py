@@ -24,15 +24,13 @@ def unpad(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, name: st
         ValueError: if the ids are no integers, a row is empty, or its mask has a hole in the middle.
     """
     mask = check_batch(input_ids, attention_mask, name)
-    if mask is None:
-        return input_ids.tolist()
-    for row, holed in enumerate(_holes(mask)):
+    for row, holed in enumerate([] if mask is None else _holes(mask)):
         if holed:
             raise ValueError(
                 f"Row {row} of `attention_mask` has a hole in the middle; a row must be one unbroken run of tokens "
                 f"with padding on the left or on the right. Remove the masked tokens from `{name}`."
             )
-    return [ids[keep].tolist() for ids, keep in zip(input_ids.cpu(), mask)]
+    return real_tokens(input_ids, mask)
 
 
 def check_batch(

@@ -92,14 +92,11 @@ class Placement:
     def all_depths(self) -> torch.Tensor:
         return torch.cat([self.old_depth, self.depth])
 
+    @functools.cached_property  # the same in every batch of chunk rows
     def visible(self) -> torch.Tensor:
         """(new tokens, old + new columns): a token sees itself, and the ordinary tokens before it in all of its
         streams.
         """
-        return self._visible
-
-    @functools.cached_property
-    def _visible(self) -> torch.Tensor:  # the same in every batch of chunk rows
         old, new = len(self.old_depth), len(self.depth)
         owners = torch.cat([self.old_owners, self.owners], dim=1)
         # a token of several streams may only see what all of them have

@@ -18,6 +18,7 @@ from ..frozen.attention import install_attention, masked_implementation, uninsta
 from ..frozen.attention_record import AttentionRecord, exchanges_attention
 from ..frozen.compat import CACHE
 from ..frozen.current_pass import Pass
+from ..frozen.facts import ModelFacts
 from ..frozen.grouped_attention import is_grouped, shape_of
 from ..frozen.interception import release
 from ..frozen.modules import Modules, every_module
@@ -42,8 +43,7 @@ class Reader:
 
     Args:
         model (`PreTrainedModel`): The base model, twins injected.
-        sliding_window (`int`, *optional*): Tokens that a sliding-window layer sees.
-        layer_types (`set[str]`): "full_attention", "sliding_attention" or both.
+        facts (`ModelFacts`): What its layers are.
 
     Attributes:
         pool (`KeptChunks`, *optional*): Has the chunks that are not read again. None: all are read.
@@ -51,10 +51,9 @@ class Reader:
         formats (`list`): Heads and numbers of a head, of keys and of values, in each layer; found by the first passes.
     """
 
-    def __init__(self, model: PreTrainedModel, sliding_window: int | None, layer_types: set[str]) -> None:
+    def __init__(self, model: PreTrainedModel, facts: ModelFacts) -> None:
         self.model = model
-        self.sliding_window = sliding_window
-        self.layer_types = layer_types
+        self.sliding_window, self.layer_types = facts.sliding_window, facts.layer_types
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in inspect.signature(model.base_model.forward).parameters
         self.alibi = Alibi.of(model)
@@ -327,7 +326,7 @@ class Reader:
         for module in training:
             module.training = False
         try:
-            with differentiable_weights(self.model, modules.four_bit), uncompiled():
+            with differentiable_weights(modules.four_bit), uncompiled():
                 yield
         finally:
             for module in training:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ class WholeCheckpoints(ListedUploads):
 
     _scratch: Path | None = None
 
-    def checkpoint_to_resume(self, resume_from_checkpoint: str | bool | None) -> str | None:
+    def checkpoint_to_resume(self, resume_from_checkpoint: str | os.PathLike | bool | None) -> str | None:
         """The folder that [`FocusTrainer.train`] resumes from; its argument.
 
         Raises:
@@ -32,13 +33,14 @@ class WholeCheckpoints(ListedUploads):
         """
         if not resume_from_checkpoint:
             return None
-        if isinstance(resume_from_checkpoint, str) and resume_from_checkpoint != "auto":
-            if not Path(resume_from_checkpoint, STATE_FILE).is_file():
+        if resume_from_checkpoint is not True and resume_from_checkpoint != "auto":
+            folder = os.fspath(resume_from_checkpoint)
+            if not Path(folder, STATE_FILE).is_file():
                 raise ValueError(
-                    f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, where there is no whole checkpoint; "
-                    'name its folder, or "auto" for the last one in `output_dir`.'
+                    f"`resume_from_checkpoint` is {folder!r}, where there is no whole checkpoint; name its folder, or "
+                    '"auto" for the last one in `output_dir`.'
                 )
-            return resume_from_checkpoint
+            return folder
         last = last_checkpoint(cast(str, self.args.output_dir))
         if last is None and resume_from_checkpoint is True:
             raise ValueError(

@@ -51,7 +51,7 @@ def _span_loss(tuner: Any, chunks: list[list[int]], ids: list[int], span: Span) 
     rows = torch.tensor([chunk + placement.ids for chunk in chunks])
     index = torch.cat([torch.arange(length), length + placement.depth])
     visible = (index[:, None] >= index[None]).clone()
-    visible[length:, length:] = placement.visible()
+    visible[length:, length:] = placement.visible
     visible[:length, length:] = False
     starts = torch.tensor([settings.frames.chunk_start(number, length) for number in range(len(chunks))])
     inputs = PassInput(rows, starts[:, None] + index, rows, visible[None], index[None], index[None])

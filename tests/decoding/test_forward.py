@@ -189,3 +189,36 @@ def test_a_loss_on_logits_fails_with_a_sentence_in_its_backward_pass(length: int
     with refusal("`labels`", "`FocusTrainer`", "`FocusSFTTrainer`"):
         logits.square().mean().backward()
     assert not model.eval()(LONG[:, :length]).logits.requires_grad
+
+
+def test_as_many_logits_as_there_are_new_tokens_and_no_fewer_than_asked_for() -> None:
+    model = make_focus_model()
+    first = model(LONG, use_cache=True)
+    behind = model(random_ids(2, seed=3)[None], logits_to_keep=3, **{CACHE: first[CACHE]})
+    assert behind.logits.shape[1] == 2 and behind[CACHE].streams[0].ids == [*LONG[0], *random_ids(2, seed=3)]
+    rows, mask = pad_rows([random_ids(2, seed=1), random_ids(30, seed=2)])
+    with refusal("`logits_to_keep` is 3, but row 0 of `input_ids` has 2 new tokens", model=model):
+        model(rows, attention_mask=mask, use_cache=True, logits_to_keep=3)
+
+
+def test_a_cache_of_the_base_model_beside_a_memory_is_refused() -> None:
+    model = make_focus_model()
+    memory = model.encode(LONG)
+    with refusal(f"`{CACHE}`", "not possible with chunks", model=model):
+        model(LONG[:, :4], memory=memory, **{CACHE: DynamicCache()})
+
+
+def test_an_option_of_none_is_not_given() -> None:
+    model, newest = make_focus_model(), random_ids(1, seed=3)[None]
+    found = [
+        model(newest, **options, **{CACHE: model(LONG, use_cache=True)[CACHE]})
+        for options in ({}, {"local_size": None})
+    ]
+    assert torch.equal(found[0].logits, found[1].logits)
+
+
+def test_a_memory_without_anything_to_read_is_refused() -> None:
+    model = make_focus_model()
+    memory = model.encode(LONG)
+    with refusal("`input_ids` is missing", model=model):
+        model(memory=memory)

@@ -7,13 +7,15 @@ on paper is equal to 1e-9 here.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import BOS, PAD, make_focus_model, make_tiny_model, pad_rows
-from peft import PeftModel
+from conftest import BOS, PAD, make_focus_model, make_tiny_model, pad_rows, small_config
+from peft import PeftModel, get_peft_model
+from refusal import refusal
 from training import (
     IGNORED,
     assert_equal_to,
@@ -459,3 +461,21 @@ def test_each_span_is_distilled_if_memory_and_window_fit_the_model() -> None:
     output = loss_of(model, ids, sample, distill_weight=1.0)
     assert_equal_to(output.loss_continuation, without.loss_continuation)
     assert_equal_to(output.loss, without.loss_continuation + fits)  # of what does not fit, cross-entropy alone
+
+
+def test_labels_that_are_no_tensor_are_refused() -> None:
+    model, ids = make_focus_model(), batch_of([document()])
+    with refusal("`labels`", "a list", model=model):
+        model(ids, labels=ids.tolist())
+
+
+def test_layers_of_ones_own_class_are_trained_as_transformers_own() -> None:
+    found = []
+    for own in (False, True):
+        base = make_tiny_model(dtype=torch.float32)
+        for layer in base.model.layers if own else ():
+            forward = inspect.unwrap(type(layer).forward)  # without checkpointing of transformers
+            layer.__class__ = type("Layer", (torch.nn.Module,), {"forward": forward})
+        model, ids = get_peft_model(base, small_config()), batch_of([document()])
+        found.append(gradients_of(model, model(ids, labels=ids, generator=seeded(0)).loss))
+    assert_same_gradients(*found)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -343,3 +344,16 @@ def test_a_memory_on_another_device_is_refused_with_the_remedy(model: PeftModel)
     ):
         with refusal("`memory`", "meta", "cpu", "`memory.to('cpu')`", model=model):
             call()
+
+
+def test_saving_waits_for_the_request_that_asks_the_memory(model: PeftModel, tmp_path: Path) -> None:
+    memory = model.encode(DOCUMENT, storage="int8")
+    closed: list[bool] = []
+    memory.store.close = lambda: closed.append(True)
+    with memory.lock:
+        saving = threading.Thread(target=memory.save, args=(tmp_path / "saved",))
+        saving.start()
+        saving.join(0.3)
+        assert not closed and saving.is_alive()
+    saving.join(30)
+    assert closed and sorted(path.name for path in (tmp_path / "saved").iterdir()) == FILES

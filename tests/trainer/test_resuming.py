@@ -42,6 +42,15 @@ def killed_after(directory: Path, step: int, **fields: Any) -> None:
         trainer_of(directory, callbacks=callbacks, **fields).train()
 
 
+def test_a_checkpoint_may_be_named_by_a_path(tmp_path: Path) -> None:
+    trainer_of(tmp_path / "run", **SAVING).train()
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        trainer_of(tmp_path / "run", **SAVING).train(resume_from_checkpoint=tmp_path / "run" / "checkpoint-99")
+    resumed = trainer_of(tmp_path / "other", **SAVING)
+    output = resumed.train(resume_from_checkpoint=tmp_path / "run" / "checkpoint-2")
+    assert output.global_step == 3 and not (tmp_path / "other" / "checkpoint-1").exists()
+
+
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
 @pytest.mark.parametrize("best", [False, True])
 def test_a_finished_run_is_not_trained_on(schedule: str, best: bool, tmp_path: Path) -> None:
