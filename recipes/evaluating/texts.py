@@ -105,10 +105,10 @@ class TextDataset:
                 "where there is no network, name files, or a copy's folder as `path`."
             ) from error
         if not texts:
-            raise ValueError(
-                f"`texts` names {name!r}, but none of its documents has `min_characters` = "
-                f"{self.min_characters}; choose a smaller number."
-            )
+            lack = "it has no text; name another one"
+            if self.min_characters:
+                lack = f"none of its documents has `min_characters` = {self.min_characters}; choose a smaller number"
+            raise ValueError(f"`texts` names {name!r}, but {lack}.")
         return texts
 
 

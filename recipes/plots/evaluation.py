@@ -21,8 +21,8 @@ def samples(folder: Path, task: str) -> list[dict[str, Any]]:
         raise SystemExit(
             f"error: `--results` {str(folder)!r} holds no samples.jsonl; name the folder of an evaluation."
         )
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    read = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may still be being written
+    lines = file.read_bytes().splitlines(keepends=True)
+    read = [json.loads(line) for line in lines if line.endswith(b"\n")]  # the last one may still be being written
     found = [sample for sample in read if sample["task"] == task]
     if not found:
         there = ", ".join(sorted({sample["task"] for sample in read}))
