@@ -270,6 +270,7 @@ def test_a_dry_run_says_what_would_be_run_and_leaves_nothing_behind(tmp_path: Pa
     assert os.listdir(tmp_path) == ["small.yaml"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the training can be tried on a GPU")
 def test_a_dry_run_of_epochs_that_cannot_be_tried_here_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

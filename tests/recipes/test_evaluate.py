@@ -94,7 +94,7 @@ def adapter_of(evaluation: Evaluation) -> FocusConfig:
     if evaluation.adapter is None:
         return FocusConfig(r=1)
     if (ROOT / evaluation.adapter).is_dir():
-        return FocusConfig.from_pretrained(ROOT / evaluation.adapter, base_model_name_or_path=None)
+        return FocusConfig.from_pretrained(ROOT / evaluation.adapter)
     recipe = ROOT / "recipes" / "configs" / f"{Path(evaluation.adapter).name}.yaml"
     return load_recipe(recipe, training__use_cpu=True, training__bf16=False).focus
 

@@ -25,7 +25,6 @@ from plots.attention_shares import chunks_with
 from plots.drawing import styles
 from plots.evaluation import at_shared_places, samples
 from small_evaluation import MODEL, write_config
-from torch.utils.tensorboard import SummaryWriter
 
 from focus_peft.tasks.passkey import INFORMATION, passkey_prompt
 
@@ -144,7 +143,8 @@ def test_samples_are_drawn_whatever_breaks_the_lines_of_their_answers(tmp_path: 
 
 
 def test_the_losses_of_a_run_are_drawn_as_far_as_they_were_logged(tmp_path: Path) -> None:
-    with SummaryWriter(tmp_path) as writer:
+    boards = pytest.importorskip("torch.utils.tensorboard")
+    with boards.SummaryWriter(tmp_path) as writer:
         for tag in ("train/loss_continuation", "train/loss_repetition", "eval/loss_continuation"):
             writer.add_scalar(tag, 2.5, 1)
     words = ["curves", "--logdir", str(tmp_path), "--output", str(tmp_path / "curves.svg")]
