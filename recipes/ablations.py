@@ -47,7 +47,7 @@ def dry_run(runner: Runner, variants: list[Variant]) -> None:
         said = run("train.py", ["--dry-run", "--config", str(runner.ablations.recipe), *variant.train_words])
         lines = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
         print(f"training {variant.study}, {variant.name}: {lines['time'].strip()}", flush=True)
-        measured = re.search(r"([\d.]+) s a step", lines["time"]), re.search(r"([\d,]+) of", lines["steps"])
+        measured = re.search(r"([\d.]+) s a step", lines["time"]), re.search(r"([\d,]+) of", lines.get("steps", ""))
         if measured[0] and measured[1]:
             hours += float(measured[0][1]) * int(measured[1][1].replace(",", "")) / 3600
     print(f"{len(seen)} trainings: {hours:.2f} h in all here, without evaluation")

@@ -47,7 +47,7 @@ from typing import Any
 import torch
 from benchmarks.measurements import WAYS
 from benchmarks.report import markdown_of, summarized
-from lib.command_line import command_of, parser_of
+from lib.command_line import command_of, parser_of, positive
 from lib.packaged_model import PACKAGED
 from lib.result_files import write_json, write_markdown
 
@@ -163,10 +163,10 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
         lengths: Any = {"nargs": "+" if name == "scaling" else 1, "default": [4096 if name == "training" else 8192]}
         one.add_argument("--tokens", type=int, **lengths, help="length")
         one.add_argument("--ways", nargs="+", choices=ways, help="default: all")
-        one.add_argument("--repeats", type=int, default=3, help="processes of each way (default: 3)")
+        one.add_argument("--repeats", type=positive, default=3, help="processes of each way (default: 3)")
         one.add_argument("--model", default=PACKAGED, help="folder or name of a model (default: SmolLM2's package)")
         one.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-        one.add_argument("--new-tokens", type=int, default=4, help="tokens that are timed (default: 4)")
+        one.add_argument("--new-tokens", type=positive, default=4, help="tokens that are timed (default: 4)")
         longest: dict[str, Any] = {"type": way_and_tokens(ways), "nargs": "+", "default": [], "metavar": "WAY=TOKENS"}
         one.add_argument("--up-to", **longest, help="the longest input of a way, as in 'full attention=32768'")
         one.add_argument("--r", type=int, help="rank of the twins in training (default: full twins)")

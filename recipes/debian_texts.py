@@ -15,9 +15,10 @@ import html
 import re
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lib.command_line import parser_of
 from lib.result_files import check_new, write_json
@@ -86,7 +87,7 @@ def sources() -> Iterator[tuple[str, str]]:
         yield f"stdlib-{file.stem}", file.read_text(encoding="utf-8", errors="replace")
 
 
-def write(folder: Path, texts: Iterator[tuple[str, str]]) -> dict[str, int]:
+def write(folder: Path, texts: Iterable[tuple[str, str]]) -> dict[str, int]:
     folder.mkdir(parents=True, exist_ok=True)
     count = characters = 0
     for name, text in texts:
@@ -103,18 +104,18 @@ def version(package: str) -> str:
 
 def main(output: Path) -> None:
     check_new(output)
+    parts = {package.name: part for part, packages in (("train", TRAIN), ("test", TEST)) for package in packages}
+    texts = {package.name: list(documents(package)) for package in (*TRAIN, *TEST)}
     name, command = BIBLE
-    found = {}
-    for part, packages in (("train", TRAIN), ("test", TEST)):
-        for package in packages:
-            written = write(output / part, documents(package))
-            found[package.name] = {"part": part, "version": version(package.name), **written}
     try:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError:
         raise SystemExit(f"error: the program `{command[0]}` is not there; `apt install {name}`.") from None
-    found[name] = {"part": "test", "version": version(name), **write(output / "test", iter([(name, text)]))}
-    found["standard library"] = {"part": "train", **write(output / "train", sources())}
+    parts[name], texts[name] = "test", [(name, text)]
+    found: dict[str, dict[str, Any]] = {each: {"part": part, "version": version(each)} for each, part in parts.items()}
+    found["standard library"], texts["standard library"] = {"part": "train"}, list(sources())
+    for each, facts in found.items():  # all texts are there: what is missing must not leave a part of them behind
+        facts.update(write(output / facts["part"], texts[each]))
     write_json(output / "packages.json", found)
     for name, facts in found.items():
         print(f"{name}: {facts['documents']} documents, {facts['characters']:,} characters for {facts['part']}")

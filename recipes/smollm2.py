@@ -23,6 +23,7 @@ def main() -> None:
     if FOLDER.exists():
         raise SystemExit(f"{FOLDER} is there already.")
     FOLDER.parent.mkdir(exist_ok=True)
+    FOLDER.unlink(missing_ok=True)  # a link to what is no longer there
     FOLDER.symlink_to(saved_model(), target_is_directory=True)
     print(f"{FOLDER} -> {FOLDER.resolve()}")
 

@@ -24,8 +24,6 @@ BROKEN, UNDECODABLE = "broken lines", "texts that are not UTF-8"
 UNREADABLE, BINARY = "unreadable files", "binary files"
 # What is raised by a file that cannot be read to its end
 FAILURES = (OSError, EOFError, zlib.error, lzma.LZMAError)
-# What `save_to_disk` of `datasets` leaves in a folder
-SAVED = ("dataset_info.json", "dataset_dict.json")
 # A file with a zero byte among its first so many is no text
 SNIFFED = 8192
 
@@ -38,7 +36,9 @@ def is_local(path: str) -> bool:
 def is_saved_dataset(path: str) -> bool:
     """Whether a path is a folder that `save_to_disk` of `datasets` wrote."""
     folder = Path(path).expanduser()
-    return (folder / SAVED[1]).is_file() or (folder / SAVED[0]).is_file() and (folder / "state.json").is_file()
+    return (folder / "dataset_dict.json").is_file() or all(
+        (folder / name).is_file() for name in ("dataset_info.json", "state.json")
+    )
 
 
 def find_files(path: str) -> list[Path]:
@@ -81,10 +81,6 @@ def _files_below(folder: Path) -> list[Path]:
         paths = [Path(parent, name) for name in names if not name.startswith(".")]
         files += [path for path in paths if path.is_file()]
     return files
-
-
-def has_rows(file: Path) -> bool:
-    return kind_of(file) in ROW_SUFFIXES
 
 
 def kind_of(file: Path) -> str:

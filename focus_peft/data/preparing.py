@@ -190,10 +190,10 @@ def _nothing_left(config: DataConfig, source: SourceConfig, counts: Counter[str]
     remedies = {
         SHORT: f"make `min_tokens` ({config.min_tokens}) smaller",
         LONG: f"make `max_tokens` ({config.limit(source)}) larger",
-        BROKEN: "write one JSON object a line",
+        BROKEN: "write one JSON object a line, or a table whose rows have all fields",
         UNDECODABLE: "convert the files to UTF-8",
         BINARY: "name text files",
-        EMPTY: "name a column that holds the text",
+        EMPTY: "name a column that holds the text, or files that have some",
         WITHOUT_TEXT: "name a column that holds the text",
     }
     most = max(counts, key=lambda reason: counts[reason], default="")

@@ -49,51 +49,36 @@ def select(
     Raises:
         ValueError: if there are not more documents than are to be held out.
     """
-    banded = [
-        bands_of(pieces["length"], bands) if bands and text else np.zeros(len(pieces), np.int64)
-        for pieces, text in zip(sources, is_text)
-    ]
-    usable = [np.flatnonzero(band >= 0) for band in banded]
-    texts = np.unique(np.concatenate([pieces["text"][use] for pieces, use in zip(sources, usable)]))
+    lengths = [len(pieces) for pieces in sources]
+    pieces = np.concatenate(sources)
+    is_banded = np.repeat([text and bool(bands) for text in is_text], lengths)
+    band_of = np.where(is_banded, bands_of(pieces["length"], bands or []), 0)
+    usable = band_of >= 0
+    texts = np.unique(pieces["text"][usable])
     if held_out and held_out >= len(texts):
         raise ValueError(
             f"`held_out` is {held_out}, but there are {len(texts)} different documents that could be trained on; hold "
             "out fewer, or give more."
         )
     chosen = texts[np.argsort(scrambled(texts, seed), kind="stable")[:held_out]]
-
-    train, evaluation = [], []
-    seen: set[tuple[int, int]] = set()
-    for pieces, use in zip(sources, usable):
-        out = np.isin(pieces["text"][use], chosen)
-        train.append(use[~out])
-        kept = []
-        for number in use[out]:
-            name = (int(pieces["text"][number]), int(pieces["part"][number]))
-            if name not in seen:  # a text that occurs twice is evaluated once
-                seen.add(name)
-                kept.append(number)
-        evaluation.append(np.array(kept, dtype=np.int64))
-    if not bands:
-        return Selection(train, evaluation, [])
+    is_held_out = usable & np.isin(pieces["text"], chosen)
+    train, evaluation = usable & ~is_held_out, np.zeros_like(usable)
+    numbers = np.flatnonzero(is_held_out)
+    _, first = np.unique(pieces[["text", "part"]][numbers], return_index=True)
+    evaluation[numbers[first]] = True  # a text that occurs twice is evaluated once
 
     counts = []
-    kept_of: list[list[np.ndarray]] = [[use] if not text else [] for use, text in zip(train, is_text)]
-    for index, band in enumerate(bands):
-        found = [
-            use[banded[source][use] == index] if is_text[source] else np.zeros(0, np.int64)
-            for source, use in enumerate(train)
-        ]
-        owner = np.repeat(np.arange(len(found)), [len(numbers) for numbers in found])
-        numbers = np.concatenate(found)
-        keys = np.concatenate(
-            [scrambled(pieces["text"][some], seed + 1, pieces["part"][some]) for pieces, some in zip(sources, found)]
-        )
-        picked = np.argsort(keys, kind="stable")[: band.count]
+    for index, band in enumerate(bands or []):
+        numbers = np.flatnonzero(train & is_banded & (band_of == index))
+        keys = scrambled(pieces["text"][numbers], seed + 1, pieces["part"][numbers])
+        picked = numbers[np.argsort(keys, kind="stable")[: band.count]]
+        train[numbers], train[picked] = False, True
         counts.append(len(picked))
-        for source, kept_here in enumerate(kept_of):
-            kept_here.append(numbers[picked][owner[picked] == source])
-    return Selection([np.sort(np.concatenate(kept_here)) for kept_here in kept_of], evaluation, counts)
+
+    def by_source(mask: np.ndarray) -> list[np.ndarray]:
+        return [np.flatnonzero(own) for own in np.split(mask, np.cumsum(lengths)[:-1])]
+
+    return Selection(by_source(train), by_source(evaluation), counts)
 
 
 def bands_of(lengths: np.ndarray, bands: Sequence[LengthBand]) -> np.ndarray:

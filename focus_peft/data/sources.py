@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .config import SourceConfig
-from .files import UNDECODABLE, find_files, has_rows, is_local, is_saved_dataset, kind_of, read_rows, read_text
+from .files import ROW_SUFFIXES, UNDECODABLE, find_files, is_local, is_saved_dataset, kind_of, read_rows, read_text
 
 
 EMPTY, WITHOUT_TEXT = "empty documents", "rows without text"
@@ -77,8 +77,9 @@ def read_documents(source: SourceConfig, reading: Reading) -> Iterator[Document]
 
 def _documents_of_files(source: SourceConfig, reading: Reading) -> Iterator[Document]:
     for file in find_files(source.path):
-        if has_rows(file):
-            reading.is_table = reading.is_table or kind_of(file) != ".json"
+        kind = kind_of(file)
+        if kind in ROW_SUFFIXES:
+            reading.is_table = reading.is_table or kind != ".json"
             yield from _documents_of_rows(read_rows(file, source.columns, reading.counts), source, reading)
             continue
         if source.answer_column is not None:

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
@@ -125,6 +126,5 @@ class PerplexityTask:
 
     def __call__(self, method: Method, documents: Sequence[Sequence[int]]) -> dict[str, float]:
         """{"cross_entropy": mean over all labels, in nats, "perplexity": its exponential}."""
-        means = [float(self.losses(method, ids).mean()) for ids in self.texts(documents)]
-        loss = math.fsum(means) / len(means)
+        loss = fmean(float(self.losses(method, ids).mean()) for ids in self.texts(documents))
         return {"cross_entropy": loss, "perplexity": math.exp(loss)}

@@ -12,12 +12,11 @@ import importlib
 import json
 import zipfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub import hf_hub_download
 
@@ -68,11 +67,8 @@ class RecordFile:
 
     def lines(self) -> Iterator[bytes]:
         """Its lines, empty ones left out."""
-        with ExitStack() as stack:
-            if self.member is None:
-                file: IO[bytes] = stack.enter_context(open(self.path, "rb"))
-            else:
-                file = stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(self.member))
+        place = self.path if self.member is None else zipfile.Path(self.path, self.member)
+        with place.open("rb") as file:
             yield from (line for line in file if line.strip())
 
     def facts(self) -> RecordFacts:
@@ -285,8 +281,3 @@ def needed(name: str, what: str) -> Any:
         raise ImportError(
             f"{what} needs the package {package}; install it with `pip install 'focus_peft[eval]'`."
         ) from error
-
-
-def best(scores: Sequence[float]) -> float:
-    """The highest of the scores against several references; 0 without any."""
-    return max(scores, default=0.0)

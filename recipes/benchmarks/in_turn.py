@@ -65,8 +65,9 @@ def _in_turn(model: Any, ids: torch.Tensor, held: int, new_tokens: int) -> dict[
     assert reader.reads_in_parts
     caches: dict[str, Any] = {}
     with torch.no_grad():
-        for name, reader.reads_in_parts in (("two_passes", False), ("one_pass", True)):
-            caches[name] = model(ids, use_cache=True)[CACHE]
+        with patch.object(reader, "reads_in_parts", False):
+            caches["two_passes"] = model(ids, use_cache=True)[CACHE]
+        caches["one_pass"] = model(ids, use_cache=True)[CACHE]
         for name, keep in (("read_chunks", False), ("read_behind_candidates", True)):
             caches[name] = model(ids, use_cache=True, read_chunks=READ, keep_candidates=keep)[CACHE]
         caches["base_model"] = drawn_cache(base, held)

@@ -105,16 +105,17 @@ def step_profile(options: dict[str, Any]) -> dict[str, Any]:
     model, tokenizer = load(options, r=8, **sizes_of(options))
     ids = document(tokenizer, options["tokens"])
     phases = Phases()
-    new, steps = options["new_tokens"], options["new_tokens"] - 1
+    steps = options["new_tokens"]
+    new = steps + 2  # the first two are not timed
     with contextlib.ExitStack() as patches:
         for phase, owner, name in PHASES:
             patches.enter_context(patch.object(owner, name, phases.timed(phase, getattr(owner, name))))
-        model.generate(ids, max_new_tokens=new + 1, min_new_tokens=new + 1, streamer=Marks(phases), do_sample=False)
+        model.generate(ids, max_new_tokens=new, min_new_tokens=new, streamer=Marks(phases), do_sample=False)
     pieces = Pieces(ids, model.settings())
     with model.disable_adapter():
         base = model.base_model.model
         held = pieces.held_states(base)
-        floor = [timed(lambda: pieces.step(base, held)) for _ in range(new + 1)][1:]
+        floor = [timed(lambda: pieces.step(base, held)) for _ in range(steps + 1)][1:]
     return {
         "phases": {phase: seconds / steps for phase, seconds in phases.seconds.items()},
         "floor": statistics.median(floor),

@@ -31,7 +31,7 @@ def loss_of_quarters(tuner: Any, ids: list[int], labels: int, naive: bool) -> to
 
 
 def step(options: dict[str, Any]) -> dict[str, Any]:
-    """A step of `loss_of_quarters`. The gradients are saved for comparison."""
+    """A step of `loss_of_quarters`. For comparison, its gradients are saved where the option `gradients` says."""
     decoding, labels = options["decoding"], options["labels"]
     quarter = options["tokens"] // 4
     sizes = {"chunk_size": quarter, "local_size": quarter, "prompt_size": min(512, quarter)}
@@ -46,7 +46,9 @@ def step(options: dict[str, Any]) -> dict[str, Any]:
     loss.backward()
     seconds = time.perf_counter() - begin
     of_step = peak_memory(torch.device("cpu")) - before
-    torch.save(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), options["gradients"])
+    if "gradients" in options:
+        gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        torch.save(torch.cat(gradients), options["gradients"])
     return with_peak(
         {
             "loss": round(float(loss.detach()), 5),

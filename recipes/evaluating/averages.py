@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 from focus_peft.tasks import RECORD_TASKS, Benchmark
@@ -31,7 +31,7 @@ def averages(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for (benchmark, length, method), scores in means.items():
         for over, tasks in _groups(benchmark).items():
             if all(name in scores for names in tasks for name in names):
-                mean = _mean([_mean([scores[name] for name in names]) for names in tasks])
+                mean = fmean(fmean(scores[name] for name in names) for names in tasks)
                 entry = {"benchmark": benchmark.name, "over": over, "method": method, "length": length, "mean": mean}
                 found.append(entry)
     return found
@@ -45,7 +45,7 @@ def ruler_averages(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
             means.setdefault((result["method"], result["length"]), []).append(result["mean"])
     whole = {place: own for place, own in means.items() if len(own) == len(RULER)}
     common = {"benchmark": "ruler", "over": f"{len(RULER)} tasks"}
-    return [{**common, "method": method, "length": n, "mean": _mean(own)} for (method, n), own in whole.items()]
+    return [{**common, "method": method, "length": n, "mean": fmean(own)} for (method, n), own in whole.items()]
 
 
 def _groups(benchmark: Benchmark) -> dict[str, list[list[str]]]:
@@ -63,7 +63,3 @@ def _groups(benchmark: Benchmark) -> dict[str, list[list[str]]]:
         if any(own == language for _, own in groups):
             named[title] = categories
     return named
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -120,7 +120,7 @@ class Evaluation:
         """
         values = expanded(read_config(file, overrides, needed=("model", "tasks", "methods")))
         if isinstance(values["methods"], list):
-            values["methods"] = dict.fromkeys(values["methods"])
+            values["methods"] = {str(name): None for name in values["methods"]}
         for name in ("tasks", "methods"):
             if isinstance(values[name], dict):
                 values[name] = {entry: options or {} for entry, options in values[name].items()}
@@ -132,8 +132,8 @@ class Evaluation:
         for label, entry in self.methods.items():
             method_named(entry.get("method", label))
             if LONGEST in entry:
-                entry[LONGEST] = tokens_of(entry[LONGEST])
-        self.lengths = [tokens_of(length) for length in self.lengths]
+                entry[LONGEST] = tokens_of(entry[LONGEST], f"methods.{label}.{LONGEST}")
+        self.lengths = [tokens_of(length, "lengths") for length in self.lengths]
         for name, task in self.tasks.items():
             own: list[Any] = [None] if name in RECORD_TASKS else self.lengths
             task.lengths = own if task.lengths is None else [_length(entry, name) for entry in task.lengths]
@@ -165,8 +165,8 @@ class Evaluation:
         return settings
 
 
-def tokens_of(length: Any) -> int:
-    """4096 of 4096 or "4K".
+def tokens_of(length: Any, name: str) -> int:
+    """4096 of 4096 or "4K"; `name` is the entry or the option that says so.
 
     Raises:
         ValueError: if it is neither.
@@ -174,7 +174,7 @@ def tokens_of(length: Any) -> int:
     text = str(length).upper()
     number = text.removesuffix("K")
     if not number.isdigit() or not int(number):
-        raise ValueError(f"`lengths` and `longest` must be numbers of tokens such as 4096 or 4K, got {length!r}.")
+        raise ValueError(f"`{name}` must be in tokens, such as 4096 or 4K, got {length!r}.")
     return int(number) * (1024 if text.endswith("K") else 1)
 
 
@@ -184,7 +184,7 @@ def length_name(length: int | None) -> str:
 
 
 def _length(length: Any, task: str) -> int | None:
-    return None if length == WHOLE and task in RECORD_TASKS else tokens_of(length)
+    return None if length == WHOLE and task in RECORD_TASKS else tokens_of(length, f"tasks.{task}.lengths")
 
 
 def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
@@ -197,7 +197,7 @@ def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
         return list(known)
     picked: list[Any] = words.split(",")
     if option == "lengths":
-        picked = [None if word == WHOLE else tokens_of(word) for word in picked]
+        picked = [None if word == WHOLE else tokens_of(word, f"--{option}") for word in picked]
     for word, entry in zip(words.split(","), picked):
         if entry not in known:
             have = ", ".join(WHOLE if one is None else str(one) for one in known)

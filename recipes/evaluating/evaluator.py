@@ -54,7 +54,11 @@ class Evaluator:
         self.methods: dict[str, Method] = {}
         for label, options in evaluation.methods.items():
             options = {name: value for name, value in options.items() if name != LONGEST}
-            self.methods[label] = method_named(options.pop("method", label))(self.model, **options)
+            make = method_named(options.pop("method", label))
+            try:
+                self.methods[label] = make(self.model, **options)
+            except TypeError as error:  # an option that it does not have
+                raise ValueError(f"`methods.{label}` cannot be: {str(error).rstrip('.')}.") from error
         self.source = Source(self.tokenizer, evaluation.seed, self.texts, self.words, evaluation.chat, evaluation.data)
         self.keys: KeyTokenFinder | None = None
         if LONGPPL in evaluation.tasks:

@@ -14,12 +14,12 @@ from focus_peft.hub.results import ADAPTER
 Z = 1.959964
 
 
-def wilson(right: float, samples: int, z: float = Z) -> tuple[float, float]:
+def wilson(right: float, samples: int) -> tuple[float, float]:
     """The Wilson interval of a share of right answers."""
     share = right / samples
-    middle = share + z * z / (2 * samples)
-    half = z * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))
-    scale = 1 + z * z / samples
+    middle = share + Z * Z / (2 * samples)
+    half = Z * math.sqrt(share * (1 - share) / samples + Z * Z / (4 * samples * samples))
+    scale = 1 + Z * Z / samples
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
@@ -40,8 +40,6 @@ def summarize(samples: Iterable[Mapping[str, Any]], planned: Mapping[tuple, int]
     results = []
     for group, count in planned.items():
         ran = groups.get(group, [])
-        if not ran:
-            continue
         having = [sample for sample in ran if sample["score"] is not None]
         if not having:
             continue

@@ -30,7 +30,7 @@ class SampleFile:
         if len(whole) < len(content):
             self.file.truncate(len(whole))
         self.samples: dict[tuple, dict[str, Any]] = {}
-        for line in whole.decode("utf-8").splitlines():
+        for line in whole.splitlines():  # bytes: a text is cut at the line separators of an answer, too
             sample = json.loads(line)
             self.samples[key_of(sample)] = sample
 

@@ -18,6 +18,7 @@ from lib.yaml_files import build
 
 from focus_peft.data.config import SourceConfig
 from focus_peft.data.sources import Reading, read_documents
+from focus_peft.fields import COUNT, SIZE
 
 
 PREFIX = "hub:"
@@ -74,12 +75,8 @@ class TextDataset:
         return build(cls, {"streaming": True, **NAMED[name], **values, "path": NAMED[name]["path"]}, "texts")
 
     def __post_init__(self) -> None:
-        for field, number, least in (
-            ("max_documents", self.max_documents, 1),
-            ("min_characters", self.min_characters, 0),
-        ):
-            if number < least:
-                raise ValueError(f"`{field}` of {self.path!r} must be {least} or above, got {number}.")
+        SIZE.check(f"`max_documents` of {self.path!r}", self.max_documents)
+        COUNT.check(f"`min_characters` of {self.path!r}", self.min_characters)
 
     def read(self, name: str) -> list[str]:
         """The first documents that are long enough; `name` is what the configuration calls the dataset.
@@ -89,13 +86,9 @@ class TextDataset:
             FileNotFoundError: if the dataset is not there, or cannot be reached.
             ImportError: if `datasets` is missing.
         """
-        fields: Any = {
-            "name": self.name,
-            "split": self.split,
-            "text_column": self.text_column,
-            "revision": self.revision,
-        }
-        source = SourceConfig(self.path, **fields, streaming=self.streaming, max_documents=sys.maxsize)
+        names = ("name", "split", "text_column", "revision", "streaming")
+        given: Any = {name: getattr(self, name) for name in names}
+        source = SourceConfig(self.path, **given, max_documents=sys.maxsize)
         try:
             long = (d.text for d in read_documents(source, Reading()) if len(d.text) >= self.min_characters)
             texts = list(islice(long, self.max_documents))
@@ -105,10 +98,10 @@ class TextDataset:
                 "where there is no network, name files, or a copy's folder as `path`."
             ) from error
         if not texts:
-            raise ValueError(
-                f"`texts` names {name!r}, but none of its documents has `min_characters` = "
-                f"{self.min_characters}; choose a smaller number."
-            )
+            lack = "it has no text; name another one"
+            if self.min_characters:
+                lack = f"none of its documents has `min_characters` = {self.min_characters}; choose a smaller number"
+            raise ValueError(f"`texts` names {name!r}, but {lack}.")
         return texts
 
 

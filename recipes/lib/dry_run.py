@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -25,7 +26,9 @@ def describe(trainer: FocusTrainer, recipe: Recipe) -> dict[str, str]:
     rows: Any = trainer.train_dataset
     model: Any = trainer.model
     documents = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * len(rows) / documents)
+    steps = args.max_steps
+    if steps <= 0:  # the last step of an epoch may have fewer documents
+        steps = math.ceil(args.num_train_epochs * math.ceil(len(rows) / documents))
     lengths = [len(rows[index]["input_ids"]) for index in range(0, len(rows), max(1, len(rows) // SAMPLED))]
     mean, longest = sum(lengths) / len(lengths), max(lengths)
     trainable, total = model.get_nb_trainable_parameters()

@@ -12,6 +12,7 @@ import yaml
 from focus_peft import FocusConfig
 from focus_peft.data import DataConfig
 from focus_peft.data.files import is_local
+from focus_peft.fields import SIZE_OR_NONE
 from focus_peft.hub.provenance import SECRET_ENTRY
 from focus_peft.trainer.arguments import FocusTrainingArguments
 from lib.base_model import ModelArguments
@@ -45,9 +46,7 @@ class RunArguments:
         if isinstance(self.resume, str):
             self.resume = SWITCHES.get(self.resume.lower(), self.resume)
         for name in ("passkey_every", "passkey_tokens", "passkey_samples", "eval_samples", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`run.{name}` must be a positive integer, got {value}.")
+            SIZE_OR_NONE.check(f"`run.{name}`", getattr(self, name))
 
 
 # Words of YAML 1.1 that are switches there

@@ -50,6 +50,7 @@ def interval(result: dict[str, Any]) -> tuple[float, float, float]:
     """Mean, and what holds it with 95 %, as far as it is known."""
     mean, error = result["mean"], Z * result.get("standard_error", 0.0)
     low, high = result.get("wilson_95", (mean - error, mean + error))
+    low, high = min(low, mean), max(high, mean)  # where all answers are right or wrong, it may be rounded to within
     if result["metric"] == "cross_entropy":
         return math.exp(mean), math.exp(low), math.exp(high)
     return mean, low, high

@@ -37,7 +37,7 @@ def attention(args: argparse.Namespace) -> None:
 def prompt(args: argparse.Namespace, tokenizer: Any) -> tuple[list[int], str | None]:
     """Ids, and what stands in them that is asked for, if it is known."""
     if args.document is None:
-        made = passkey_prompt(tokenizer, tokens_of(args.tokens), args.depth, args.seed)
+        made = passkey_prompt(tokenizer, tokens_of(args.tokens, "--tokens"), args.depth, args.seed)
         return made.ids[0].tolist(), INFORMATION.format(key=made.key)
     if args.question is None:
         raise ValueError("`--document` needs a `--question` about it; give one.")

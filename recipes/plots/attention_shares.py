@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from focus_peft.decoding.cache import FocusCache
+from focus_peft.tasks.methods.base import end_tokens
 
 
 def measure(model: Any, tokenizer: Any, ids: list[int], fact: str | None, new_tokens: int) -> dict[str, Any]:
@@ -41,8 +42,7 @@ def measure(model: Any, tokenizer: Any, ids: list[int], fact: str | None, new_to
     model.chunk_attention(
         torch.tensor([ids[-settings.sizes.local :]], device=model.device)
     )  # refuses what cannot be seen
-    ends = model.get_base_model().generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    ends = end_tokens(model.get_base_model())
     cache = FocusCache(tuner.reader, settings, 1)
     cache.records_attention = True
     given, answer = ids, []

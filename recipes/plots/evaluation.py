@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.patches import Rectangle
@@ -21,8 +22,8 @@ def samples(folder: Path, task: str) -> list[dict[str, Any]]:
         raise SystemExit(
             f"error: `--results` {str(folder)!r} holds no samples.jsonl; name the folder of an evaluation."
         )
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    read = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may still be being written
+    lines = file.read_bytes().splitlines(keepends=True)
+    read = [json.loads(line) for line in lines if line.endswith(b"\n")]  # the last one may still be being written
     found = [sample for sample in read if sample["task"] == task]
     if not found:
         there = ", ".join(sorted({sample["task"] for sample in read}))
@@ -36,7 +37,7 @@ def cells(found: list[dict[str, Any]], bands: int) -> dict[tuple[int, int], floa
     for sample in found:
         band = min(bands - 1, math.floor(sample["depth"] * bands + 1e-9))
         groups.setdefault((band, sample["length"]), []).append(sample["score"])
-    return {place: math.fsum(scores) / len(scores) for place, scores in groups.items()}
+    return {place: fmean(scores) for place, scores in groups.items()}
 
 
 def at_shared_places(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ def perplexity(args: argparse.Namespace) -> None:
     for method, style in styles(chosen).items():
         scores = {n: [s["score"] for s in found if (s["method"], s["length"]) == (method, n)] for n in lengths}
         read = [length for length in lengths if scores[length]]
-        values = [math.exp(math.fsum(scores[length]) / len(scores[length])) for length in read]
+        values = [math.exp(fmean(scores[length])) for length in read]
         panel.plot(read, values, **style, label=method)
     token_axis(panel, lengths)
     panel.set_ylabel(f"perplexity of the last tokens, {count} places")

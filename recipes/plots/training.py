@@ -10,6 +10,12 @@ from .drawing import plt, save
 
 
 LOSSES = ("continuation", "repetition")
+# What is drawn of a loss, by what stands before its name
+STYLES: dict[str, dict[str, Any]] = {
+    "train/loss_": {"color": "0.6", "linewidth": 0.8, "label": "adapter, training steps"},
+    "eval/loss_local_": {"color": "black", "linestyle": "--", "marker": "s", "label": "local window alone, held out"},
+    "eval/loss_": {"color": "tab:blue", "linewidth": 2, "marker": "o", "label": "adapter, held out"},
+}
 
 
 def scalars(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -32,23 +38,10 @@ def curves(args: argparse.Namespace) -> None:
         )
     figure, panels = plt.subplots(1, len(LOSSES), figsize=(9, 3.4), sharex=True, layout="constrained")
     for panel, loss in zip(panels, LOSSES):
-        draw(panel, runs, f"train/loss_{loss}", color="0.6", linewidth=0.8, label="adapter, training steps")
-        draw(
-            panel,
-            runs,
-            f"eval/loss_local_{loss}",
-            color="black",
-            linestyle="--",
-            marker="s",
-            label="local window alone, held out",
-        )
-        draw(panel, runs, f"eval/loss_{loss}", color="tab:blue", linewidth=2, marker="o", label="adapter, held out")
+        for tag, style in STYLES.items():
+            if tag + loss in runs:
+                panel.plot(*runs[tag + loss], **style)
         panel.set(title=loss, xlabel="step", ylim=(0, None))
     panels[0].set_ylabel("cross-entropy (nats per token)")
     panels[0].legend(frameon=False, fontsize=8)
     save(figure, args.output)
-
-
-def draw(panel: Any, runs: dict[str, tuple[list[int], list[float]]], tag: str, **style: Any) -> None:
-    if tag in runs:
-        panel.plot(*runs[tag], **style)

@@ -17,76 +17,70 @@ class Fact:
     Attributes:
         told (`str`): A sentence with `{answer}` in it.
         question (`str`): It shares few words with that.
-        kind (`str`): What the answer is: "number" or one of `ANSWERS`.
         alike (`str`): A sentence of the same form, with `{answer}` in it, that does not answer the question.
+        kind (`str`): What the answer is: "number" or one of `ANSWERS`.
     """
 
     told: str
     question: str
-    kind: str = "number"
     alike: str = ""
+    kind: str = "number"
 
 
 FACTS = (
     Fact(
         "Whoever wants to restart the boiler has to dial {answer} first.",
         "Which digits turn the heating on again?",
-        "number",
         "Whoever wants to order a taxi has to dial {answer} first.",
     ),
     Fact(
         "The courier only hands the parcel over to people who say {answer}.",
         "What number must I tell the postman?",
-        "number",
         "The guard only opens the gate to people who say {answer}.",
     ),
     Fact(
         "Grandma's old bicycle lock opens at {answer}.",
         "What is the combination for the bike?",
-        "number",
         "Grandma's old suitcase lock opens at {answer}.",
     ),
     Fact(
         "Our deep-sea probe stopped sending at a depth of {answer} millimeters.",
         "How far down did the robot get?",
-        "number",
         "Our weather balloon stopped sending at a height of {answer} millimeters.",
     ),
     Fact(
         "The museum paid {answer} crowns for the painting of the mill.",
         "What did the picture cost?",
-        "number",
         "The museum paid {answer} crowns for the statue of the queen.",
     ),
     Fact(
         "A beekeeper counted {answer} of them behind the church.",
         "How many insects live near the chapel?",
-        "number",
         "A shepherd counted {answer} of them behind the castle.",
     ),
     Fact(
         "They named the lighthouse keeper's dog {answer}.",
         "What is the pet at the coast called?",
-        "name",
         "They named the station master's son {answer}.",
+        "name",
     ),
     Fact(
         "Only {answer} has a key to the wine cellar.",
         "Who can open the room with the bottles?",
-        "name",
         "Only {answer} has a key to the bell tower.",
+        "name",
     ),
     Fact(
         "The soup was spoiled because the cook had put {answer} in it.",
         "Which ingredient ruined the dish?",
-        "food",
         "The tea was better because the nurse had put {answer} in it.",
+        "food",
     ),
     Fact(
         "The treaty was signed on a boat near {answer}.",
         "Close to which town was the agreement made?",
-        "town",
         "The film was made on a farm near {answer}.",
+        "town",
     ),
 )
 # Numbers that are asked for in the words that they are told in, which a small model can answer once it has read them
@@ -115,37 +109,14 @@ ANSWERS = {
 }
 NAMES = ("Ann", "Boris", "Carla", "Dmitri", "Elif", "Frank")
 THINGS = [
-    "apples",
-    "bricks",
-    "candles",
-    "drums",
-    "eggs",
-    "flutes",
-    "gloves",
-    "hammers",
-    "jars",
-    "kites",
-    "lamps",
-    "mirrors",
-    "nails",
-    "oars",
-    "plates",
-]
+    "apples", "bricks", "candles", "drums", "eggs", "flutes", "gloves", "hammers", "jars", "kites", "lamps", "mirrors",
+    "nails", "oars", "plates",
+]  # fmt: skip
 DOINGS = ["paint", "carry", "count", "clean", "sell", "weigh", "borrow", "mend", "hide", "sort", "wrap", "dry"]
 PLACES = [
-    "attic",
-    "barn",
-    "cellar",
-    "garden",
-    "harbor",
-    "kitchen",
-    "library",
-    "market",
-    "office",
-    "station",
-    "tower",
+    "attic", "barn", "cellar", "garden", "harbor", "kitchen", "library", "market", "office", "station", "tower",
     "yard",
-]
+]  # fmt: skip
 
 
 def source_code(draw: random.Random) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from demos.model import load
 
 from focus_peft.frozen.attention_record import best_chunks
+from focus_peft.tasks.methods.base import end_tokens
 
 from .facts import FACTS, LISTS, TEXTS, make_document
 from .held_text import HeldText
@@ -49,6 +50,7 @@ def forms(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def drift(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The share of a fact's values that are answered, if chunks are chosen once, or again for every few tokens."""
     model, tokenizer = load(args.adapter, "float32", chunk_size=args.chunk_size)
+    ends = set(end_tokens(model.get_base_model()))
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(args.texts):
         for kind in TEXTS:
@@ -58,7 +60,7 @@ def drift(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for count in (1, 2, VALUES):
                 for way, each in (("chosen once", NEW_TOKENS), (f"chosen again for every {AGAIN} tokens", AGAIN)):
                     answer: list[int] = []
-                    while len(answer) < NEW_TOKENS:
+                    while len(answer) < NEW_TOKENS and ends.isdisjoint(answer[-1:]):
                         answer += held.answer([*window, *answer], each, read_chunks=count, keep_candidates=False)
                     said = tokenizer.decode(answer)
                     right = sum(value in said for value in document.answers) / VALUES

@@ -23,7 +23,7 @@ def draw_hops(draw: random.Random, count: int = 3) -> tuple[list[Fact], list[tup
     first, second, question = draw.choice(HOPS)
     names, people = draw.sample(ANSWERS["name"], count), draw.sample(WHO, count)
     facts = [
-        Fact(told.format(who=who, name=name, answer="{answer}"), "", "town")
+        Fact(told.format(who=who, name=name, answer="{answer}"), "", kind="town")
         for who, name in zip(people, names)
         for told in (first, second)
     ]

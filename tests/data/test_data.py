@@ -196,6 +196,19 @@ def test_a_source_of_which_nothing_is_left_is_an_error(
             prepared(tmp_path, tmp_path / "a.jsonl", **fields)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("a.txt", " ", "1 empty documents. To use it, name a column that holds the text, or files that have some."),
+        ("a.csv", "text,id\na\n", "1 broken lines. .*, or a table whose rows have all fields."),
+    ],
+)
+def test_a_remedy_suits_every_kind_of_file(tmp_path: Path, name: str, content: str, remedy: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=remedy):
+        prepared(tmp_path, tmp_path / name)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 def test_a_column_that_is_nowhere_is_an_error_that_names_the_columns_there_are(tmp_path: Path, kind: str) -> None:
     rows = [{"content": text(1), "id": 1}, {"content": text(2), "id": 2}]

@@ -6,10 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_data import lengths_of, prepared, text, texts, write_lines, write_texts
 
 from focus_peft.data import DataConfig, LengthBand, SourceConfig
+from focus_peft.data.selection import select
+from focus_peft.data.tokenizing import PIECE
 
 
 # Bands and held-out documents
@@ -88,6 +91,25 @@ def test_held_out_documents_are_in_a_band_where_there_are_bands(tmp_path: Path, 
 def test_holding_out_everything_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="`held_out` is 5, but there are 5 different documents"):
         prepared(tmp_path, write_texts(tmp_path, 5), held_out=5)
+
+
+def test_what_is_chosen_stays_the_same() -> None:
+    """Of three sources, the second of which has no texts, with texts that occur twice."""
+    sources = [np.zeros(count, PIECE) for count in (12, 5, 9)]
+    for number, pieces in enumerate(sources):
+        place = np.arange(len(pieces))
+        pieces["length"], pieces["part"] = 10 + 7 * place % 20, place % 2
+        pieces["text"] = 1000 + place // 2 + 2 * number
+    bands = [LengthBand(10, 19, 4), LengthBand(15, 27)]
+    held_out = [[0, 1, 4, 5], [], [8]]  # the first two of the second source occur in the first
+    for given, train, counts in (
+        (None, [[2, 3, 6, 7, 8, 9, 10, 11], [2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7]], []),
+        (bands, [[2, 6, 7, 8, 10, 11], [2, 3, 4], [2, 4, 5, 7]], [4, 6]),
+    ):
+        found = select(sources, [True, False, True], given, 3, 8)
+        assert [numbers.tolist() for numbers in found.train] == train and found.bands == counts
+        assert [numbers.tolist() for numbers in found.held_out] == held_out
+        assert {numbers.dtype for numbers in (*found.train, *found.held_out)} == {np.dtype(np.int64)}
 
 
 # Configuration

@@ -61,7 +61,7 @@ def run(config: Path, *words: str, out: Path | None = None) -> tuple[bool, Path]
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_bytes().splitlines()]
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from refusal import refusal
 from runs import environment
@@ -267,6 +268,16 @@ def test_a_dry_run_says_what_would_be_run_and_leaves_nothing_behind(tmp_path: Pa
     assert "training losses, both: " in printed and "1 trainings: 0.00 h in all" in printed
     assert "2 evaluations: 4 samples of 1,600 tokens" in printed
     assert os.listdir(tmp_path) == ["small.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the training can be tried on a GPU")
+def test_a_dry_run_of_epochs_that_cannot_be_tried_here_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_gpu = {"model.load_in_4bit": True, "use_cpu": False, "max_steps": -1, "num_train_epochs": 1}
+    assert main(*parse_args(["--config", str(small(tmp_path, {"losses": {"both": None}}, **on_gpu)), "--dry-run"]))
+    assert "training losses, both: not measured: `load_in_4bit` needs a GPU" in capsys.readouterr().out
 
 
 def test_options_and_texts_that_there_are_not_are_refused_before_anything_is_done(tmp_path: Path) -> None:

@@ -99,6 +99,18 @@ def test_the_ways_of_each_measurement_run(
         assert "<svg" in output.with_suffix(".svg").read_text()
 
 
+@pytest.mark.parametrize(("measurement", "words"), [("decode", READ), ("training", STEP)], ids=["decode", "training"])
+def test_a_step_is_profiled_however_short(measurement: str, words: list[str], toy: list[str], capsys: Any) -> None:
+    benchmark.main([measurement, *words, *toy, "--new-tokens", "1", "--profile"])
+    assert ("| floor |" if measurement == "decode" else "aten::") in capsys.readouterr().out
+
+
+def test_no_rounds_are_refused(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.parse_args(["decode", "--repeats", "0"])
+    assert "--repeats: must be an integer above 0" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_profile_of_a_step_names_all_phases_and_the_floor(output: Path) -> None:
     """On the real model."""

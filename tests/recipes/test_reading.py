@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import reading
+import torch
 from conftest import make_focus_model
 from readings import trials
 from readings.facts import FACTS, NUMBERS, TAIL, TEXTS, make_document
+from readings.held_text import HeldText
 
 
 @pytest.mark.parametrize("alike", [False, True])
@@ -33,6 +35,23 @@ def test_facts_stand_where_a_document_says(text: str, alike: bool, tokenizer: An
 def test_numbers_are_asked_for_in_the_words_that_they_are_told_in() -> None:
     for fact in NUMBERS:
         assert fact.question.removeprefix("What is t").removesuffix("?") in fact.told
+
+
+def test_an_answer_that_ended_is_not_gone_on_with(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_focus_model(
+        dtype=torch.float32,
+        base={"vocab_size": 259, "max_position_embeddings": 4096},
+        chunk_size=128,
+        local_size=128,
+        prompt_size=16,
+    )
+    model.get_base_model().generation_config.eos_token_id = list(range(259))
+    monkeypatch.setattr(trials, "load", lambda adapter, dtype, **options: (model, tokenizer))
+    answered: list[int] = []
+    answer = HeldText.answer
+    monkeypatch.setattr(HeldText, "answer", lambda *words, **more: answered.append(1) or answer(*words, **more))
+    *_, found = reading.drift(reading.parse_args(["drift", "--tokens", "700", "--texts", "1"]))
+    assert len(answered) == sum(map(len, found["answers"].values())), "every token ends an answer"
 
 
 OPTIONS = {

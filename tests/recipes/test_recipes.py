@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -228,6 +229,16 @@ def test_a_dry_run_says_what_the_run_would_be_and_leaves_nothing_behind(
     assert "7,168 of 114,368 (r=8)" in printed and "20 of 2 documents" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
     assert not list(temporary.iterdir())
+
+
+def test_the_steps_of_epochs_are_those_that_are_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["max_steps=-1", "num_train_epochs=1.2", "passkey_every=null", "eval_strategy=no", "data.held_out=0"]
+    words += ["data.sources.0.max_documents=1", "save_steps=100", f"data.cache_dir={tmp_path}"]
+    recipe: Any = importlib.import_module("train")
+    recipe.dry_run(str(ROOT / TINY), words)
+    planned = re.search(r"steps: +(\d+) of", capsys.readouterr().out)
+    train_here(*words, f"output_dir={tmp_path / 'run'}")
+    assert planned is not None and int(planned[1]) == Provenance.of(tmp_path / "run").step
 
 
 @pytest.mark.slow

@@ -92,7 +92,16 @@ def test_retrieval_reads_the_best_chunks_in_their_order() -> None:
     base: Any = model.get_base_model()
     answer = base.generate(torch.tensor([method.read(ids, 40)]), max_new_tokens=3, do_sample=False)
     assert method.generate(ids, 3) == answer[0, -3:].tolist()
+    assert BM25(model, chunks=14).refusal(10**6, 7) is None, "14 chunks, a window and 7 tokens fit 128 positions"
+    assert "14 chunks" in str(BM25(model, chunks=14).refusal(10**6, 8))
     assert method.refusal(10**6) is None and "20 chunks" in str(BM25(model, chunks=20).refusal(10**6))
+
+
+@pytest.mark.parametrize("kind", [BM25, FusedRanking])
+def test_retrieval_takes_sizes_of_its_own(kind: Any) -> None:
+    ids, sizes = ids_of(44), {"local_size": 12, "prompt_size": 6}
+    method, wanted = kind(make_focus_model(), chunks=2, **sizes), kind(make_focus_model(**sizes), chunks=2)
+    assert method.read(ids, 32) == wanted.read(ids, 32) and method.generate(ids, 4) == wanted.generate(ids, 4)
 
 
 def test_reciprocal_ranks_are_added() -> None:

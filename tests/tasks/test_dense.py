@@ -78,6 +78,7 @@ def test_the_best_chunks_are_read_in_their_order(model: Any, encoder: Path) -> N
     bos = model.get_base_model().config.bos_token_id
     assert method.read(ids, 160) == [bos, *pieces[best[0]], *pieces[best[1]], *ids[160:]]
     assert len(method.generate(ids, 3)) == 3
+    assert Dense(model, encoder=str(encoder), local_size=40).settings.sizes.local == 40
 
 
 def test_a_model_without_a_tokenizer_is_refused(encoder: Path) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from ..longbench.metrics import chinese_text, english_words, f1
-from ..records import best, needed
+from ..records import needed
 
 
 # What is set before a letter in answers to multiple choice
@@ -88,12 +88,12 @@ def character(prediction: str, references: Sequence[str]) -> float:
 
 def english_answer(prediction: str, references: Sequence[str]) -> float:
     """En.QA: F1 over words."""
-    return best([f1(english_words(prediction), english_words(reference)) for reference in references])
+    return max((f1(english_words(prediction), english_words(reference)) for reference in references), default=0.0)
 
 
 def chinese_answer(prediction: str, references: Sequence[str]) -> float:
     """Zh.QA: F1 over characters."""
-    return best([f1(chinese_text(prediction), chinese_text(reference)) for reference in references])
+    return max((f1(chinese_text(prediction), chinese_text(reference)) for reference in references), default=0.0)
 
 
 def summary(prediction: str, references: Sequence[str]) -> float:

@@ -93,10 +93,6 @@ def share_of_numbers(prediction: str, right: str) -> float:
     return numbers.count(right) / len(numbers) if numbers else 0.0
 
 
-def count(prediction: str, reference: str) -> float:
-    return share_of_numbers(prediction, reference)
-
-
 def retrieval(prediction: str, reference: str) -> float:
     return share_of_numbers(prediction, re.findall(r"Paragraph (\d+)", reference)[0])
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..records import Benchmark, Measure, RecordTask, best
+from ..records import Benchmark, Measure, RecordTask
 from ..samples import Draft, Sample, published_prompts
 from . import metrics
 
@@ -45,7 +45,7 @@ class LongBenchTask(RecordTask):
         if self.first_line:
             prediction = metrics.first_line(prediction)
         more = {"classes": classes} if self.measure is metrics.classification else {}
-        return best([self.measure(prediction, reference, **more) for reference in references])
+        return max((self.measure(prediction, reference, **more) for reference in references), default=0.0)
 
     def score_sample(self, prediction: str, sample: Sample) -> float:
         return self.score(prediction, sample.references, sample.classes)
@@ -58,7 +58,7 @@ F1_ZH: Metric = ("F1", metrics.chinese_f1, ("jieba",))
 ROUGE: Metric = ("ROUGE-L", metrics.rouge_l, ("rouge",))
 ROUGE_ZH: Metric = ("ROUGE-L", metrics.chinese_rouge_l, ("jieba", "rouge"))
 CLASSIFICATION: Metric = ("classification score", metrics.classification, ())
-COUNT: Metric = ("count score", metrics.count, ())
+COUNT: Metric = ("count score", metrics.share_of_numbers, ())
 RETRIEVAL: Metric = ("retrieval score", metrics.retrieval, ())
 RETRIEVAL_ZH: Metric = ("retrieval score", metrics.chinese_retrieval, ())
 SIMILARITY: Metric = ("edit similarity", metrics.code_similarity, ())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -117,6 +118,21 @@ def token_losses(logits: torch.Tensor, labels: list[int]) -> torch.Tensor:
     targets = torch.tensor(labels, device=logits.device)
     parts = zip(logits.split(AT_ONCE), targets.split(AT_ONCE))
     return torch.cat([cross_entropy(part.float(), target, reduction="none") for part, target in parts]).cpu()
+
+
+def greedy(model: Any, logits: torch.Tensor, read: Callable[[list[int]], torch.Tensor], new_tokens: int) -> list[int]:
+    """The greedy answer of at most `new_tokens` tokens.
+
+    Args:
+        model (`PreTrainedModel`): Says what ends an answer.
+        logits (`torch.Tensor` of shape (..., vocabulary)): The one token's that the answer stands behind.
+        read (`Callable`): Reads a new token, and returns its logits.
+        new_tokens (`int`): The most that are generated.
+    """
+    ends, new = end_tokens(model), [int(logits.argmax())]
+    while new[-1] not in ends and len(new) < new_tokens:
+        new.append(int(read(new[-1:]).argmax()))
+    return new
 
 
 def end_tokens(model: Any) -> list[int]:

@@ -18,10 +18,11 @@ class BM25(LocalWindow):
 
     Args:
         chunks (`int`): Chunks that are read. Defaults to 4.
+        **overrides: As of [`Method`].
     """
 
-    def __init__(self, model: Any, chunks: int = 4) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, chunks: int = 4, **overrides: Any) -> None:
+        super().__init__(model, **overrides)
         self.chunks = chunks
 
     def read(self, ids: list[int], start: int) -> list[int]:
@@ -37,7 +38,7 @@ class BM25(LocalWindow):
 
     def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:
         sizes = self.settings.sizes
-        longest = self.chunks * sizes.chunk + sizes.local + sizes.chunk + 1
+        longest = self.chunks * sizes.chunk + sizes.local + min(new_tokens, sizes.chunk) + 1
         if min(tokens, longest) <= self.facts.max_positions:
             return None
         positions = self.facts.max_positions

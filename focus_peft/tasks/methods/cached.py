@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from ...frozen.alibi import Alibi
 from ...kv.store import LayerStates
 from ...passes.chunking import with_bos
-from .base import Method, end_tokens, token_losses
+from .base import Method, greedy, token_losses
 from .cached_pass import run
 from .label_blocks import label_blocks
 
@@ -21,16 +22,10 @@ class CachedMethod(Method):
 
     def answer(self, ids: list[int], new_tokens: int) -> list[int]:
         start = max(0, len(ids) - self.settings.sizes.local)
-        new: list[int] = []
-        ends = end_tokens(self.base)
         reading = self.empty()
         reading.extend(ids[:start])
         logits = reading.feed(with_bos(ids[start:], self.bos if start else None), 1)
-        while True:
-            new.append(int(logits[-1].argmax()))
-            if new[-1] in ends or len(new) >= new_tokens:
-                return new
-            logits = reading.feed(new[-1:], 1)
+        return greedy(self.base, logits, partial(reading.feed, keep=1), new_tokens)
 
     def label_losses(self, ids: list[int], labels: int) -> torch.Tensor:
         found = []

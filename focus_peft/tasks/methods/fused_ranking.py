@@ -17,7 +17,7 @@ class FusedRanking(BM25):
     """
 
     def scores(self, ids: list[int], start: int, pieces: list[list[int]]) -> list[float]:
-        (looked,) = self.model.chunk_scores(self._tensor(ids))
+        (looked,) = self.model.chunk_scores(self._tensor(ids), **self.overrides)
         return fused(super().scores(ids, start, pieces), looked.tolist())
 
     def refusal(self, tokens: int, new_tokens: int = 1) -> str | None:

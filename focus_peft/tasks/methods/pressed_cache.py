@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from ...fields import SIZE
 from ...frozen.compat import CACHE
-from .base import end_tokens, token_losses
+from .base import greedy, token_losses
 from .full_attention import FullAttention
 
 
@@ -49,15 +49,8 @@ class PressedCache(FullAttention):
 
     def answer(self, ids: list[int], new_tokens: int) -> list[int]:
         question = min(self.question_size, len(ids))
-        ends = end_tokens(self.base)
-        new: list[int] = []
         with self._behind(ids[: len(ids) - question]) as read:
-            logits = read(ids[len(ids) - question :])
-            while True:
-                new.append(int(logits.argmax()))
-                if new[-1] in ends or len(new) >= new_tokens:
-                    return new
-                logits = read(new[-1:])
+            return greedy(self.base, read(ids[len(ids) - question :]), read, new_tokens)
 
     def label_losses(self, ids: list[int], labels: int) -> torch.Tensor:
         first = len(ids) - labels
