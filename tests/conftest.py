@@ -24,8 +24,11 @@ from peft import PeftModel
 from tiny import (
     BOS,
     EOS,
+    IDS,
     PAD,
+    ROOT,
     VOCABULARY,
+    logits_of,
     make_focus_model,
     make_tiny_model,
     pad_rows,
@@ -40,8 +43,11 @@ from transformers import PreTrainedTokenizerFast
 __all__ = [
     "BOS",
     "EOS",
+    "IDS",
     "PAD",
+    "ROOT",
     "VOCABULARY",
+    "logits_of",
     "make_focus_model",
     "make_tiny_model",
     "make_tiny_tokenizer",
@@ -55,6 +61,10 @@ __all__ = [
 
 # A shell's background ignores Ctrl-C, which some tests press
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+each_rank = pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
+each_decoding = pytest.mark.parametrize("decoding", ["streaming", "exact"])
 
 
 def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -91,6 +101,23 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def model() -> PeftModel:
     """A focus model with the twins and windows of `make_focus_model`, which tests leave as it is."""
     return make_focus_model()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What is published: see `published`, which imports from here."""
+    from published import make_trained
+
+    return make_trained(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def hub_server() -> Iterator[Any]:
+    """A server that speaks the Hub's API: see `hub_server`."""
+    from hub_server import running_hub
+
+    with running_hub() as hub:
+        yield hub
 
 
 @pytest.fixture(autouse=True, scope="session")

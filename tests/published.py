@@ -41,6 +41,7 @@ STATE = {
         {"step": 15, "eval_loss": 1.0, "eval_loss_continuation": 0.5, "eval_loss_local_continuation": 2.25},
     ],
 }
+FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "curves.svg", "recipe.yaml", "results.json"]
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"/>'
 
 

@@ -9,7 +9,7 @@ Each goes through the scenarios and saves what came out. `test_ranks.py` runs th
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ Results = dict[str, torch.Tensor]
 
 
 class Scenarios:
-    """Each method is one, with or without spreading.
+    """They are run with or without spreading.
 
     Args:
         spread (`bool`): Whether processes share the chunks.
@@ -44,10 +44,10 @@ class Scenarios:
         self.directory = directory
         self.model = make_focus_model()
 
-    def run(self, names: Sequence[str]) -> dict[str, Results]:
-        return {name: getattr(self, name)() for name in names}
+    def run(self, names: Iterable[str]) -> dict[str, Results]:
+        return {name: SCENARIOS[name](self) for name in names}
 
-    def _generate(
+    def generate(
         self, ids: torch.Tensor, new_tokens: int = 12, model: PeftModel | None = None, **options: Any
     ) -> Results:
         torch.manual_seed(0)
@@ -57,144 +57,86 @@ class Scenarios:
         )
         return {"tokens": output.sequences, "logits": torch.stack(output.logits)}
 
-    def _ask(self, model: PeftModel | None = None, storage: str = "device", **options: Any) -> Results:
+    def ask(self, model: PeftModel | None = None, storage: str = "device", **options: Any) -> Results:
         memory = (model or self.model).encode(DOCUMENTS, storage=storage, chunk_batch_size=3, **self.spread)
-        return self._generate(QUESTIONS, model=model, memory=memory, **options)
+        return self.generate(QUESTIONS, model=model, memory=memory, **options)
 
-    # A plain input
-
-    def an_input_and_what_it_spills(self) -> Results:
-        return self._generate(LONG, 40)
-
-    def exact(self) -> Results:
-        return self._generate(LONG, 20, decoding="exact")
-
-    def beams(self) -> Results:
-        return self._generate(LONG, 20, num_beams=3)
-
-    def samples(self) -> Results:
-        return self._generate(LONG, 20, do_sample=True, num_return_sequences=3)
-
-    def chunks_read_in_full(self) -> Results:
-        return self._generate(LONG, 20, read_chunks=2, keep_candidates=False)
-
-    def chunks_read_behind_candidates(self) -> Results:
-        return self._generate(LONG, 20, read_chunks=2)
-
-    def chunks_read_in_full_by_a_ragged_batch(self) -> Results:
-        ids, mask = pad_rows([LONG[0], LONG[0, :11], LONG[0, 20:60]])
-        return self._generate(ids, 20, attention_mask=mask, read_chunks=1)
-
-    def tokens_taken_back(self) -> Results:
-        return self._generate(LONG, 20, prompt_lookup_num_tokens=3)
-
-    def one_chunk(self) -> Results:
-        return self._generate(LONG[:, :12], 4)
-
-    def one_chunk_and_what_it_spills(self) -> Results:
-        return self._generate(LONG[:, :12], 40)
-
-    def no_chunk_at_first(self) -> Results:
-        return self._generate(LONG[:, :5], 30)
-
-    def a_ragged_batch(self) -> Results:
-        ids, mask = pad_rows([LONG[0], LONG[0, :11], LONG[0, 20:60]])
-        return self._generate(ids, 20, attention_mask=mask, chunk_batch_size=2)
-
-    def a_conversation(self) -> Results:
-        output = self.model.generate(
-            LONG, max_new_tokens=9, do_sample=False, return_dict_in_generate=True, **self.spread
-        )
-        ids = torch.cat([output.sequences[0], random_ids(15, seed=9)])[None]
-        return self._generate(ids, 6, **{CACHE: output[CACHE]}, spread_chunks=None)
-
-    # A memory
-
-    def a_memory(self) -> Results:
-        return self._ask(new_tokens=30)
-
-    def a_memory_exact(self) -> Results:
-        return self._ask(decoding="exact")
-
-    def a_memory_beams(self) -> Results:
-        return self._ask(num_beams=3)
-
-    def a_memory_read_in_full(self) -> Results:
-        return self._ask(read_chunks=2, num_beams=2, new_tokens=30)
-
-    def several_questions_on_one_memory(self) -> Results:
-        memory = self.model.encode(DOCUMENTS[0], **self.spread)
-        first = self._generate(QUESTIONS[:1], memory=memory)
-        both = self._generate(QUESTIONS, memory=memory)
-        again = self._generate(QUESTIONS[:1], memory=memory)
-        assert torch.equal(first["logits"], again["logits"])
-        return {**first, "both": both["logits"]}
-
-    def a_memory_of_one_chunk(self) -> Results:
-        return self._generate(QUESTIONS[:1], memory=self.model.encode(DOCUMENTS[0][:5], **self.spread))
-
-    def a_memory_that_is_extended(self) -> Results:
-        memory = self.model.encode(DOCUMENTS[0][:21], **self.spread)
-        longer = self.model.encode(DOCUMENTS[0][21:], memory=memory)
-        assert longer.ranks.size == memory.ranks.size
-        fresh = self.model.encode(DOCUMENTS[0][21:], memory=self.model.encode(DOCUMENTS[0][:21]), **self.spread)
-        results = {
-            str(n): self._generate(QUESTIONS, memory=m)["logits"] for n, m in enumerate((memory, longer, fresh))
-        }
-        return {**results, "chunks": torch.tensor([memory.num_chunks, longer.num_chunks, fresh.num_chunks])}
-
-    def a_memory_that_is_loaded(self) -> Results:
-        memory = self.model.load_memory(self.directory / SAVED, **self.spread)
-        return self._generate(QUESTIONS, memory=memory)
-
-    def a_memory_that_is_not_spread(self) -> Results:
-        return self._generate(QUESTIONS, memory=self.model.encode(DOCUMENTS), **self.spread)
-
-    # Where chunks are kept, and other models
-
-    def in_cpu_memory(self) -> Results:
-        return self._ask(storage="cpu")
-
-    def in_8_bits(self) -> Results:
-        return self._ask(storage="int8") | {"plain": self._generate(LONG, 20, storage="int8")["logits"]}
-
-    def on_disk(self) -> Results:
-        return self._ask(storage="disk") | {"plain": self._generate(LONG, 20, storage="disk")["logits"]}
-
-    def keys_and_values_of_different_widths(self) -> Results:
-        return self._ask(make_focus_model("deepseek_v3"))
-
-    def alibi(self) -> Results:
-        return self._ask(make_focus_model("bloom"))
-
-    def learned_positions(self) -> Results:
-        return self._ask(make_focus_model("gpt2"))
-
-    def sliding_windows(self) -> Results:
-        return self._generate(LONG, model=make_focus_model("gemma3"))
-
-    def bfloat16(self) -> Results:
-        model = make_focus_model(dtype=torch.bfloat16)
-        return self._generate(
-            LONG[:, :13], model=model, chunk_batch_size=1
-        )  # sums of one row are the same in every batch
-
-    # Without generate
-
-    def logits_of_a_text(self) -> Results:
-        return {"logits": self.model(LONG, **self.spread).logits}
-
-    def logits_of_a_text_behind_a_memory(self) -> Results:
-        memory = self.model.encode(DOCUMENTS, **self.spread)
-        return {
-            "logits": self.model(QUESTIONS, memory=memory).logits
-        }  # the second document's rows are not the first ones
-
-    def what_is_looked_at(self) -> Results:
-        return {"shares": self.model.chunk_attention(LONG, **self.spread)[0]}
+    def ask_and_generate(self, storage: str) -> Results:
+        return self.ask(storage=storage) | {"plain": self.generate(LONG, 20, storage=storage)["logits"]}
 
 
-SCENARIOS = [name for name in vars(Scenarios) if not name.startswith("_") and name != "run"]
+def a_conversation(s: Scenarios) -> Results:
+    output = s.model.generate(LONG, max_new_tokens=9, do_sample=False, return_dict_in_generate=True, **s.spread)
+    ids = torch.cat([output.sequences[0], random_ids(15, seed=9)])[None]
+    return s.generate(ids, 6, **{CACHE: output[CACHE]}, spread_chunks=None)
+
+
+def several_questions_on_one_memory(s: Scenarios) -> Results:
+    memory = s.model.encode(DOCUMENTS[0], **s.spread)
+    first = s.generate(QUESTIONS[:1], memory=memory)
+    both = s.generate(QUESTIONS, memory=memory)
+    again = s.generate(QUESTIONS[:1], memory=memory)
+    assert torch.equal(first["logits"], again["logits"])
+    return {**first, "both": both["logits"]}
+
+
+def a_memory_that_is_extended(s: Scenarios) -> Results:
+    memory = s.model.encode(DOCUMENTS[0][:21], **s.spread)
+    longer = s.model.encode(DOCUMENTS[0][21:], memory=memory)
+    assert longer.ranks.size == memory.ranks.size
+    fresh = s.model.encode(DOCUMENTS[0][21:], memory=s.model.encode(DOCUMENTS[0][:21]), **s.spread)
+    results = {str(n): s.generate(QUESTIONS, memory=m)["logits"] for n, m in enumerate((memory, longer, fresh))}
+    return {**results, "chunks": torch.tensor([memory.num_chunks, longer.num_chunks, fresh.num_chunks])}
+
+
+def logits_of_a_text_behind_a_memory(s: Scenarios) -> Results:
+    memory = s.model.encode(DOCUMENTS, **s.spread)
+    return {"logits": s.model(QUESTIONS, memory=memory).logits}  # the second document's rows are not the first ones
+
+
+RAGGED, MASK = pad_rows([LONG[0], LONG[0, :11], LONG[0, 20:60]])
+SCENARIOS: dict[str, Callable[[Scenarios], Results]] = {
+    # a plain input
+    "an_input_and_what_it_spills": lambda s: s.generate(LONG, 40),
+    "exact": lambda s: s.generate(LONG, 20, decoding="exact"),
+    "beams": lambda s: s.generate(LONG, 20, num_beams=3),
+    "samples": lambda s: s.generate(LONG, 20, do_sample=True, num_return_sequences=3),
+    "chunks_read_in_full": lambda s: s.generate(LONG, 20, read_chunks=2, keep_candidates=False),
+    "chunks_read_behind_candidates": lambda s: s.generate(LONG, 20, read_chunks=2),
+    "chunks_read_in_full_by_a_ragged_batch": lambda s: s.generate(RAGGED, 20, attention_mask=MASK, read_chunks=1),
+    "tokens_taken_back": lambda s: s.generate(LONG, 20, prompt_lookup_num_tokens=3),
+    "one_chunk": lambda s: s.generate(LONG[:, :12], 4),
+    "one_chunk_and_what_it_spills": lambda s: s.generate(LONG[:, :12], 40),
+    "no_chunk_at_first": lambda s: s.generate(LONG[:, :5], 30),
+    "a_ragged_batch": lambda s: s.generate(RAGGED, 20, attention_mask=MASK, chunk_batch_size=2),
+    "a_conversation": a_conversation,
+    # a memory
+    "a_memory": lambda s: s.ask(new_tokens=30),
+    "a_memory_exact": lambda s: s.ask(decoding="exact"),
+    "a_memory_beams": lambda s: s.ask(num_beams=3),
+    "a_memory_read_in_full": lambda s: s.ask(read_chunks=2, num_beams=2, new_tokens=30),
+    "several_questions_on_one_memory": several_questions_on_one_memory,
+    "a_memory_of_one_chunk": lambda s: s.generate(QUESTIONS[:1], memory=s.model.encode(DOCUMENTS[0][:5], **s.spread)),
+    "a_memory_that_is_extended": a_memory_that_is_extended,
+    "a_memory_that_is_loaded": lambda s: s.generate(
+        QUESTIONS, memory=s.model.load_memory(s.directory / SAVED, **s.spread)
+    ),
+    "a_memory_that_is_not_spread": lambda s: s.generate(QUESTIONS, memory=s.model.encode(DOCUMENTS), **s.spread),
+    # where chunks are kept, and other models
+    "in_cpu_memory": lambda s: s.ask(storage="cpu"),
+    "in_8_bits": lambda s: s.ask_and_generate("int8"),
+    "on_disk": lambda s: s.ask_and_generate("disk"),
+    "keys_and_values_of_different_widths": lambda s: s.ask(make_focus_model("deepseek_v3")),
+    "alibi": lambda s: s.ask(make_focus_model("bloom")),
+    "learned_positions": lambda s: s.ask(make_focus_model("gpt2")),
+    "sliding_windows": lambda s: s.generate(LONG, model=make_focus_model("gemma3")),
+    # sums of one row are the same in every batch
+    "bfloat16": lambda s: s.generate(LONG[:, :13], model=make_focus_model(dtype=torch.bfloat16), chunk_batch_size=1),
+    # without generate
+    "logits_of_a_text": lambda s: {"logits": s.model(LONG, **s.spread).logits},
+    "logits_of_a_text_behind_a_memory": logits_of_a_text_behind_a_memory,
+    "what_is_looked_at": lambda s: {"shares": s.model.chunk_attention(LONG, **s.spread)[0]},
+}
 
 
 def error_of(call: Callable[[], Any]) -> str:

@@ -9,7 +9,10 @@ import resource
 from collections.abc import Iterator
 
 import pytest
+import torch
 from torch import nn
+
+from focus_peft import Memory
 
 
 @contextlib.contextmanager
@@ -29,6 +32,14 @@ def refusal(
             yield caught
     assert_sentence(str(caught.value), *named)
     assert not passes, "the base model ran before the refusal"
+
+
+def refused_everywhere(model: nn.Module, memory: Memory, *named: str) -> None:
+    """Nothing may go on from a memory."""
+    ids = torch.tensor(memory.documents[:1])
+    for call in (model, model.generate, model.encode):
+        with refusal(*named, model=model):
+            call(ids, memory=memory)
 
 
 @contextlib.contextmanager

@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import make_focus_model, make_tiny_tokenizer, pad_rows, perturb_twins, random_ids
+from conftest import ROOT, make_focus_model, make_tiny_tokenizer, perturb_twins, random_ids
 from fresh import run_apart
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 import focus_peft
 from focus_peft import FocusConfig
+from focus_peft.data.collator import DocumentCollator
 from focus_peft.trainer.arguments import FocusTrainingArguments, join_processes
 from focus_peft.trainer.trainer import FocusTrainer
 
 
-IGNORED = -100
-ROOT = Path(__file__).parents[1]
 TINY = "recipes/configs/tiny_debug.yaml"
 # what a run logs that must be the same wherever and however often it was interrupted
 LOSSES = ("loss", "loss_continuation", "loss_repetition", "loss_local", "grad_norm", "eval_loss")
@@ -50,13 +49,6 @@ class Documents(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
         return {"input_ids": row, "labels": list(row), "sample_seed": 1000 * self.epoch + index}
-
-
-def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    ids, mask = pad_rows([torch.tensor(row["input_ids"]) for row in rows], "right")
-    labels, _ = pad_rows([torch.tensor(row["labels"]) for row in rows], "right", IGNORED)
-    seeds = torch.tensor([row["sample_seed"] for row in rows])
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "sample_seed": seeds}
 
 
 def arguments(directory: str | Path, kind: type = FocusTrainingArguments, **fields: Any) -> Any:
@@ -99,9 +91,20 @@ def trainer_of(
         args=arguments(directory, **fields),
         train_dataset=data,
         eval_dataset=Documents(3),
-        data_collator=collate,
+        data_collator=DocumentCollator(),
         **own,
     )
+
+
+def trained(directory: str | Path, resume: str | bool | None = None, **fields: Any) -> FocusTrainer:
+    """A trainer that has trained, from the start or from a checkpoint; `fields` as of `trainer_of`."""
+    trainer = trainer_of(directory, **fields)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def assert_same_losses(found: FocusTrainer, expected: FocusTrainer) -> None:
+    assert losses(found.state.log_history) == losses(expected.state.log_history)
 
 
 def logged(trainer: FocusTrainer | list[dict[str, Any]], name: str) -> list[float]:
@@ -194,7 +197,7 @@ def main(file: str) -> None:
         args=args,
         train_dataset=Documents(options.get("documents", 8), *options.get("lengths", ())),
         eval_dataset=Documents(3),
-        data_collator=collate,
+        data_collator=DocumentCollator(),
         callbacks=callbacks,
         processing_class=KillingTokenizer(dies) if dies else make_tiny_tokenizer(),
     )

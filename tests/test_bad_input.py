@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import VOCABULARY, make_focus_model, make_tiny_model, random_ids
+from conftest import VOCABULARY, each_rank, make_focus_model, make_tiny_model, random_ids
 from peft import PeftModel
 from refusal import assert_sentence, no_file_larger_than, refusal
 from safetensors import SafetensorError
@@ -41,110 +41,10 @@ def argument(call: str) -> str:
     return "`document_ids`" if call == "encode" else "`input_ids`"
 
 
-# Ids
+# Ids, labels and masks: what is given, with which options, and what the refusal names; IDS is the argument's name
 
 
-@each_call
-@pytest.mark.parametrize("shape", [(1, 0), (0, 3), (0, 0)], ids=str)
-def test_empty_input_is_refused(model: PeftModel, call: str, shape: tuple[int, int]) -> None:
-    with refusal(argument(call), "empty", model=model):
-        CALLS[call](model, torch.zeros(shape, dtype=torch.long))
-
-
-@pytest.mark.parametrize(
-    "documents", [[], [[]], [[1, 2], []], torch.zeros(0, dtype=torch.long), [torch.zeros(0).long()]]
-)
-def test_an_empty_document_is_refused(model: PeftModel, documents: Any) -> None:
-    with refusal("`document_ids`", "empty", model=model):
-        model.encode(documents)
-
-
-def test_an_empty_question_is_refused(model: PeftModel) -> None:
-    memory = model.encode(LONG)
-    for call in ("generate", "forward", "encode"):
-        with refusal(argument(call), "empty", model=model):
-            CALLS[call](model, torch.zeros(1, 0, dtype=torch.long), memory=memory)
-
-
-def test_no_input_at_all_is_refused(model: PeftModel) -> None:
-    with refusal("`input_ids`", model=model):
-        model.generate(max_new_tokens=2)
-    with pytest.raises(ValueError, match="input_ids"):
-        model()
-
-
-@each_length
-@each_call
-@pytest.mark.parametrize("token", [-1, VOCABULARY, 10**9])
-def test_ids_outside_the_vocabulary_are_refused(model: PeftModel, call: str, token: int, ids: torch.Tensor) -> None:
-    ids = ids.clone()
-    ids[0, 2] = token
-    with refusal(argument(call), str(token), f"{VOCABULARY} tokens", "tokenizer", model=model):
-        CALLS[call](model, ids)
-
-
-def test_ids_outside_the_vocabulary_are_refused_in_a_question_and_in_labels(model: PeftModel) -> None:
-    memory, wrong = model.encode(LONG), LONG.clone()
-    wrong[0, 20] = VOCABULARY
-    for call in ("generate", "forward", "encode"):
-        with refusal(argument(call), str(VOCABULARY), model=model):
-            CALLS[call](model, wrong, memory=memory)
-    with refusal("`labels`", str(VOCABULARY), model=model):
-        model(LONG, labels=wrong)
-    with refusal("`labels`", "-5", model=model):
-        model(LONG, labels=torch.full_like(LONG, -5))
-
-
-@each_length
-@each_call
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.bfloat16], ids=str)
-def test_ids_that_are_no_integers_are_refused(
-    model: PeftModel, call: str, dtype: torch.dtype, ids: torch.Tensor
-) -> None:
-    with refusal(argument(call), str(dtype), "integer", model=model):
-        CALLS[call](model, ids.to(dtype))
-
-
-@pytest.mark.parametrize(
-    "documents", [[[1.5, 2.0]], [[True, False]], ["text"], "text", [["text"]], [["a", "b"]], None, 5]
-)
-def test_documents_that_are_no_ids_are_refused(model: PeftModel, documents: Any) -> None:
-    with refusal("`document_ids`", model=model, error=(ValueError, TypeError)):
-        model.encode(documents)
-
-
-@pytest.mark.parametrize("give", ["generate", "encode"])
-def test_the_output_of_a_tokenizer_is_refused_with_the_remedy(model: PeftModel, give: str) -> None:
-    batch = transformers.BatchEncoding({"input_ids": LONG, "attention_mask": torch.ones_like(LONG)})
-    with refusal(argument(give), "BatchEncoding", "input_ids", model=model, error=(ValueError, TypeError)):
-        CALLS[give](model, batch)
-
-
-@pytest.mark.parametrize("call", ["generate", "forward", "loss"])
-@pytest.mark.parametrize("reshape", [lambda ids: ids[0], lambda ids: ids[None]], ids=["one axis", "three axes"])
-def test_ids_of_another_shape_are_refused(model: PeftModel, call: str, reshape: Call) -> None:
-    with refusal("`input_ids`", "(rows, tokens)", str(tuple(reshape(LONG).shape)), model=model):
-        CALLS[call](model, reshape(LONG))
-
-
-def test_documents_of_another_shape_are_refused(model: PeftModel) -> None:
-    with refusal("`document_ids`", "(1, 1, 30)", model=model):
-        model.encode(LONG[None])
-    with refusal("`document_ids`", model=model):
-        model.encode([LONG])
-
-
-def test_labels_of_another_shape_or_type_are_refused(model: PeftModel) -> None:
-    with refusal("`labels`", "(1, 4)", "`input_ids`", "(1, 30)", model=model):
-        model(LONG, labels=SHORT)
-    with refusal("`labels`", "torch.float32", model=model):
-        model(LONG, labels=LONG.float())
-    memory = model.encode(LONG)
-    with refusal("`labels`", "`memory`", model=model):
-        model(LONG, labels=LONG, memory=memory)
-
-
-# Masks
+Case = tuple[Any, dict[str, Any], tuple[str, ...]]
 
 
 def mask_with(ids: torch.Tensor, *hidden: int) -> torch.Tensor:
@@ -153,43 +53,116 @@ def mask_with(ids: torch.Tensor, *hidden: int) -> torch.Tensor:
     return mask
 
 
+def masked(ids: torch.Tensor, mask: torch.Tensor, *named: str) -> Case:
+    return ids, {"attention_mask": mask}, ("`attention_mask`", *named)
+
+
+ANY_CALL: dict[str, Callable[[torch.Tensor], Case]] = {
+    **{
+        f"empty {shape}": lambda ids, shape=shape: (torch.zeros(shape, dtype=torch.long), {}, ("IDS", "empty"))
+        for shape in ((1, 0), (0, 3), (0, 0))
+    },
+    **{
+        f"token {token}": lambda ids, token=token: (
+            ids.index_fill(1, torch.tensor(2), token),
+            {},
+            ("IDS", str(token), f"{VOCABULARY} tokens", "tokenizer"),
+        )
+        for token in (-1, VOCABULARY, 10**9)
+    },
+    **{
+        str(dtype): lambda ids, dtype=dtype: (ids.to(dtype), {}, ("IDS", str(dtype), "integer"))
+        for dtype in (torch.float32, torch.bool, torch.bfloat16)
+    },
+    "mask of a whole row": lambda ids: masked(
+        ids.repeat(2, 1), torch.tensor([[1], [0]]).expand(2, ids.shape[1]), "Row 1", "every token"
+    ),
+    **{
+        f"mask of shape {shape}": lambda ids, cut=cut: masked(
+            ids, cut(torch.ones_like(ids)), str(tuple(cut(ids).shape)), str(tuple(ids.shape))
+        )
+        for shape, cut in {
+            "(1, n-1)": lambda mask: mask[:, 1:],
+            "(2, n)": lambda mask: mask.repeat(2, 1),
+            "(n,)": lambda mask: mask[0],
+        }.items()
+    },
+}
+
+
+@each_length
 @each_call
-@pytest.mark.parametrize("hidden", [(1,), (0, 2), (1, 3)], ids=["middle", "left and middle", "two"])
-def test_a_mask_with_a_hole_is_refused(model: PeftModel, call: str, hidden: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("case", ANY_CALL)
+def test_what_no_call_can_read_is_refused(model: PeftModel, case: str, call: str, ids: torch.Tensor) -> None:
+    given, options, named = ANY_CALL[case](ids)
+    with refusal(*[argument(call) if name == "IDS" else name for name in named], model=model):
+        CALLS[call](model, given, **options)
+
+
+OUTSIDE = LONG.index_fill(1, torch.tensor(20), VOCABULARY)
+LONGER, LONGER_SHORT = (torch.cat([ids, ids[:, :1]], dim=1) for ids in (LONG, SHORT))
+BATCH = transformers.BatchEncoding({"input_ids": LONG, "attention_mask": torch.ones_like(LONG)})
+NONE = torch.zeros(0, dtype=torch.long)
+# by these calls; a memory of LONG stands for the option `memory`
+SOME_CALLS: dict[str, tuple[str, Case]] = {
+    **{
+        f"document {number}, empty": ("encode", (documents, {}, ("IDS", "empty")))
+        for number, documents in enumerate(([], [[]], [[1, 2], []], NONE, [NONE]))
+    },
+    **{
+        f"documents {documents}": ("encode", (documents, {}, ("IDS",)))
+        for documents in ([[1.5, 2.0]], [[True, False]], ["text"], "text", [["text"]], [["a", "b"]], None, 5)
+    },
+    "documents of three axes": ("encode", (LONG[None], {}, ("IDS", "(1, 1, 30)"))),
+    "documents of two axes in a list": ("encode", ([LONG], {}, ("IDS",))),
+    "an empty question": ("generate forward encode", (NONE[None], {"memory": True}, ("IDS", "empty"))),
+    "a question outside": ("generate forward encode", (OUTSIDE, {"memory": True}, ("IDS", str(VOCABULARY)))),
+    "a tokenizer's output": ("generate encode", (BATCH, {}, ("IDS", "BatchEncoding", "input_ids"))),
+    "one axis": ("generate forward loss", (LONG[0], {}, ("IDS", "(rows, tokens)", "(30,)"))),
+    "three axes": ("generate forward loss", (LONG[None], {}, ("IDS", "(rows, tokens)", "(1, 1, 30)"))),
+    "labels outside": ("forward", (LONG, {"labels": OUTSIDE}, ("`labels`", str(VOCABULARY)))),
+    "labels below 0": ("forward", (LONG, {"labels": torch.full_like(LONG, -5)}, ("`labels`", "-5"))),
+    "labels of another shape": ("forward", (LONG, {"labels": SHORT}, ("`labels`", "(1, 4)", "IDS", "(1, 30)"))),
+    "labels of another type": ("forward", (LONG, {"labels": LONG.float()}, ("`labels`", "torch.float32"))),
+    "labels beside a memory": ("forward", (LONG, {"labels": LONG, "memory": True}, ("`labels`", "`memory`"))),
     # a short one is the base model's to read (test_as_on_the_hub), but not to train on, or to encode
-    for ids in (LONG, SHORT) if call in ("loss", "encode") else (LONG,):
-        ids = torch.cat([ids, ids[:, :1]], dim=1)
-        with refusal("`attention_mask`", "Row 0", "hole", "`input_ids`" if call != "encode" else "", model=model):
-            CALLS[call](model, ids, attention_mask=mask_with(ids, *hidden))
+    **{
+        f"mask with a hole at {hidden}{short}": (calls, masked(ids, mask_with(ids, *hidden), "Row 0", "hole", *named))
+        for hidden in ((1,), (0, 2), (1, 3))
+        for ids, short, calls, named in (
+            (LONGER, "", "generate forward loss", ["IDS"]),
+            (LONGER_SHORT, ", short", "loss", ["IDS"]),
+            (LONGER, "", "encode", []),
+            (LONGER_SHORT, ", short", "encode", []),
+        )
+    },
+    "a mask that is a list": (
+        "generate forward loss encode",
+        (LONG, {"attention_mask": torch.ones_like(LONG).tolist()}, ("`attention_mask`", "list")),
+    ),
+    "a mask beside a list of documents": (
+        "encode",
+        masked([LONG[0], SHORT[0]], torch.ones(2, 30), "IDS", "list"),
+    ),
+}
 
 
-@each_length
-@each_call
-def test_a_mask_that_hides_a_whole_row_is_refused(model: PeftModel, call: str, ids: torch.Tensor) -> None:
-    batch = ids.repeat(2, 1)
-    mask = torch.ones_like(batch)
-    mask[1] = 0
-    with refusal("`attention_mask`", "Row 1", "every token", model=model):
-        CALLS[call](model, batch, attention_mask=mask)
+@pytest.mark.parametrize(
+    ("call", "case"), [(call, name) for name, (calls, _) in SOME_CALLS.items() for call in calls.split()]
+)
+def test_what_a_call_cannot_read_is_refused(model: PeftModel, call: str, case: str) -> None:
+    given, options, named = SOME_CALLS[case][1]
+    if "memory" in options:
+        options = {**options, "memory": model.encode(LONG)}
+    with refusal(*[argument(call) if name == "IDS" else name for name in named], model=model):
+        CALLS[call](model, given, **options)
 
 
-@each_length
-@each_call
-def test_a_mask_of_another_shape_is_refused(model: PeftModel, call: str, ids: torch.Tensor) -> None:
-    for mask in (torch.ones_like(ids)[:, 1:], torch.ones_like(ids).repeat(2, 1), torch.ones_like(ids)[0]):
-        with refusal("`attention_mask`", str(tuple(mask.shape)), str(tuple(ids.shape)), model=model):
-            CALLS[call](model, ids, attention_mask=mask)
-
-
-@each_call
-def test_a_mask_that_is_no_tensor_is_refused(model: PeftModel, call: str) -> None:
-    with refusal("`attention_mask`", "list", model=model, error=(ValueError, TypeError)):
-        CALLS[call](model, LONG, attention_mask=torch.ones_like(LONG).tolist())
-
-
-def test_a_mask_beside_a_list_of_documents_is_refused(model: PeftModel) -> None:
-    with refusal("`attention_mask`", "`document_ids`", "list", model=model):
-        model.encode([LONG[0], SHORT[0]], attention_mask=torch.ones(2, 30))
+def test_no_input_at_all_is_refused(model: PeftModel) -> None:
+    with refusal("`input_ids`", model=model):
+        model.generate(max_new_tokens=2)
+    with pytest.raises(ValueError, match="input_ids"):
+        model()
 
 
 # Other arguments
@@ -244,7 +217,7 @@ def load(directory: Path, family: str = "llama", **base: Any) -> PeftModel:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
+@each_rank
 def test_weights_that_are_not_finite_are_refused_by_name(r: int | None, value: float, tmp_path: Path) -> None:
     file = adapter(tmp_path, r=r) / "adapter_model.safetensors"
     weights = load_file(file)
@@ -295,7 +268,7 @@ def test_an_adapter_of_another_architecture_is_refused(family: str, fields: dict
         load(tmp_path, family, **fields)
 
 
-@pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
+@each_rank
 @pytest.mark.parametrize(
     "fields",
     [{"hidden_size": 64}, {"num_key_value_heads": 4}, {"head_dim": 16}],

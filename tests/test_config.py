@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model, random_ids
+from conftest import each_decoding, make_focus_model, make_tiny_model, random_ids
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.config import PeftConfig as PlainPeftConfig
 from refusal import refusal
@@ -321,7 +321,7 @@ def recorded_positions(model: PeftModel) -> Iterator[list[tuple[int, int]]]:
     handle.remove()
 
 
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@each_decoding
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 def test_default_sizes_keep_reading_and_generating_inside_the_positions(family: str, decoding: str) -> None:
     maximum = 64

@@ -22,14 +22,13 @@ import config_table
 import pytest
 import test_families
 import torch
-from conftest import make_focus_model, save_base
+from conftest import ROOT, make_focus_model, save_base
 from families import FAMILIES
-from models_table import BEGIN, CHECKS, END, SIGNS, TableWriter, read_table
+from models_table import BEGIN, CHECKS, END, SIGNS, read_table
 
 from focus_peft.config import READING_FIELDS
 
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 ELSEWHERE = ("publishing.md", "serving.md")
 FENCE = re.compile(r"^( *)```([a-z]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -72,45 +71,6 @@ def test_every_cell_of_the_table_has_an_outcome_and_every_note_is_there() -> Non
         for cell in row.split("|")[3:-1]:
             assert cell.split()[0] in SIGNS, row
             assert set(re.findall(r"<sup>(\d+)</sup>", cell)) <= notes, row
-
-
-def report(nodeid: str, outcome: str = "passed", **fields: object) -> pytest.TestReport:
-    reason = ("test_families.py", 1, "Skipped: no such model") if outcome == "skipped" else None
-    made = pytest.TestReport(nodeid, (nodeid, None, ""), {}, outcome, reason, fields.pop("when", "call"))  # type: ignore[arg-type]
-    vars(made).update(fields)
-    return made
-
-
-def test_a_table_is_written_between_its_marks_from_what_was_run(tmp_path: Path) -> None:
-    file = tmp_path / "models.md"
-    file.write_text(f"Before.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n", encoding="utf-8")
-    writer = TableWriter(file)
-    for family in FAMILIES:
-        for check in CHECKS:
-            nodeid = f"tests/test_families.py::{check}[{family}]"
-            if family == "gpt2":
-                writer.pytest_runtest_logreport(report(nodeid, "skipped", when="setup"))
-            elif family == "opt":
-                writer.pytest_runtest_logreport(report(nodeid, "skipped", wasxfail="not yet"))
-            else:
-                writer.pytest_runtest_logreport(report(nodeid, "failed" if family == "llama" else "passed"))
-    writer.pytest_sessionfinish()
-    text = file.read_text(encoding="utf-8")
-    assert text.startswith("Before.\n") and text.endswith("After.\n") and "old" not in text
-    assert read_table(text) == (list(FAMILIES), list(CHECKS.values()))
-    signs = {line.split(" | ")[0][2:]: set(line.split(" | ")[2:]) for line in text.splitlines() if line[:2] == "| "}
-    assert {sign.strip(" |") for sign in signs["llama"]} == {"✗"}
-    assert {sign.strip(" |") for sign in signs["qwen2"]} == {"✓"}
-    assert all(sign.startswith("–") for sign in signs["gpt2"] | signs["opt"])
-    assert "1. No such model.\n2. Not yet." in text
-
-
-def test_a_table_of_half_a_run_is_not_written(tmp_path: Path) -> None:
-    file = tmp_path / "models.md"
-    file.write_text(f"{BEGIN}\nold\n{END}\n", encoding="utf-8")
-    with pytest.raises(pytest.UsageError, match="not run"):
-        TableWriter(file).pytest_sessionfinish()
-    assert "old" in file.read_text(encoding="utf-8")
 
 
 def test_the_lowest_versions_that_are_tested_are_those_that_the_package_admits() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model, perturb_twins
+from conftest import each_rank, make_tiny_model, perturb_twins
 from families import CORE
 from peft import get_peft_model
 from torch import nn
@@ -53,7 +53,7 @@ def test_the_pass_before_is_restored_after_the_context_and_after_an_error() -> N
     assert current_pass.get() is None
 
 
-@pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
+@each_rank
 def test_a_disabled_layer_is_its_frozen_projection_at_every_position(r: int | None) -> None:
     layer, x = make_layer(r=r), torch.randn(3, 7, WIDTH)
     perturb_twins(layer)

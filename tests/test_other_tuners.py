@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model, perturb_twins, random_ids, small_config
+from conftest import IDS, each_rank, logits_of, make_focus_model, make_tiny_model, perturb_twins, small_config
 from peft import (
     AdaptionPromptConfig,
     IA3Config,
@@ -36,7 +36,6 @@ from focus_peft.layer import TwinLayer
 # PEFT says that a model is wrapped a second time
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to modify a model:UserWarning")
 
-IDS = random_ids(40)[None]
 PROJECTIONS: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 LORA = LoraConfig(r=4, **PROJECTIONS)
 OTHERS: dict[str, Any] = {
@@ -49,7 +48,6 @@ OTHERS: dict[str, Any] = {
     "vera": VeraConfig(r=4, **PROJECTIONS),
     "oft": OFTConfig(r=0, oft_block_size=4, **PROJECTIONS),
 }
-each_rank = pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
 
 
 def with_other(config: Any = LORA, family: str = "llama", name: str = "default") -> PeftModel:
@@ -67,11 +65,6 @@ def with_other(config: Any = LORA, family: str = "llama", name: str = "default")
 
 def wrapped(base: nn.Module, r: int | None = None, name: str = "default") -> PeftModel:
     return get_peft_model(base, small_config(r=r), adapter_name=name).eval()
-
-
-def logits_of(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids).logits
 
 
 def trainable(model: nn.Module) -> list[str]:

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model, perturb_twins, random_ids, small_config
+from conftest import (
+    IDS,
+    each_rank,
+    logits_of,
+    make_focus_model,
+    make_tiny_model,
+    perturb_twins,
+    random_ids,
+    small_config,
+)
 from families import CORE
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from refusal import refusal
@@ -25,9 +34,6 @@ from focus_peft.frozen.compat import CACHE, OLDER
 from focus_peft.layer import TwinLayer
 
 
-IDS = random_ids(30)[None]
-RANKS = [None, 4]
-each_rank = pytest.mark.parametrize("r", RANKS, ids=["full", "low-rank"])
 each_family = pytest.mark.parametrize("family", CORE)
 # separate and fused projections, nn.Linear and Conv1D, with and without biases, rotary and learned positions
 each_kind = pytest.mark.parametrize(
@@ -38,11 +44,6 @@ each_kind = pytest.mark.parametrize(
 def untrained(family: str = "llama", dtype: torch.dtype = torch.float64, **fields: Any) -> PeftModel:
     """A wrapped model as `get_peft_model` leaves it."""
     return get_peft_model(make_tiny_model(family, dtype), small_config(**fields)).eval()
-
-
-def logits_of(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids).logits
 
 
 def greedy(model: nn.Module, ids: torch.Tensor = IDS, tokens: int = 6) -> torch.Tensor:
@@ -342,20 +343,6 @@ def test_after_the_last_adapter_is_deleted_another_can_be_added() -> None:
 # The way back
 
 
-def disabled(model: PeftModel, call: Callable[[], torch.Tensor]) -> torch.Tensor:
-    with model.disable_adapter():
-        return call()
-
-
-@each_kind
-def test_a_disabled_adapter_leaves_forward_and_generate_to_the_base_model(family: str, r: int | None) -> None:
-    model, base = make_focus_model(family, r=r), make_tiny_model(family)
-    before = logits_of(model)
-    assert torch.equal(disabled(model, lambda: logits_of(model)), logits_of(base))
-    assert torch.equal(disabled(model, lambda: greedy(model)), greedy(base))
-    assert torch.equal(logits_of(model), before)
-
-
 def test_a_disabled_adapter_takes_the_arguments_of_the_enabled_one() -> None:
     model, base = make_focus_model(), make_tiny_model()
     with model.disable_adapter():
@@ -467,19 +454,16 @@ def assert_same_adapter(found: PeftModel, expected: PeftModel) -> None:
     assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True], ids=["", "low_cpu_mem_usage"])
-@each_kind
-def test_a_loaded_adapter_computes_the_same_logits(
-    family: str, r: int | None, low_cpu_mem_usage: bool, tmp_path: Path
-) -> None:
-    model = make_focus_model(family, r=r)
+@pytest.mark.parametrize(("r", "low_cpu_mem_usage"), [(None, True), (4, False), (4, True)])
+def test_a_loaded_adapter_computes_the_same_logits(r: int | None, low_cpu_mem_usage: bool, tmp_path: Path) -> None:
+    model = make_focus_model(r=r)
     model.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    loaded = PeftModel.from_pretrained(make_tiny_model(family), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
     assert_same_adapter(loaded, model)
     assert trainable(loaded) == [] and not loaded.training
     torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=0, atol=1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import unittest
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from focus_peft import FocusConfig
 
 
+ROOT = Path(__file__).parents[1]
 VOCABULARY = 120
 PAD, BOS, EOS = 0, 1, 2
 
@@ -110,6 +112,14 @@ def make_focus_model(
 def random_ids(length: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Tensor:
     """Seeded ids of shape (length,), special tokens left out."""
     return torch.randint(3, vocabulary, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+IDS = random_ids(40)[None]  # past the local window of `small_config`
+
+
+def logits_of(model: nn.Module, ids: torch.Tensor = IDS) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
 
 
 def pad_rows(rows: Sequence[torch.Tensor], side: str = "left", value: int = PAD) -> tuple[torch.Tensor, torch.Tensor]:

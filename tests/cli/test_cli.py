@@ -7,7 +7,7 @@ import io
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,23 @@ def document(tmp_path: Path) -> Path:
     return path
 
 
-def run(model: Path, *arguments: object) -> int:
-    return main(["generate", "--model", str(model), "--max-new-tokens", "8", "--device", "cpu", *map(str, arguments)])
+Ended = tuple[int, str, str]  # exit code, stdout, stderr
+Generate = Callable[..., Ended]
+
+
+@pytest.fixture
+def generate(model: Path, document: Path, capfd: pytest.CaptureFixture[str]) -> Generate:
+    """The command with the tiny model, the document and a question, unless told otherwise."""
+
+    def run(
+        *words: object, adapter: object = None, document: object = document, question: str = "Who jumps?"
+    ) -> Ended:
+        given = {"--document": document, "--question": question, "--adapter": adapter, "--model": model}
+        options = [str(word) for name, value in given.items() if value is not None for word in (name, value)]
+        code = main(["generate", *options, "--max-new-tokens", "8", "--device", "cpu", *map(str, words)])
+        return (code, *capfd.readouterr())
+
+    return run
 
 
 def read(model: Path, adapter: Path, question: str) -> tuple[PeftModel, dict[str, Any], torch.Tensor]:
@@ -79,27 +94,20 @@ def expected(model: Path, adapter: Path, question: str, **options: Any) -> str:
 
 
 def test_answers_are_on_stdout_and_each_is_the_librarys_to_that_question_alone(
-    model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
+    generate: Generate, model: Path, adapter: Path
 ) -> None:
     questions = ["Who jumps?", "Over what?"]
-    arguments: Sequence[str] = [word for question in questions for word in ("--question", question)]
-    assert run(model, "--adapter", adapter, "--document", document, *arguments) == 0
-    out, err = capfd.readouterr()
-    assert out == "".join(expected(model, adapter, question) for question in questions)
+    code, out, err = generate("--question", questions[1], adapter=adapter)
+    assert (code, out) == (0, "".join(expected(model, adapter, question) for question in questions))
     assert err.count("read ") == 1 and f"read {len(TEXT)} tokens" in err
     assert "untrained" not in err
 
 
-def test_chunks_that_are_read_in_full_are_shown(
-    model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shared = ("--adapter", adapter, "--document", document, "--question", "Who jumps?", "--read-chunks", 2)
-    assert run(model, *shared) == 0
-    plain = capfd.readouterr()
-    assert run(model, *shared, "--show-chunks") == 0
-    out, err = capfd.readouterr()
-    assert out == plain.out and "read chunk" not in plain.err
-    assert out == expected(model, adapter, "Who jumps?", read_chunks=2)
+def test_chunks_that_are_read_in_full_are_shown(generate: Generate, model: Path, adapter: Path) -> None:
+    plain = generate("--read-chunks", 2, adapter=adapter)
+    code, out, err = generate("--read-chunks", 2, "--show-chunks", adapter=adapter)
+    assert (code, out) == plain[:2] == (0, expected(model, adapter, "Who jumps?", read_chunks=2))
+    assert "read chunk" not in plain[2]
     adapted, given, ids = read(model, adapter, "Who jumps?")
     (scores,) = adapted.chunk_scores(ids, memory=given["memory"])
     shown = [line for line in err.splitlines() if "read chunk" in line]
@@ -111,42 +119,32 @@ def test_chunks_that_are_read_in_full_are_shown(
 
 
 def test_document_is_read_from_stdin(
-    model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    generate: Generate, model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode())))
-    assert run(model, "--adapter", adapter, "--document", "-", "--question", "Who jumps?") == 0
-    assert capfd.readouterr().out == expected(model, adapter, "Who jumps?")
+    assert generate(adapter=adapter, document="-")[:2] == (0, expected(model, adapter, "Who jumps?"))
 
 
 def test_saved_memory_answers_without_the_document(
-    model: Path, adapter: Path, document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    generate: Generate, model: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    shared = ("--adapter", adapter, "--memory", tmp_path / "memory", "--question", "Who jumps?")
-    assert run(model, *shared, "--document", document) == 0
-    first = capfd.readouterr()
-    document.unlink()
-    assert run(model, *shared) == 0
-    second = capfd.readouterr()
-    assert first.out == second.out == expected(model, adapter, "Who jumps?")
-    assert "saved the memory" in first.err
-    assert f"loaded {len(TEXT)} tokens" in second.err
+    first = generate("--memory", tmp_path / "memory", adapter=adapter)
+    second = generate("--memory", tmp_path / "memory", adapter=adapter, document=None)
+    assert first[:2] == second[:2] == (0, expected(model, adapter, "Who jumps?"))
+    assert "saved the memory" in first[2]
+    assert f"loaded {len(TEXT)} tokens" in second[2]
 
 
-def test_without_an_adapter_it_says_that_the_twins_are_untrained(
-    model: Path, document: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run(model, "--document", document, "--question", "Who jumps?") == 0
-    out, err = capfd.readouterr()
-    assert out.endswith("\n")
+def test_without_an_adapter_it_says_that_the_twins_are_untrained(generate: Generate) -> None:
+    code, out, err = generate()
+    assert code == 0 and out.endswith("\n")
     assert "untrained" in err
 
 
-def test_sampling_with_a_seed_is_repeatable(model: Path, document: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    answers = []
-    for seed in (1, 1, 2):
-        assert run(model, "--document", document, "--question", "Who?", "--temperature", 2, "--seed", seed) == 0
-        answers.append(capfd.readouterr().out)
+def test_sampling_with_a_seed_is_repeatable(generate: Generate) -> None:
+    answers = [generate("--temperature", 2, "--seed", seed)[:2] for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
+    assert {code for code, _ in answers} == {0}
 
 
 @pytest.mark.parametrize(
@@ -160,13 +158,12 @@ def test_sampling_with_a_seed_is_repeatable(model: Path, document: Path, capfd: 
     ],
 )
 def test_bad_documents_end_with_code_3_before_a_model_is_loaded(
-    content: bytes | None, complaint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    content: bytes | None, complaint: str, generate: Generate, document: Path
 ) -> None:
-    document = tmp_path / "document.txt"
+    document.unlink()
     if content is not None:
         document.write_bytes(content)
-    assert run(tmp_path / "no-model", "--document", document, "--question", "?") == 3
-    assert_one_sentence(capfd, complaint)
+    assert_one_sentence(generate("--model", "no-model"), 3, complaint)
 
 
 SMALL = ["--chunk-size", 8, "--local-size", 200, "--prompt-size", 4]
@@ -194,47 +191,35 @@ SMALL = ["--chunk-size", 8, "--local-size", 200, "--prompt-size", 4]
     ],
 )
 def test_what_cannot_be_ends_with_its_code_and_one_sentence(
-    words: list[Any],
-    ending: tuple[int, str],
-    model: Path,
-    adapter: Path,
-    document: Path,
-    capfd: pytest.CaptureFixture[str],
+    words: list[Any], ending: tuple[int, str], generate: Generate, adapter: Path, document: Path
 ) -> None:
     folder = document.parent
     (folder / "empty").mkdir()
     places = {"EMPTY": folder / "empty", "FOLDER": folder, "ADAPTER": adapter}
     code, complaint = ending
-    assert run(model, "--document", document, "--question", "?", *[places.get(word, word) for word in words]) == code
-    assert_one_sentence(capfd, complaint.replace("EMPTY", str(places["EMPTY"])))
+    ended = generate(*[places.get(word, word) for word in words])
+    assert_one_sentence(ended, code, complaint.replace("EMPTY", str(places["EMPTY"])))
 
 
 def test_without_a_document_or_with_a_missing_memory_there_is_nothing_to_read(
-    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    generate: Generate, tmp_path: Path
 ) -> None:
-    assert run(model, "--question", "?") == 2
-    assert_one_sentence(capfd, "--document")
-    assert run(model, "--memory", tmp_path / "no-memory", "--question", "?") == 4
-    assert_one_sentence(capfd, "no-memory cannot be loaded")
+    assert_one_sentence(generate(document=None), 2, "--document")
+    ended = generate("--memory", tmp_path / "no-memory", document=None)
+    assert_one_sentence(ended, 4, "no-memory cannot be loaded")
 
 
-def test_adapter_of_another_method_ends_with_code_4(
-    model: Path, document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_adapter_of_another_method_ends_with_code_4(generate: Generate, tmp_path: Path) -> None:
     lora = get_peft_model(make_tiny_model(dtype=torch.float32), LoraConfig(task_type="CAUSAL_LM"))
     lora.save_pretrained(tmp_path / "lora")
-    assert run(model, "--adapter", tmp_path / "lora", "--document", document, "--question", "?") == 4
-    assert_one_sentence(capfd, "LORA")
+    assert_one_sentence(generate(adapter=tmp_path / "lora"), 4, "LORA")
 
 
-def test_memory_of_other_sizes_ends_with_code_4(
-    model: Path, adapter: Path, document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    shared = ("--adapter", adapter, "--memory", tmp_path / "memory", "--question", "?")
-    assert run(model, *shared, "--document", document) == 0
-    capfd.readouterr()
-    assert run(model, *shared, "--chunk-size", 16) == 4
-    assert_one_sentence(capfd, "memory cannot be loaded")
+def test_memory_of_other_sizes_ends_with_code_4(generate: Generate, adapter: Path, tmp_path: Path) -> None:
+    memory = ("--memory", tmp_path / "memory")
+    assert generate(*memory, adapter=adapter)[0] == 0
+    ended = generate(*memory, "--chunk-size", 16, adapter=adapter, document=None)
+    assert_one_sentence(ended, 4, "memory cannot be loaded")
 
 
 READING = {
@@ -270,13 +255,10 @@ def test_a_command_may_have_an_option_of_its_own_instead() -> None:
     assert found["prompt_size"] == 4 and "read_chunks" not in found
 
 
-def test_an_option_changes_how_the_adapter_reads(
-    model: Path, adapter: Path, document: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_option_changes_how_the_adapter_reads(generate: Generate, adapter: Path) -> None:
     for size, chunks in ((24, 8), (12, 15)):
-        words = ("--document", document, "--question", "?", "--chunk-size", size, "--prompt-size", 4)
-        assert run(model, "--adapter", adapter, *words) == 0
-        assert f"in {chunks} chunks" in capfd.readouterr().err
+        code, _, err = generate("--chunk-size", size, "--prompt-size", 4, adapter=adapter)
+        assert code == 0 and f"in {chunks} chunks" in err
 
 
 @pytest.mark.parametrize(
@@ -303,14 +285,14 @@ def test_wrong_usage_ends_with_code_2(arguments: list[str], capfd: pytest.Captur
 
 
 def test_a_memory_that_cannot_be_written_ends_with_code_5_before_a_model_is_loaded(
-    document: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    generate: Generate, document: Path, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.iterdir())
     for place in (document / "x", document / "x" / "y", "/proc/memory"):
-        assert run(tmp_path / "no-model", "--document", document, "--memory", place, "--question", "?") == 5
-        assert_one_sentence(capfd, "no directory that can be written to")
+        ended = generate("--model", "no-model", "--memory", place)
+        assert_one_sentence(ended, 5, "no directory that can be written to")
     assert sorted(tmp_path.iterdir()) == before
-    assert run(tmp_path / "no-model", "--document", document, "--memory", tmp_path / "a" / "b", "--question", "?") == 4
+    assert generate("--model", "no-model", "--memory", tmp_path / "a" / "b")[0] == 4
     assert sorted(tmp_path.iterdir()) == before, "nothing is left of the trial"
 
 
@@ -324,21 +306,18 @@ def test_publish_knows_the_types_that_weights_can_be_rounded_to() -> None:
     assert tuple(weights.DTYPES) == publish.DTYPES
 
 
-def test_ctrl_c_ends_with_code_130(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_ends_with_code_130(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted()))
-    assert run(model, "--document", "-", "--question", "?") == 130
-    assert capfd.readouterr() == ("", "focus-peft: interrupted.\n")
+    assert generate(document="-") == (130, "", "focus-peft: interrupted.\n")
 
 
-def test_debug_shows_the_error_itself(tmp_path: Path) -> None:
+def test_debug_shows_the_error_itself(generate: Generate, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="cannot be read"):
-        run(tmp_path, "--document", tmp_path / "none.txt", "--question", "?", "--debug")
+        generate("--debug", document=tmp_path / "none.txt")
 
 
 def test_python_m_runs_the_command_and_help_names_the_exit_codes(
@@ -353,10 +332,10 @@ def test_python_m_runs_the_command_and_help_names_the_exit_codes(
     assert "exit codes:" in printed
 
 
-def assert_one_sentence(capfd: pytest.CaptureFixture[str], complaint: str) -> None:
+def assert_one_sentence(ended: Ended, expected_code: int, complaint: str) -> None:
     """Nothing on stdout, and on stderr a last line that says what went wrong, without a traceback."""
-    out, err = capfd.readouterr()
-    assert out == ""
+    code, out, err = ended
+    assert (code, out) == (expected_code, "")
     assert "Traceback" not in err
     last = err.strip().splitlines()[-1]
     assert last.startswith("focus-peft: error: ")

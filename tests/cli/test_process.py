@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, save_base
+from conftest import ROOT, make_focus_model, save_base
 
 
-ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "focus_peft"]
 GENERATE = ["generate", "--model", "model", "--document", "doc.txt", "--question", "?", "--device", "cpu"]
 

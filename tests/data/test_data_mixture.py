@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_focus_model
 from data_worker import prepare_together
 from fresh import run_apart
-from test_data import TOKENIZER, prepared, text, texts, write_texts
+from test_data import prepared, text, texts, write_texts
 from torch.utils.data import DataLoader
 
 from focus_peft.config import IGNORE
@@ -135,14 +134,6 @@ def test_the_collator_pads_on_the_right() -> None:
     assert batch["labels"].tolist() == [[IGNORE, 6, 7], [8, IGNORE, IGNORE]]
     assert batch["sample_seeds"].tolist() == [2**62 + 1, 0]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-
-
-def test_the_model_takes_a_batch(tmp_path: Path) -> None:
-    data = prepared(tmp_path, write_texts(tmp_path, 3, 40))
-    batch = DocumentCollator()([data.train[index] for index in range(3)])
-    del batch["sample_seeds"]
-    model = make_focus_model(base={"vocab_size": len(TOKENIZER)})
-    assert torch.isfinite(model(**batch).loss)
 
 
 def batches(data: Any, workers: int, epochs: int) -> list[list[int]]:

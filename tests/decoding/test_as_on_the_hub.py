@@ -38,7 +38,7 @@ GENERATION: Mapping[str, dict[str, Any]] = {
     "qwen2_moe": {**QWEN, "repetition_penalty": 1.05},
     "qwen3": QWEN,
     "qwen3_moe": QWEN,
-    "gemma": PADDED,
+    "gemma": {**PADDED, "cache_implementation": "static"},
     "gemma2": GEMMA,
     "gemma3": {**GEMMA, **SAMPLED, "top_k": 64, "eos_token_id": [EOS, 3]},
     "gemma4": {**PADDED, **SAMPLED, "top_k": 64, "eos_token_id": [EOS, 3]},
@@ -98,6 +98,9 @@ def test_a_family_generates_as_its_generation_config_says(family: str, tmp_path:
     base.generation_config = alone.generation_config
     assert torch.equal(drawn(model, SHORT, max_new_tokens=3), drawn(alone, SHORT, max_new_tokens=3))
     assert torch.equal(drawn(model, SHORT, max_length=8), drawn(alone, SHORT, max_length=8))
+    for given in ("dynamic", "static") if "cache_implementation" in named else ():
+        with pytest.raises(ValueError, match="`cache_implementation` is"):
+            drawn(model, LONG, max_new_tokens=4, cache_implementation=given)
 
 
 # How many tokens there are where nobody says it

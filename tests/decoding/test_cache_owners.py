@@ -22,11 +22,6 @@ IDS, NEXT = random_ids(30, seed=1)[None], random_ids(4, seed=2)[None]
 GREEDY: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
 
 
-@pytest.fixture
-def model() -> PeftModel:
-    return make_focus_model()
-
-
 def read(model: PeftModel, ids: torch.Tensor = IDS, **options: Any) -> Any:
     """A cache that has read ids."""
     with torch.no_grad():
@@ -57,7 +52,8 @@ def test_another_model_cannot_go_on_from_a_cache(model: PeftModel, ids: torch.Te
 
 
 @pytest.mark.parametrize("ids", [IDS, IDS[:, :5]], ids=["chunks", "no chunks"])
-def test_another_adapter_cannot_go_on_from_a_cache(model: PeftModel, ids: torch.Tensor) -> None:
+def test_another_adapter_cannot_go_on_from_a_cache(ids: torch.Tensor) -> None:
+    model = make_focus_model()
     model.add_adapter("second", small_config())
     perturb_twins(model, seed=7)
     cache, expected = read(model, ids), go_on(model, read(model, ids))

@@ -5,16 +5,13 @@ loops that hand over a second turn with all that was read before.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model, random_ids, small_config
-from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from conftest import random_ids
+from peft import PeftModel
 
 from focus_peft.frozen.compat import CACHE
 
@@ -66,23 +63,6 @@ def test_inference_mode_may_begin_or_end_between_calls(
     modes = [torch.inference_mode(), contextlib.nullcontext()]
     found = call(model, *(modes if inside_first else modes[::-1]))
     assert torch.equal(found, expected)
-
-
-@pytest.mark.parametrize("named", [{"cache_implementation": "hybrid"}, {"cache_implementation": "static"}])
-def test_a_cache_that_the_models_own_generation_config_names_is_not_the_users(
-    tmp_path: Path, named: dict[str, Any]
-) -> None:
-    base = make_tiny_model("gemma2", torch.float32)
-    base.save_pretrained(tmp_path)
-    expected = get_peft_model(base, small_config()).generate(random_ids(40)[None], **GREEDY).sequences
-    file = tmp_path / "generation_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **named}))  # as Gemma's on the Hub
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path), small_config())
-    assert model.get_base_model().generation_config.cache_implementation == named["cache_implementation"]
-    assert torch.equal(model.generate(random_ids(40)[None], **GREEDY).sequences, expected)
-    for given in ({"cache_implementation": "dynamic"}, {"cache_implementation": "static"}):
-        with pytest.raises(ValueError, match="`cache_implementation` is"):
-            model.generate(random_ids(40)[None], **GREEDY, **given)
 
 
 @pytest.mark.parametrize("length", [40, 6], ids=["long", "short"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_focus_model, pad_rows, random_ids
+from conftest import each_decoding, make_focus_model, pad_rows, random_ids
 from families import SEES_TABLES
-from generating import MODES, make_pair
+from generating import make_pair
 
 
 SIZES = {"chunk_size": 5, "local_size": 6, "prompt_size": 3}
@@ -15,7 +15,7 @@ FAMILIES = ["llama", "gemma2", "gpt_oss", "deepseek_v3", "mistral", "olmo2", "gp
 FAMILIES += ["gptj", "codegen"] if SEES_TABLES else []
 
 
-@pytest.mark.parametrize("decoding", MODES)
+@each_decoding
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunk_attention_is_what_eager_attention_returns(family: str, decoding: str) -> None:
     model, reference = make_pair(family, decoding=decoding, **SIZES)

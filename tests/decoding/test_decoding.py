@@ -41,12 +41,6 @@ def decoding(request: pytest.FixtureRequest) -> str:
 # ---- one sequence
 
 
-def test_greedy_tokens_and_logits_equal_the_reference(decoding: str) -> None:
-    model, reference = make_pair(decoding=decoding, chunk_size=16, local_size=12, prompt_size=5)
-    ids = random_ids(70)
-    assert_row_is(generate(model, ids), 0, len(ids), reference.greedy(ids, 12))
-
-
 def test_forward_equals_the_reference_at_every_token(decoding: str) -> None:
     model, reference = make_pair(decoding=decoding)
     ids = random_ids(37)
@@ -123,36 +117,7 @@ def test_no_bos_is_added_where_the_user_or_the_model_has_none(decoding: str) -> 
     assert_row_is(generate(absent, ids), 0, len(ids), expected)
 
 
-# ---- no memory
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_an_input_that_fits_the_local_window_is_the_base_model_bit_for_bit(decoding: str, dtype: torch.dtype) -> None:
-    model = make_focus_model(dtype=dtype, decoding=decoding, local_size=24)
-    base = make_tiny_model(dtype=dtype).requires_grad_(False)  # torch multiplies frozen weights with other kernels
-    ids = torch.stack([random_ids(20, seed=1), random_ids(20, seed=2)])
-    with torch.no_grad():
-        assert torch.equal(model(ids).logits, base(ids).logits)
-    ours, theirs = generate(model, ids, 8), generate(base, ids, 8)
-    assert torch.equal(ours.sequences, theirs.sequences)
-    assert torch.equal(torch.stack(ours.logits), torch.stack(theirs.logits))
-
-
 # ---- batches
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_each_row_of_a_ragged_batch_equals_that_row_alone(family: str, decoding: str) -> None:
-    model, reference = make_pair(family, decoding=decoding)
-    rows = [random_ids(length, seed=length) for length in (19, 1, 8, 14)]
-    expected = [reference.greedy(row, 9) for row in rows]  # the eighth token spills
-    left_padded, _ = pad_rows(rows, "left")
-    for side in ("left", "right"):
-        ids, mask = pad_rows(rows, side)
-        output = generate(model, ids, 9, attention_mask=mask)
-        assert torch.equal(output.sequences[:, : ids.shape[1]], left_padded)
-        for number, alone in enumerate(expected):
-            assert_row_is(output, number, ids.shape[1], alone)
 
 
 @pytest.mark.parametrize("drafts", [3, 6])
@@ -197,22 +162,6 @@ def test_a_row_that_stops_early_does_not_disturb_the_others(decoding: str) -> No
     kept = alone[0][: alone[0].index(stop) + 1]
     assert output.sequences[0, ids.shape[1] :].tolist() == kept + [0] * (12 - len(kept))
     assert output.sequences[1, ids.shape[1] :].tolist() == alone[1]
-
-
-def test_results_do_not_depend_on_the_chunk_batch_size(decoding: str) -> None:
-    model, _ = make_pair(decoding=decoding)
-    ids, mask = pad_rows([random_ids(35, seed=1), random_ids(20, seed=2)])  # four and two chunks
-    expected = generate(model, ids, 9, attention_mask=mask)
-    with torch.no_grad():
-        logits = model(ids, attention_mask=mask, logits_to_keep=6).logits
-    for size in (1, 2, 3):
-        assert torch.equal(
-            generate(model, ids, 9, attention_mask=mask, chunk_batch_size=size).sequences, expected.sequences
-        )
-        other = make_focus_model(decoding=decoding, chunk_batch_size=size)
-        with torch.no_grad():
-            found = other(ids, attention_mask=mask, logits_to_keep=6).logits
-        torch.testing.assert_close(found, logits, **TIGHT)
 
 
 def test_a_pad_token_inside_the_text_is_text_where_there_is_no_mask(decoding: str) -> None:

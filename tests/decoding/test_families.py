@@ -124,7 +124,9 @@ def test_each_row_of_a_ragged_batch_equals_that_row_alone(family: str) -> None:
     rows = [random_ids(length, seed=length) for length in (14, 4, 9)]
     for decoding, side in (("streaming", "left"), ("exact", "right")):
         ids, mask = pad_rows(rows, side)
-        together = generate(model, ids, 3, attention_mask=mask, decoding=decoding)
+        sizes = {"chunk_batch_size": 2} if decoding == "exact" else {}
+        together = generate(model, ids, 3, attention_mask=mask, decoding=decoding, **sizes)
+        assert torch.equal(together.sequences[:, : ids.shape[1]], pad_rows(rows, "left")[0])
         for number, row in enumerate(rows):
             alone = generate(model, row[None], 3, decoding=decoding)
             assert torch.equal(together.sequences[number, -3:], alone.sequences[0, -3:])

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from conftest import PAD, make_focus_model, make_tiny_model, pad_rows, perturb_twins, random_ids, small_config
+from conftest import (
+    PAD,
+    each_decoding,
+    make_focus_model,
+    make_tiny_model,
+    pad_rows,
+    perturb_twins,
+    random_ids,
+    small_config,
+)
 from peft import PeftModel
 from refusal import refusal
 from transformers import DynamicCache, LogitsProcessor
@@ -33,7 +44,7 @@ def loop(model: PeftModel, ids: torch.Tensor, steps: int, **options: Any) -> tor
     return torch.cat(found, dim=1)
 
 
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@each_decoding
 @pytest.mark.parametrize("length", [5, 8, 9, 40])
 def test_a_loop_of_ones_own_equals_generate(length: int, decoding: str) -> None:
     model, ids = make_focus_model(decoding=decoding), LONG[:, :length]
@@ -222,3 +233,27 @@ def test_a_memory_without_anything_to_read_is_refused() -> None:
     memory = model.encode(LONG)
     with refusal("`input_ids` is missing", model=model):
         model(memory=memory)
+
+
+# transformers reminds of the length of a text; one that is read in chunks may be longer than the model
+
+
+@pytest.fixture
+def reminded(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("transformers.generation.stopping_criteria")
+    logger.addHandler(caplog.handler)  # transformers' loggers do not propagate
+    logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
+    with caplog.at_level(logging.WARNING, logger=logger.name):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_only_texts_that_are_not_read_in_chunks_are_called_too_long(reminded: pytest.LogCaptureFixture) -> None:
+    base = {"max_position_embeddings": 64}
+    ids, options = random_ids(100)[None], {"max_new_tokens": 2, "do_sample": False, "pad_token_id": PAD}
+    make_tiny_model(**base).generate(ids, attention_mask=torch.ones_like(ids), **options)
+    assert "maximum length" in reminded.text
+    reminded.clear()
+    logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
+    make_focus_model(base=base, chunk_size=16).generate(ids, **options)
+    assert "maximum length" not in reminded.text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -162,18 +161,6 @@ def test_a_memory_of_8_bits_chooses_by_what_it_holds() -> None:
     sequence.read = read_by(output)[0]  # which rounding may change
     sequence.logits = sequence._newest()
     assert_row_is(output, 0, len(question), greedy_steps(sequence, 4))
-
-
-def test_threads_ask_one_memory(pair: Pair) -> None:
-    model, _ = pair()
-    memory = model.encode(DOCUMENTS[0])
-    questions = [random_ids(5 + number % 3, seed=number) for number in range(6)]
-    alone = [generate(model, question, 9, memory=memory) for question in questions]
-    with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda question: generate(model, question, 9, memory=memory), questions))
-    for one, expected in zip(found, alone):
-        assert torch.equal(torch.cat(one.logits), torch.cat(expected.logits))
-        assert read_by(one) == read_by(expected)
 
 
 @pytest.mark.parametrize("length", range(24, 30))
@@ -360,14 +347,3 @@ def test_it_cannot_be_changed_while_a_cache_goes_on(pair: Pair) -> None:
     output = generate(model, random_ids(29), 3)
     with pytest.raises(ValueError, match="`read_chunks` cannot be changed"):
         generate(model, output.sequences[0], 3, read_chunks=1, **{CACHE: output[CACHE]})
-
-
-def test_training_does_not_know_of_it() -> None:
-    ids = random_ids(60)[None]
-    losses = [
-        make_focus_model(read_chunks=count, **SIZES)(ids, labels=ids, sample_seeds=torch.tensor([3])).loss
-        for count in (None, 2)
-    ]
-    assert torch.equal(*losses)
-    with pytest.raises(ValueError, match="`read_chunks` is 2, but with `labels`"):
-        make_focus_model(**SIZES)(ids, labels=ids, read_chunks=2)

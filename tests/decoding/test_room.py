@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model, random_ids
+from conftest import each_decoding, make_focus_model, make_tiny_model, random_ids
 from peft import PeftModel
 from reference import Reference
 
@@ -40,7 +40,7 @@ def reference_of(kind: tuple[str, dict[str, Any]], model: PeftModel, **overrides
     return Reference(make_tiny_model(family, **base), model, positions=positions, **overrides)
 
 
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@each_decoding
 def test_decoding_goes_on_where_positions_end(kind: tuple[str, dict[str, Any]], decoding: str) -> None:
     model, ids = focus_model(kind, decoding=decoding), random_ids(30)
     expected, logits = reference_of(kind, model).greedy(ids.tolist(), 20)

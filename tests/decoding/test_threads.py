@@ -55,12 +55,19 @@ def gradients(model: PeftModel, seed: int) -> torch.Tensor:
     return torch.cat([loss.detach()[None], *(gradient.flatten() for gradient in found)])
 
 
+def read_in_full(model: PeftModel, memory: Memory, seed: int, **options: Any) -> torch.Tensor:
+    options = {"read_chunks": 1, "return_dict_in_generate": True, "output_logits": True, **GREEDY, **options}
+    return torch.cat(model.generate(ids(SHORT, seed), memory=memory, **options).logits)
+
+
 # What a thread may do with a model, a memory of it, and a seed
 CALLS: dict[str, Callable[[PeftModel, Memory, int], torch.Tensor]] = {
     "generate long": lambda model, _, seed: model.generate(ids(LONG, seed), **GREEDY),
     "generate long, exact": lambda model, _, seed: model.generate(ids(LONG, seed), decoding="exact", **GREEDY),
     "generate short": lambda model, _, seed: model.generate(ids(SHORT, seed), **GREEDY),
     "ask a memory": lambda model, memory, seed: model.generate(ids(SHORT, seed), memory=memory, **GREEDY),
+    "read a chunk": read_in_full,
+    "read a chunk alone": lambda model, memory, seed: read_in_full(model, memory, seed, keep_candidates=False),
     "forward": lambda model, _, seed: model(ids(LONG, seed)).logits,
     "forward with a memory": lambda model, memory, seed: model(ids(SHORT, seed), memory=memory).logits,
     "base model": lambda model, _, seed: model.get_base_model()(ids(LONG, seed)).logits,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model, perturb_twins, random_ids, small_config
+from conftest import IDS, each_decoding, each_rank, logits_of, make_tiny_model, perturb_twins, small_config
 from peft import PeftModel, get_peft_model
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -23,7 +23,6 @@ from focus_peft.frozen.attention import install_attention, is_switched, masked_i
 from focus_peft.frozen.current_pass import Pass
 
 
-IDS = random_ids(40)[None]
 FLASH = ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"]
 # rotary and learned positions, grouped heads, sliding windows, soft-capping
 FAMILIES = ["llama", "mistral", "gemma2", "gpt2"]
@@ -92,32 +91,23 @@ def reference(family: str = "llama", **fields: Any) -> PeftModel:
     return implemented_by("eager" if family == "gemma2" else "sdpa", family, **fields)
 
 
-def logits_of(model: PeftModel, **options: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(IDS, **options).logits
-
-
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
-@pytest.mark.parametrize("family", FAMILIES)
+@each_decoding
+@pytest.mark.parametrize(
+    ("family", "name"), [*((family, FLASH[0]) for family in FAMILIES), *(("llama", name) for name in FLASH[1:])]
+)
 def test_flash_attention_reads_the_chunks_and_masked_passes_go_without(
-    family: str, decoding: str, stand_in: StandIn
+    family: str, name: str, decoding: str, stand_in: StandIn
 ) -> None:
-    model, expected = implemented_by(FLASH[0], family, decoding=decoding), reference(family, decoding=decoding)
+    model, expected = implemented_by(name, family, decoding=decoding), reference(family, decoding=decoding)
     torch.testing.assert_close(logits_of(model), logits_of(expected), rtol=0, atol=1e-6)
     options = {"max_new_tokens": 12, "do_sample": False}
     assert torch.equal(model.generate(IDS, **options), expected.generate(IDS, **options))
     assert 8 in stand_in.tokens, "chunks of 8 tokens"
-    assert model.get_base_model().config._attn_implementation == FLASH[0]
-
-
-@pytest.mark.parametrize("name", FLASH)
-def test_every_flash_kernel_reads_the_same(name: str, stand_in: StandIn) -> None:
-    torch.testing.assert_close(logits_of(implemented_by(name)), logits_of(reference()), rtol=0, atol=1e-6)
-    assert stand_in.tokens
+    assert model.get_base_model().config._attn_implementation == name
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "gradient checkpointing"])
-@pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
+@each_rank
 def test_gradients_with_flash_attention_are_those_without_it(
     r: int | None, checkpointing: bool, stand_in: StandIn
 ) -> None:
@@ -143,7 +133,7 @@ def test_without_a_memory_flash_attention_alone_runs(stand_in: StandIn) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning")  # of transformers' own call
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@each_decoding
 def test_flex_attention_reads_the_chunks(decoding: str) -> None:
     found = []
     for name in ("flex_attention", "sdpa"):

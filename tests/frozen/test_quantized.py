@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_model, perturb_twins, random_ids, small_config
+from conftest import IDS, each_rank, make_tiny_model, perturb_twins, small_config
 from peft import LoraConfig, PeftModel, get_peft_model
 from refusal import refusal
 from torch import nn
@@ -21,8 +21,6 @@ from focus_peft.frozen.weights import is_plain, plain_weight
 from focus_peft.layer import TwinLayer
 
 
-IDS = random_ids(40)[None]
-each_rank = pytest.mark.parametrize("r", [None, 4], ids=["full", "low-rank"])
 # what importing these libraries warns of is theirs
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torchao", "ignore::FutureWarning:torchao")
 
@@ -168,9 +166,8 @@ def test_at_the_start_a_candidate_of_a_low_rank_twin_is_exactly_the_ordinary_tok
                 assert torch.equal(layer(x[..., :width]), ordinary)
 
 
-@each_rank
 @pytest.mark.parametrize("kind", EXACT)
-def test_at_the_start_logits_are_those_of_a_model_with_the_dequantized_weights(kind: str, r: int | None) -> None:
+def test_at_the_start_logits_are_those_of_a_model_with_the_dequantized_weights(kind: str) -> None:
     quantized = QUANTIZED[kind]()
     dense = plain_model()
     for mine, theirs in zip(dense.model.layers, quantized.model.layers, strict=True):
@@ -181,7 +178,7 @@ def test_at_the_start_logits_are_those_of_a_model_with_the_dequantized_weights(k
                 bias = getattr(packed_layer, "bias", None)
                 linear.bias = None if bias is None else nn.Parameter(bias.detach().clone())
     with torch.no_grad():
-        found, expected = wrap(quantized, r=r)(IDS).logits, wrap(dense, r=r)(IDS).logits
+        found, expected = wrap(quantized)(IDS).logits, wrap(dense)(IDS).logits
     # on CPUs with bfloat16 arithmetic bitsandbytes rounds to it
     tolerance = 0.05 if kind.startswith("bitsandbytes") else 1e-3
     assert (found - expected).norm() / expected.norm() < tolerance
@@ -202,10 +199,9 @@ def test_gradients_reach_the_twins_and_nothing_else(kind: str, r: int | None) ->
     assert gradients <= expected
 
 
-@each_rank
 @each_quantizer
-def test_a_memory_can_be_made_saved_and_asked(kind: str, r: int | None, tmp_path: Path) -> None:
-    model = wrap(QUANTIZED[kind](), r=r)
+def test_a_memory_can_be_made_saved_and_asked(kind: str, tmp_path: Path) -> None:
+    model = wrap(QUANTIZED[kind]())
     memory = model.encode(IDS)
     found = model.generate(IDS[:, :6], memory=memory, max_new_tokens=4, do_sample=False)
     assert found.shape == (1, 10)
@@ -214,12 +210,9 @@ def test_a_memory_can_be_made_saved_and_asked(kind: str, r: int | None, tmp_path
     assert torch.equal(model.generate(IDS[:, :6], memory=loaded, max_new_tokens=4, do_sample=False), found)
 
 
-@each_rank
 @each_quantizer
-def test_a_saved_adapter_computes_the_same_logits_on_a_base_quantized_again(
-    kind: str, r: int | None, tmp_path: Path
-) -> None:
-    model = wrap(QUANTIZED[kind](), r=r)
+def test_a_saved_adapter_computes_the_same_logits_on_a_base_quantized_again(kind: str, tmp_path: Path) -> None:
+    model = wrap(QUANTIZED[kind](), r=4)
     perturb_twins(model, std=0.02)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(QUANTIZED[kind](), tmp_path).eval()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model, random_ids
+from conftest import each_decoding, make_focus_model, make_tiny_model, random_ids
 from families import IS_OLD
 from generating import TIGHT, assert_row_is, generate
 from reference import Reference
@@ -45,7 +45,6 @@ SCALED: dict[str, tuple[str, dict[str, Any]]] = {
 STEADY, CHANGING = ("linear", "yarn", "llama3"), ("dynamic", "longrope")
 each_scaling = pytest.mark.parametrize("scaling", SCALED)
 each_changing = pytest.mark.parametrize("scaling", CHANGING)
-each_decoding = pytest.mark.parametrize("decoding", ["streaming", "exact"])
 
 
 def make_scaled_model(scaling: str) -> nn.Module:

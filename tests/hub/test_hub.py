@@ -10,40 +10,28 @@ from pathlib import Path
 import pytest
 import torch
 from hub_client import Client, Outcome
-from hub_server import TOKEN, Hub, running_hub
-from published import BASE, IDS, Trained, load, logits_of, make_trained
+from hub_server import TOKEN, Hub
+from published import BASE, FILES, IDS, Trained, load, logits_of
 
 from focus_peft.hub.card import MARK
 
 
-FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "curves.svg", "recipe.yaml", "results.json"]
 WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return make_trained(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Hub]:
-    with running_hub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def client(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    client = Client(server.url, tmp_path_factory.mktemp("home"))
+def client(hub_server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    client = Client(hub_server.url, tmp_path_factory.mktemp("home"))
     yield client
     client.close()
 
 
 @pytest.fixture
-def hub(server: Hub) -> Hub:
+def hub(hub_server: Hub) -> Hub:
     """The server, without repositories and without trouble."""
-    for held in (server.repositories, server.stored, server.requests, server.failing):
+    for held in (hub_server.repositories, hub_server.stored, hub_server.requests, hub_server.failing):
         held.clear()
-    return server
+    return hub_server
 
 
 def command(client: Client, *arguments: str, token: str | None = TOKEN) -> Outcome:
@@ -378,14 +366,15 @@ def test_a_trainer_brings_the_card_of_its_run(hub: Hub, client: Client, trained:
         + f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from runs import Documents, arguments, collate
+from runs import Documents, arguments
 from focus_peft import FocusConfig
+from focus_peft.data import DocumentCollator
 from focus_peft.trainer import FocusTrainer
 model = get_peft_model(base, FocusConfig(r=2, chunk_size=8, local_size=8, prompt_size=4, label_size=4))
 args = arguments({str(tmp_path / "run")!r}, max_steps=2, save_strategy="steps", save_steps=1,
                  eval_strategy="steps", eval_steps=2, hub_model_id="user/run")
 trainer = FocusTrainer(model=model, args=args, train_dataset=Documents(4), eval_dataset=Documents(2),
-                       data_collator=collate)
+                       data_collator=DocumentCollator())
 trainer.train()
 trainer.push_to_hub(license="mit")
 """

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_base
+from conftest import ROOT, save_base
 from hub_client import Client
-from hub_server import TOKEN, Hub, running_hub
+from hub_server import TOKEN, Hub
 from published import SVG, result
 from refusal import refusal
 from runs import trainer_of
@@ -20,7 +19,6 @@ from focus_peft.hub.public import check_nothing_private, public_path, public_rec
 from focus_peft.hub.results import save_results
 
 
-ROOT = Path(__file__).parents[2]
 # A home folder, a project and a token, planted wherever a run can know them
 PLANTED = ("alice", "blue-heron", TOKEN)
 RUN = """
@@ -51,13 +49,9 @@ push_adapter(model, "user/pushed", token={token!r})
 """
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with running_hub() as hub:
-        yield hub
-
-
-def test_a_token_a_home_folder_and_a_projects_name_are_nowhere_in_what_is_uploaded(hub: Hub, tmp_path: Path) -> None:
+def test_a_token_a_home_folder_and_a_projects_name_are_nowhere_in_what_is_uploaded(
+    hub_server: Hub, tmp_path: Path
+) -> None:
     pytest.importorskip("datasets")
     home = tmp_path / "home" / "alice"
     project = home / "blue-heron"
@@ -75,7 +69,7 @@ def test_a_token_a_home_folder_and_a_projects_name_are_nowhere_in_what_is_upload
 
     planted = {"home": str(home), "project": str(project), "base": str(base), "token": TOKEN}
     planted |= {"recipes": str(ROOT / "recipes"), "recipe": str(ROOT / "recipes" / "configs" / "tiny_debug.yaml")}
-    client = Client(hub.url, tmp_path / "client")
+    client = Client(hub_server.url, tmp_path / "client")
     try:
         trained = client.ask(TOKEN, code=RUN.format(**planted))
         assert trained.code == 0, trained.err
@@ -88,18 +82,19 @@ def test_a_token_a_home_folder_and_a_projects_name_are_nowhere_in_what_is_upload
     finally:
         client.close()
     usual = [".gitattributes", "README.md", "adapter_config.json", "adapter_model.safetensors"]
-    assert sorted(hub.files("user/run")) == [*usual, "recipe.yaml"]
-    assert sorted(hub.files("user/pushed")) == usual
-    assert sorted(hub.files("user/published")) == [*usual, "curves.svg", "recipe.yaml", "results.json"]
-    for name, repository in hub.repositories.items():
+    assert sorted(hub_server.files("user/run")) == [*usual, "recipe.yaml"]
+    assert sorted(hub_server.files("user/pushed")) == usual
+    assert sorted(hub_server.files("user/published")) == [*usual, "curves.svg", "recipe.yaml", "results.json"]
+    for name, repository in hub_server.repositories.items():
         for commit in repository.commits.values():
             for file, data in commit.items():
                 found = [word for word in PLANTED if word.encode() in data]
                 assert not found, (name, file, found)
-    config = json.loads(hub.files("user/run")["adapter_config.json"])
-    assert (config["storage"], config.get("storage_dir")) == ("disk", None)
-    assert config["base_model_name_or_path"] is None
-    card = hub.files("user/published")["README.md"].decode()
+    for name, base_model in (("user/run", None), ("user/published", "user/base")):
+        config = json.loads(hub_server.files(name)["adapter_config.json"])
+        assert (config["storage"], config.get("storage_dir")) == ("disk", None)
+        assert config["base_model_name_or_path"] == base_model
+    card = hub_server.files("user/published")["README.md"].decode()
     assert "`local files (.txt)`" in card and "| steps trained | 2 of 2 |" in card, "what may go is told"
 
 

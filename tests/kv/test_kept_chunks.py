@@ -15,11 +15,6 @@ DOCUMENT = random_ids(32, seed=1)  # four chunks of 8
 STORAGES = ("device", "cpu", "int8", "disk")
 
 
-@pytest.fixture
-def model() -> PeftModel:
-    return make_focus_model()
-
-
 def asked(question: int) -> torch.Tensor:
     """The document and what is asked about it, which fills the local window."""
     return torch.tensor([list(DOCUMENT) + list(random_ids(8, seed=question))])
@@ -66,7 +61,8 @@ def test_a_chunk_at_another_place_or_with_another_token_is_read(model: PeftModel
     assert (pool.misses, pool.hits) == (4 + 2 + 1, 2 + 3)
 
 
-def test_the_next_adapter_and_a_memory_take_the_same_chunks(model: PeftModel) -> None:
+def test_the_next_adapter_and_a_memory_take_the_same_chunks() -> None:
+    model = make_focus_model()
     model.add_adapter("other", small_config())
     model.set_adapter("other")
     perturb_twins(model, seed=9)

@@ -174,12 +174,6 @@ def test_a_conversation_goes_on_from_its_cache(model: PeftModel, elsewhere: str)
     assert torch.equal(*results)
 
 
-def test_training_does_not_depend_on_the_configured_storage() -> None:
-    ids = random_ids(60, seed=1)[None]
-    losses = [make_focus_model(storage=s, label_size=4)(ids, labels=ids).loss for s in ("device", "disk")]
-    assert torch.equal(*losses)
-
-
 # 8 bits
 
 
@@ -382,12 +376,6 @@ def test_what_cannot_be_stored_so_is_refused_before_anything_is_read(
         with refusal("`storage_dir`", str(place), "no directory", model=model):
             CALLS[call](model, storage="disk", storage_dir=place)
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_labels_need_chunks_on_the_device(model: PeftModel) -> None:
-    ids = DOCUMENTS[0][None]
-    with refusal("`storage`", "'cpu'", "`labels`", model=model):
-        model(ids, labels=ids, storage="cpu")
 
 
 def test_a_storage_for_one_call_replaces_the_configured_directory() -> None:

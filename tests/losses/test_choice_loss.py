@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model
+from conftest import each_decoding, make_focus_model, make_tiny_model
 from peft import PeftModel
 from refusal import refusal
 from training import assert_equal_to, assert_same_gradients, document, gradients_of, naive_of
@@ -33,7 +33,7 @@ def loss_of(model: PeftModel, sample: Sample, weight: float = 1.0, labels: list[
     return focus_loss(tuner.reader, settings, [Document(ids, labels or ids, sample, EVIDENCE)])
 
 
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@each_decoding
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "mistral", "phi3", "gpt_neox"])
 def test_the_choice_loss_and_its_gradient_equal_eager_attention(family: str, decoding: str) -> None:
     model = make_focus_model(family, decoding=decoding)

@@ -7,14 +7,13 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model, random_ids
+from conftest import each_decoding, make_focus_model, make_tiny_model, random_ids
 from families import IS_OLD
 from refusal import refusal
-from runs import FOCUS, adapter, losses, trainer_of
+from runs import FOCUS, adapter, trainer_of
 from training import assert_equal_to, assert_same_gradients, document, gradients_of
 
 from focus_peft.losses.distractors import Distractors
@@ -23,12 +22,9 @@ from focus_peft.losses.objectives import focus_loss
 from focus_peft.losses.readings import LabeledWindow, Reading, Window
 from focus_peft.losses.sampling import Sample, Seats, Span, draw_sample, draw_seats
 from focus_peft.losses.span_logits import span_logits
-from focus_peft.trainer.arguments import FocusTrainingArguments
 
 
 CHUNK = 8
-# documents of 50 tokens have two or three of them
-CHUNKS = {"chunk_size": 16}
 # (what older transformers does to MPT says families.OLD)
 FAMILIES = ["llama", "mistral", "gpt2", "phi3", "bloom", *([] if IS_OLD else ["mpt"])]
 # the document's own chunks, all but the last of them whole, and where they stand
@@ -44,9 +40,8 @@ SEATS = {
 # The loss
 
 
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", SEATS)
+@each_decoding
+@pytest.mark.parametrize(("name", "family"), [*((name, FAMILIES[0]) for name in SEATS), *zip(SEATS, FAMILIES[1:])])
 def test_distractors_are_chunks_of_one_long_memory(name: str, family: str, decoding: str) -> None:
     memory, seats = SEATS[name]
     model = make_focus_model(family, decoding=decoding, r=2)
@@ -146,20 +141,6 @@ def test_only_chunks_of_the_largest_size_stand_among_distractors() -> None:
 # In a run
 
 
-def test_a_run_with_distractors_trains_otherwise_and_goes_on_to_the_digit(tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
-    plain = trainer_of(tmp_path / "plain", focus=CHUNKS, **fields)
-    plain.train()
-    whole = trainer_of(tmp_path / "whole", distractors=7, focus=CHUNKS, **fields)
-    whole.train()
-    assert losses(plain.state.log_history) != losses(whole.state.log_history)
-    resumed = trainer_of(tmp_path / "whole", distractors=7, focus=CHUNKS, **fields)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
-    assert losses(resumed.state.log_history) == losses(whole.state.log_history)
-    expected = adapter(whole.model)
-    assert all(torch.equal(weight, expected[name]) for name, weight in adapter(resumed.model).items())
-
-
 def test_evaluation_is_without_distractors(tmp_path: Path) -> None:
     plain, among = (trainer_of(tmp_path / str(count), distractors=count) for count in (None, 7))
     assert among.evaluate()["eval_loss"] == plain.evaluate()["eval_loss"]
@@ -180,12 +161,6 @@ def test_distractors_come_from_all_over_the_documents_that_are_long_enough() -> 
     assert len(bank) == 4 and all(len(chunk) == size for chunk in seen)
     numbers = sorted(chunk[0] for chunk in seen)
     assert all(number % 2 for number in numbers) and numbers[-1] - numbers[0] >= 20
-
-
-@pytest.mark.parametrize("count", [0, -1])
-def test_counts_that_cannot_be_are_refused(count: int, tmp_path: Path) -> None:
-    with refusal("`distractors`", str(count)):
-        FocusTrainingArguments(output_dir=str(tmp_path), distractors=count)
 
 
 def test_more_than_the_data_has_are_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -47,26 +48,21 @@ def scattered(length: int, seed: int, share: float = 0.2) -> list[bool]:
     return (torch.rand(length, generator=torch.Generator().manual_seed(seed)) < share).tolist()
 
 
-@functools.cache
-def every_sample(share: float | None = None, **fields: Any) -> list[tuple[list[bool], dict[str, int], Sample]]:
+def every_sample(share: float | None = None, **fields: Any) -> Iterator[tuple[list[bool], dict[str, int], Sample]]:
     """(labeled, sizes, sample) over many lengths, sizes and seeds; where nothing could be drawn, nothing."""
-    found = []
-    for length in LENGTHS:
-        for chunk, local, labels in SIZES:
-            sizes = {"chunk_size": chunk, "local_size": local, "label_size": labels}
-            for seed in range(6):
-                labeled = [True] * length if share is None else scattered(length, seed, share)
-                sample = draw(labeled, seed, **sizes, **fields)
-                if sample is not None:
-                    found.append((labeled, sizes, sample))
-    return found
+    for length, (chunk, local, labels), seed in itertools.product(LENGTHS, SIZES, range(6)):
+        sizes = {"chunk_size": chunk, "local_size": local, "label_size": labels}
+        labeled = [True] * length if share is None else scattered(length, seed, share)
+        sample = draw(labeled, seed, **sizes, **fields)
+        if sample is not None:
+            yield labeled, sizes, sample
 
 
 def spans(sample: Sample) -> list[Span]:
     return [span for span in (sample.continuation, sample.repetition) if span is not None]
 
 
-KINDS = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     "fields",
     [
         {},
@@ -78,51 +74,30 @@ KINDS = pytest.mark.parametrize(
     ],
     ids=["all", "few labels", "continuation", "repetition", "draw", "draw few labels"],
 )
-
-
-@KINDS
-def test_spans_lie_inside_their_document(fields: dict[str, Any]) -> None:
+def test_every_sample_has_spans_of_the_right_sizes_in_the_right_places(fields: dict[str, Any]) -> None:
     count = 0
-    for labeled, _, sample in every_sample(**fields):
+    for labeled, sizes, sample in every_sample(**fields):
         count += 1
-        assert spans(sample)
+        continuation, repetition = sample.continuation, sample.repetition
+        assert spans(sample) and 1 <= sample.memory <= len(labeled)
         for span in spans(sample):
             assert span.local >= 1 and span.labels >= 1
             assert 0 <= span.start < span.first_label < span.end <= len(labeled)
-    assert count > 100
-
-
-@KINDS
-def test_the_memory_is_not_empty_and_ends_where_the_continuation_starts(fields: dict[str, Any]) -> None:
-    for labeled, _, sample in every_sample(**fields):
-        assert 1 <= sample.memory <= len(labeled)
-        if sample.continuation is not None:
-            assert sample.continuation.start == sample.memory
-
-
-@KINDS
-def test_the_repetition_lies_inside_the_memory(fields: dict[str, Any]) -> None:
-    for labeled, _, sample in every_sample(**fields):
-        if sample.repetition is not None:
-            assert sample.repetition.end <= sample.memory
-        if sample.continuation is None:  # nothing follows, so the whole document is the memory
-            assert sample.memory == len(labeled)
-
-
-@KINDS
-def test_a_span_has_label_size_labels_or_as_many_as_half_its_room(fields: dict[str, Any]) -> None:
-    for labeled, sizes, sample in every_sample(**fields):
-        for span, room in ((sample.continuation, len(labeled) - 1), (sample.repetition, sample.memory)):
-            if span is not None:
-                most = min(sizes["label_size"], max(1, room // 2))
-                assert span.labels == most if all(labeled) else span.labels <= most
-
-
-@KINDS
-def test_spans_start_and_end_with_a_label(fields: dict[str, Any]) -> None:
-    for labeled, _, sample in every_sample(**fields):
-        for span in spans(sample):
             assert labeled[span.first_label] and labeled[span.end - 1]
+            room = len(labeled) - 1 if span is continuation else sample.memory
+            most = min(sizes["label_size"], max(1, room // 2))
+            assert span.labels == most if all(labeled) else span.labels <= most
+        if continuation is None:  # nothing follows, so the whole document is the memory
+            assert sample.memory == len(labeled)
+        else:  # at most half of what precedes the labels is local, so that the memory is long
+            most = min(sizes["local_size"], max(1, (continuation.first_label - 1) // 2))
+            assert min(LEAST_LOCAL, most) <= continuation.local <= most
+            assert sample.memory == continuation.start >= continuation.local
+        if repetition is not None:  # or all that precedes them
+            most = min(sizes["local_size"], repetition.first_label)
+            assert min(LEAST_LOCAL, most) <= repetition.local <= most
+            assert repetition.end <= sample.memory
+    assert count > 100
 
 
 def test_a_short_answer_is_drawn_from_its_start() -> None:
@@ -133,25 +108,6 @@ def test_a_short_answer_is_drawn_from_its_start() -> None:
     assert {span.labels for span in drawn} == {3, 4, 5, 6}
     both = [False] * 40 + [True] * 3 + [False] * 50 + [True] * 12 + [False] * 15
     assert {draw(both, seed, label_size=16).continuation.first_label for seed in range(200)} == set(range(93, 100))
-
-
-@KINDS
-def test_every_span_has_a_label_that_counts(fields: dict[str, Any]) -> None:
-    for labeled, _, sample in every_sample(**fields):
-        for span in spans(sample):
-            assert any(labeled[span.first_label : span.end])
-
-
-@KINDS
-def test_local_sizes_lie_between_thirty_and_the_window_where_there_is_room(fields: dict[str, Any]) -> None:
-    for _, sizes, sample in every_sample(**fields):
-        if sample.continuation is not None:  # at most half of what precedes the labels, so that the memory is long
-            most = min(sizes["local_size"], max(1, (sample.continuation.first_label - 1) // 2))
-            assert min(LEAST_LOCAL, most) <= sample.continuation.local <= most
-            assert sample.memory >= sample.continuation.local
-        if sample.repetition is not None:  # or all that precedes the labels
-            most = min(sizes["local_size"], sample.repetition.first_label)
-            assert min(LEAST_LOCAL, most) <= sample.repetition.local <= most
 
 
 @pytest.mark.parametrize("sizes_given", [{"local_size": 40}, {"local_size": 8, "train_local_size": 40}])

@@ -12,7 +12,7 @@ import torch
 from conftest import VOCABULARY, make_focus_model, make_tiny_model, perturb_twins, random_ids, small_config
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from refusal import refusal
+from refusal import refusal, refused_everywhere
 
 from focus_peft import Memory
 from focus_peft.frozen.compat import CACHE
@@ -68,13 +68,7 @@ def test_a_memory_of_the_weights_before_is_refused(change: Callable[[PeftModel],
     memory = model.encode(DOCUMENT)
     before = answer(model, memory)
     change(model)
-    for ask in (
-        lambda: model(QUESTION, memory=memory),
-        lambda: model.generate(QUESTION, memory=memory),
-        lambda: model.encode(DOCUMENT, memory=memory),
-    ):
-        with refusal("`memory`", "another model", "encode", model=model):
-            ask()
+    refused_everywhere(model, memory, "`memory`", "another model", "encode")
     assert not torch.equal(answer(model, model.encode(DOCUMENT)), before)
 
 

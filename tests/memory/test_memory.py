@@ -1,11 +1,13 @@
-"""The storage side of `Memory`: how it is made, extended, saved, loaded, and refused. What is answered from it:
+"""`Memory`: how it is made, extended, saved, loaded, copied, and refused. What is answered from it:
 test_decoding.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import shutil
 import stat
 import threading
@@ -24,10 +26,11 @@ from conftest import (
     small_config,
 )
 from peft import PeftModel
-from refusal import no_file_larger_than, refusal
+from refusal import no_file_larger_than, refusal, refused_everywhere
 from safetensors.torch import load_file
 
 from focus_peft import Memory
+from focus_peft.memory.progress import telling_progress
 
 
 DOCUMENT = random_ids(30, seed=1)  # four chunks of 8, the last one ragged
@@ -257,12 +260,7 @@ def test_a_memory_of_another_model_is_refused(
     other, memory = make(), model.encode(DOCUMENT)
     with refusal("memory", "another model", named, "encode", model=other):
         other.load_memory(saved)
-    with refusal("`memory`", "another model", named, "encode", model=other):
-        other.generate(QUESTION, memory=memory)
-    with refusal("`memory`", "another model", named, "encode", model=other):
-        other(QUESTION, memory=memory)
-    with refusal("`memory`", "another model", named, "encode", model=other):
-        other.encode(DOCUMENT, memory=memory)
+    refused_everywhere(other, memory, "`memory`", "another model", named, "encode")
 
 
 def test_a_changed_weight_makes_another_model(saved: Path) -> None:
@@ -320,14 +318,10 @@ def test_two_adapters_of_different_chunk_sizes_do_not_share_a_memory(saved: Path
     model = two_adapters(chunk_size=5)
     memory = model.encode(DOCUMENT)
     model.set_adapter("second")
-    for call in (
-        lambda: model.load_memory(saved),
-        lambda: model.generate(QUESTION, memory=memory),
-        lambda: model(QUESTION, memory=memory),
-        lambda: model.encode(DOCUMENT, memory=memory),
-    ):
-        with refusal("`memory`", "chunks of 8", "chunks of 5", "encode", model=model):
-            call()
+    named = ("`memory`", "chunks of 8", "chunks of 5", "encode")
+    with refusal(*named, model=model):
+        model.load_memory(saved)
+    refused_everywhere(model, memory, *named)
     model.set_adapter("default")
     assert torch.isfinite(answer(model, memory)).all()
 
@@ -337,13 +331,7 @@ def test_a_memory_on_another_device_is_refused_with_the_remedy(model: PeftModel)
     assert memory.to("cpu") is memory and torch.isfinite(answer(model, memory)).all()
     elsewhere = memory.to("meta")
     assert elsewhere.device == torch.device("meta")
-    for call in (
-        lambda: model.generate(QUESTION, memory=elsewhere),
-        lambda: model(QUESTION, memory=elsewhere),
-        lambda: model.encode(DOCUMENT, memory=elsewhere),
-    ):
-        with refusal("`memory`", "meta", "cpu", "`memory.to('cpu')`", model=model):
-            call()
+    refused_everywhere(model, elsewhere, "`memory`", "meta", "cpu", "`memory.to('cpu')`")
 
 
 def test_saving_waits_for_the_request_that_asks_the_memory(model: PeftModel, tmp_path: Path) -> None:
@@ -357,3 +345,84 @@ def test_saving_waits_for_the_request_that_asks_the_memory(model: PeftModel, tmp
         assert not closed and saving.is_alive()
     saving.join(30)
     assert closed and sorted(path.name for path in (tmp_path / "saved").iterdir()) == FILES
+
+
+# Copies, in this process and in others
+
+
+QUESTIONS = [QUESTION, random_ids(6, seed=3)[None]]
+STORAGES = ["device", "cpu", "int8", "disk"]
+
+
+def generated(model: PeftModel, memory: Memory, question: torch.Tensor = QUESTION) -> torch.Tensor:
+    return model.generate(question, memory=memory, max_new_tokens=12, do_sample=False)  # spills
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("make", [copy.deepcopy, copy.copy])
+def test_a_copy_answers_as_the_memory_does(model: PeftModel, make: Callable[[Memory], Memory], storage: str) -> None:
+    memory = model.encode([DOCUMENT, DOCUMENT[:5]], storage=storage)
+    questions = torch.cat(QUESTIONS)
+    expected = generated(model, memory, questions)
+    with torch.inference_mode():
+        copied = make(memory)
+    assert copied.storage == storage and copied.num_chunks == memory.num_chunks and copied.nbytes == memory.nbytes
+    assert copied.lock is not memory.lock
+    for one in (copied, memory, copied):
+        assert torch.equal(generated(model, one, questions), expected)
+    for layer in memory.store.layers:
+        for side in layer:
+            side.zero_()
+    assert torch.equal(generated(model, copied, questions), expected), "its states are its own"
+    extended = model.encode([DOCUMENT[:3]] * 2, memory=copied)
+    assert extended.num_tokens == 41
+
+
+def test_two_copies_are_asked_in_turn(model: PeftModel) -> None:
+    memory = model.encode(DOCUMENT)
+    caches, new = [], random_ids(3, seed=9)[None]
+    for question, one in zip(QUESTIONS, (memory, copy.deepcopy(memory))):
+        caches.append(model(question, memory=one, use_cache=True).past_key_values)
+    found = [model(new, past_key_values=cache).logits for cache in caches]
+    for question, logits in zip(QUESTIONS, found):
+        alone = model(question, memory=model.encode(DOCUMENT), use_cache=True).past_key_values
+        assert torch.equal(model(new, past_key_values=alone).logits, logits)
+
+
+@pytest.mark.parametrize("storage", STORAGES[:3])
+def test_a_pickled_memory_is_asked_elsewhere(model: PeftModel, storage: str) -> None:
+    memory = model.encode(DOCUMENT, storage=storage)
+    expected = generated(model, memory)
+    there = pickle.loads(pickle.dumps(memory))
+    assert torch.equal(generated(make_focus_model(), there), expected)
+    with refusal("`memory`", "another model", model=model):
+        generated(make_focus_model(base={"seed": 3}), there)
+
+
+def test_files_of_a_process_cannot_be_pickled(model: PeftModel) -> None:
+    with refusal("disk", "`memory.save(directory)`", error=TypeError):
+        pickle.dumps(model.encode(DOCUMENT, storage="disk"))
+
+
+# How far the reading of a document is, is told
+
+
+def test_progress_rises_to_one_and_the_memory_is_that_of_encode() -> None:
+    model = make_focus_model(chunk_size=32, local_size=32, prompt_size=16)
+    ids = torch.arange(300)[None] % 50 + 3
+    shares: list[float] = []
+    with telling_progress(model, 300, shares.append):
+        memory = model.encode(ids, chunk_batch_size=2)
+    assert shares == [64 / 300, 128 / 300, 192 / 300, 256 / 300, 1.0]  # two chunks at a time; the last is short
+    (found,) = model.chunk_attention(ids[:, :20], memory=memory)
+    (expected,) = model.chunk_attention(ids[:, :20], memory=model.encode(ids))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_no_hook_is_left_behind_even_if_reading_fails(model: PeftModel) -> None:
+    def stop(share: float) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError), telling_progress(model, 40, stop):
+        model.encode(torch.full((1, 40), 5))
+    assert not model.get_base_model().base_model._forward_hooks

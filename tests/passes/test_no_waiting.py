@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, random_ids
+from conftest import each_decoding, make_focus_model, random_ids
 from peft import PeftModel
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -99,7 +99,7 @@ ROWS = {"one": [random_ids(45)], "ragged": [random_ids(45), random_ids(30, 1), r
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@each_decoding
 @pytest.mark.parametrize("family", FAMILIES)
 def test_decoding_waits_for_nothing(family: str, decoding: str, rows: list[torch.Tensor]) -> None:
     model = model_elsewhere(family, decoding=decoding)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from refusal import refusal
-from runs import environment
+from runs import ROOT, environment
 from safetensors.torch import load_file
 
 
@@ -32,7 +32,6 @@ from focus_peft import FocusConfig
 from focus_peft.hub.markdown import table
 
 
-ROOT = Path(__file__).parents[2]
 READING = ROOT / "recipes" / "ablations" / "smollm2_reading.yaml"
 CONFIGS = sorted({*(ROOT / "recipes" / "ablations").glob("*.yaml")} - {READING})
 TINY = "recipes/ablations/tiny_debug.yaml"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from benchmarks.naive import naive_loss
 from benchmarks.profiling import PHASES, REST
-from conftest import make_focus_model, save_base
+from conftest import each_decoding, make_focus_model, save_base
 from training import assert_equal_to, assert_same_gradients, document, gradients_of
 
 from focus_peft.losses.documents import Document
@@ -21,7 +21,7 @@ from focus_peft.losses.objectives import focus_loss
 from focus_peft.losses.sampling import Sample, Span
 
 
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@each_decoding
 @pytest.mark.parametrize("r", [None, 4])
 def test_the_naive_losses_and_their_gradients_are_those_of_focus_loss(decoding: str, r: int | None) -> None:
     model = make_focus_model(decoding=decoding, r=r).train()

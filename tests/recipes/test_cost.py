@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model, random_ids
+from conftest import each_decoding, make_focus_model, make_tiny_model, random_ids
 from cost_tables import SHAPES, tables
 from lib.cost import Counts, training_cost
 from peft import get_peft_model
@@ -74,7 +74,7 @@ def saved_for_backward(model: Any, ids: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("r", [None, 4])
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@each_decoding
 @pytest.mark.parametrize(
     "shape",
     [

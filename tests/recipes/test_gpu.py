@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from benchmarks.gpu.report import Options
-from conftest import make_focus_model
+from conftest import ROOT, make_focus_model
 from device_checks import CHECKS, FEW, equals_the_reference, layers_never_wait
 from lib.byte_tokenizer import byte_tokenizer
 from safetensors.torch import load_file
@@ -26,7 +26,6 @@ from focus_peft.passes.frames import Frames
 from focus_peft.tasks.passkey import passkey_prompt
 
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 CUDA = pytest.param(
     "cuda",

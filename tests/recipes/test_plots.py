@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import each_decoding
 from refusal import refusal
 
 
@@ -40,7 +41,7 @@ def config(tmp_path: Path) -> Path:
     return write_config(tmp_path, model=model, tasks={"passkey": {"lengths": [400]}})
 
 
-@pytest.mark.parametrize("decoding", ["streaming", "exact"])
+@each_decoding
 def test_the_attention_that_is_drawn_is_that_of_the_tokens_that_generate_answers(config: Path, decoding: str) -> None:
     output = config.parent / "attention.svg"
     words = ["attention", "--config", str(config), "--tokens", "500", "--depth", "0.4", "--new-tokens", "3"]

@@ -7,13 +7,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from conftest import save_base
+from conftest import ROOT, save_base
 
 
 ray = pytest.importorskip("ray")
@@ -22,7 +21,6 @@ pytest.importorskip("ray.serve")
 from ray import serve  # noqa: E402
 
 
-ROOT = Path(__file__).parents[2]
 TEXTS = {
     "ferry.txt": "The ferry leaves from pier four. " * 8,
     "north.txt": "In the north there are only bridges. " * 8,

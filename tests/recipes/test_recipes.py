@@ -242,8 +242,7 @@ def test_the_steps_of_epochs_are_those_that_are_trained(tmp_path: Path, capsys: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_tiny_recipe_trains_ends_at_a_signal_and_goes_on(number: int, code: int, tmp_path: Path) -> None:
+def test_the_tiny_recipe_trains_ends_at_a_signal_and_goes_on(tmp_path: Path) -> None:
     words = ["passkey_every=null", "eval_strategy=no", "save_steps=100", f"cache_dir={tmp_path / 'cache'}"]
     train_here(*words, f"output_dir={tmp_path / 'whole'}")
     assert (tmp_path / "whole" / "adapter_model.safetensors").is_file()
@@ -258,9 +257,9 @@ def test_the_tiny_recipe_trains_ends_at_a_signal_and_goes_on(number: int, code: 
         while not list(run.glob("runs/*")) and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.05)
         time.sleep(0.3)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == code, errors
+    assert process.returncode == 128 + signal.SIGTERM, errors
     assert "a checkpoint was saved" in errors
     assert list(run.glob("checkpoint-*")) and not (run / "adapter_model.safetensors").exists()
     train_here(*words, f"output_dir={run}")

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 from conftest import make_tiny_tokenizer
 from refusal import refusal
+from test_tasks import TEXT, source, text_of
 
 from focus_peft.tasks import TASKS, Source
 from focus_peft.tasks.babilong.stories import GO, LEAVE, PLACES, TAKE, Story, story
@@ -18,12 +19,7 @@ from focus_peft.tasks.babilong.task import hidden
 from focus_peft.tasks.samples import split_sentences
 
 
-TEXT = "Call me Ishmael. Some years ago I went to sea! Was it wise? It was. There were whales, and Mr. Ahab."
 SENTENCE = re.compile(rf"(\w+) ({'|'.join(GO + TAKE + LEAVE)}) the (\w+?)( there)?\.")
-
-
-def source() -> Source:
-    return Source(make_tiny_tokenizer(), texts=[TEXT])
 
 
 def read(told: Story) -> str:
@@ -74,7 +70,7 @@ def test_prompts_hide_the_story_in_order_in_the_text(number: int) -> None:
     task = TASKS[f"babilong_qa{number}"]
     for sample_number in range(4):
         told = story(number, source().random(task.name, sample_number))
-        text = make_tiny_tokenizer().decode(task.sample(source(), 9000, sample_number, 4).ids)
+        text = text_of(task.sample(source(), 9000, sample_number, 4))
         before, _, rest = text.partition("\n<context>\n")
         context, _, question = rest.partition("\n</context>\n")
         assert question == f"Question: {told.question}"

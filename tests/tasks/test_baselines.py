@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, random_ids
+from conftest import make_focus_model
 from refusal import refusal
 from torch.nn.functional import cross_entropy
+from training import document
 from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -23,10 +24,6 @@ from focus_peft.tasks.methods.parallel_windows import ParallelWindows
 from focus_peft.tasks.methods.scaled_rope import ScaledRope
 from focus_peft.tasks.methods.streaming_llm import StreamingLLM
 from focus_peft.tasks.methods.untrained_twins import UntrainedTwins
-
-
-def ids_of(length: int, seed: int = 0) -> list[int]:
-    return random_ids(length, seed).tolist()
 
 
 def losses_of(logits: torch.Tensor, ids: list[int]) -> torch.Tensor:
@@ -43,7 +40,7 @@ def test_scaled_positions_are_those_of_a_model_that_was_loaded_with_them(kind: s
     model = make_focus_model(base={"max_position_embeddings": 64})
     base: Any = model.get_base_model()
     method = ScaledRope(model, kind)
-    ids = ids_of(96)
+    ids = document(96)
     config = copy.deepcopy(base.config)
     factor: dict[str, Any] = {"factor": 1.0 if kind == "dynamic" else 96 / 64}
     config.rope_parameters = {**config.rope_parameters, "rope_type": kind, **factor}
@@ -72,12 +69,12 @@ def test_bm25_scores_are_the_formulas() -> None:
     documents = [[1, 2, 2, 3], [1, 4], [5, 5, 5, 5, 5, 2]]
     mean = 12 / 3
     expected = []
-    for document in documents:
+    for words in documents:
         score = 0.0
         for word, held in ((2, 2), (4, 1)):
-            count = document.count(word)
+            count = words.count(word)
             weight = math.log(1 + (3 - held + 0.5) / (held + 0.5))
-            score += weight * count * 2.2 / (count + 1.2 * (0.25 + 0.75 * len(document) / mean))
+            score += weight * count * 2.2 / (count + 1.2 * (0.25 + 0.75 * len(words) / mean))
         expected.append(score)
     assert bm25(documents, [2, 4, 2]) == pytest.approx(expected)
     assert bm25([], [2]) == [] and bm25(documents, [9]) == [0.0, 0.0, 0.0]
@@ -112,7 +109,7 @@ def test_reciprocal_ranks_are_added() -> None:
 
 def test_fused_retrieval_reads_what_both_rankings_have_in_front() -> None:
     model = make_focus_model()
-    ids = ids_of(44)  # 36 before the window: four chunks and a short one
+    ids = document(44)  # 36 before the window: four chunks and a short one
     (looked,) = model.chunk_scores(torch.tensor([ids]))
     words = bm25([ids[start : min(start + 8, 36)] for start in range(0, 36, 8)], ids[40:])
     total = fused(words, looked.tolist())
@@ -124,7 +121,7 @@ def test_fused_retrieval_reads_what_both_rankings_have_in_front() -> None:
 
 def test_the_adapter_reads_chunks_as_generate_does() -> None:
     model = make_focus_model()
-    ids = ids_of(40)
+    ids = document(40)
     method = METHODS["adapter_read"](model, read_chunks=2)
     expected = model.generate(torch.tensor([ids]), max_new_tokens=5, do_sample=False, read_chunks=2)
     assert method.generate(ids, 5) == expected[0, 40:].tolist()
@@ -139,7 +136,7 @@ def test_the_adapter_reads_chunks_as_generate_does() -> None:
 def test_parallel_windows_attend_to_all_chunks_from_position_zero() -> None:
     model = make_focus_model()
     base: Any = model.get_base_model()
-    ids, labels = ids_of(37), 5  # the window starts at 24: three chunks
+    ids, labels = document(37), 5  # the window starts at 24: three chunks
     cache = DynamicCache()
     with torch.no_grad():
         read = [base(torch.tensor([ids[start : start + 8]]))[CACHE] for start in (0, 8, 16)]
@@ -157,7 +154,7 @@ def test_parallel_windows_attend_to_all_chunks_from_position_zero() -> None:
 def test_streaming_llm_is_attention_to_sinks_and_a_recent_window_at_positions_within_the_cache() -> None:
     model = make_focus_model(local_size=12, chunk_size=16)
     base: Any = model.get_base_model()
-    ids, labels = ids_of(50), 6
+    ids, labels = document(50), 6
     # the window starts at 32; blocks are a quarter of it
     expected = reference_streaming(base, ids[:-1], window=12, size=3, starts=[0, 32])[-labels:]
     assert_close(StreamingLLM(model).losses(ids, labels), losses_of(expected, ids))
@@ -220,7 +217,7 @@ def test_every_token_is_scored_as_in_a_block_of_its_own_and_the_memory_is_read_o
 ) -> None:
     model = make_focus_model(local_size=local_size, chunk_size=10)
     method = kind(model)
-    ids = ids_of(50)
+    ids = document(50)
     read: list[int] = []
     embedding = model.get_base_model().get_input_embeddings()  # type: ignore[operator]
     handle = embedding.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
@@ -237,14 +234,14 @@ def test_every_token_is_scored_as_in_a_block_of_its_own_and_the_memory_is_read_o
 
 def test_streaming_llm_with_room_for_everything_is_the_base_model() -> None:
     model = make_focus_model(local_size=60, chunk_size=16)
-    ids = ids_of(50)
+    ids = document(50)
     assert_close(StreamingLLM(model).losses(ids, 8), FullAttention(model).losses(ids, 8))
     assert StreamingLLM(model).generate(ids, 6) == FullAttention(model).generate(ids, 6)
 
 
 def test_what_fits_the_window_is_the_base_models_in_every_method() -> None:
     model = make_focus_model(local_size=32)
-    ids = ids_of(30)
+    ids = document(30)
     for name, make in METHODS.items():
         assert make(model).generate(ids, 4) == FullAttention(model).generate(ids, 4), name
         assert_close(make(model).losses(ids, 4), FullAttention(model).losses(ids, 4))
@@ -252,7 +249,7 @@ def test_what_fits_the_window_is_the_base_models_in_every_method() -> None:
 
 def test_untrained_twins_are_the_frozen_projections() -> None:
     model = make_focus_model()
-    ids = ids_of(40)
+    ids = document(40)
     trained = Adapter(model).losses(ids, 5)
     found = UntrainedTwins(model).losses(ids, 5)
     assert torch.equal(Adapter(model).losses(ids, 5), trained), "the twins are used again"
@@ -268,7 +265,7 @@ def test_untrained_twins_are_the_frozen_projections() -> None:
 
 def test_the_static_prompt_is_one_token_long() -> None:
     model = make_focus_model()
-    ids = ids_of(40)
+    ids = document(40)
     static = METHODS["static_prompt"](model)
     assert static.settings.sizes.prompt == 1
     assert torch.equal(static.losses(ids, 5), Adapter(model, prompt_size=1).losses(ids, 5))
@@ -278,7 +275,7 @@ def test_the_static_prompt_is_one_token_long() -> None:
 def test_an_answer_ends_with_the_end_token() -> None:
     model = make_focus_model()
     base: Any = model.get_base_model()
-    ids = ids_of(40)
+    ids = document(40)
     for kind in (ParallelWindows, StreamingLLM, LocalWindow, Adapter):
         base.generation_config.eos_token_id = None
         whole = kind(model).generate(ids, 6)

@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, make_tiny_model, random_ids
+from conftest import make_focus_model, make_tiny_model
 from evaluating.key_tokens import covered
 from refusal import refusal
 from torch.nn.functional import cross_entropy
+from training import document
 
 from focus_peft.decoding.cache import FocusCache
 from focus_peft.tasks import Adapter, FullAttention, KeyTokens, LocalWindow, LongPerplexityTask, PerplexityTask
-
-
-def ids_of(length: int, seed: int = 0) -> list[int]:
-    return random_ids(length, seed).tolist()
 
 
 def loss(model: Any, before: list[int], label: int) -> float:
@@ -30,7 +27,7 @@ def test_key_tokens_are_those_that_need_the_long_context_and_are_likely_with_it(
     tokens: int, short: int, stride: int
 ) -> None:
     model = make_tiny_model()
-    ids, alpha, beta = ids_of(tokens), 0.1, -6.0  # a random model is never sure
+    ids, alpha, beta = document(tokens), 0.1, -6.0  # a random model is never sure
     expected = []
     for label in range(short, tokens):
         start = (label - short) // stride * stride
@@ -45,7 +42,7 @@ def test_key_tokens_are_those_that_need_the_long_context_and_are_likely_with_it(
 
 def test_longppl_is_the_perplexity_of_the_key_tokens_of_all_texts() -> None:
     model = make_focus_model()
-    documents = [ids_of(70), ids_of(90, 1)]
+    documents = [document(70), document(90, 1)]
     find = KeyTokens(model.get_base_model(), short=20, stride=8, alpha=0.5, beta=-5.0)
     task = LongPerplexityTask(60, samples=3, short=20)
     for method in (Adapter(model), LocalWindow(model)):
@@ -63,7 +60,7 @@ def test_longppl_is_the_perplexity_of_the_key_tokens_of_all_texts() -> None:
 
 def test_the_evaluator_is_the_base_model_and_adapters_do_not_change_it() -> None:
     model = make_focus_model()
-    ids = ids_of(60)
+    ids = document(60)
     found = KeyTokens(model.get_base_model(), 20, 8, 0.5, -5.0)(ids)
     assert found == KeyTokens(make_tiny_model(), 20, 8, 0.5, -5.0)(ids)
 
@@ -81,9 +78,9 @@ def test_what_the_evaluator_cannot_read_is_refused() -> None:
     find = KeyTokens(make_tiny_model(), short=20)  # 128 positions
     assert find.refusal(128) is None
     with refusal("129", "128", "`evaluator`"):
-        find(ids_of(129))
+        find(document(129))
     with refusal("`short`", "20"):
-        find(ids_of(20))
+        find(document(20))
     with refusal("`short`", "0"):
         KeyTokens(make_tiny_model(), short=0)
     with refusal("`tokens`", "4096"):
@@ -93,7 +90,7 @@ def test_what_the_evaluator_cannot_read_is_refused() -> None:
 def test_every_token_is_scored_once_from_what_stands_before_it() -> None:
     model = make_focus_model()  # chunks of 8, a window of 8
     tuner: Any = model.base_model
-    documents = [ids_of(50)]
+    documents = [document(50)]
     task = PerplexityTask(40, samples=1, labels=None)
     (ids,) = task.texts(documents)
     assert task.label_count == 39
@@ -115,10 +112,10 @@ def test_every_token_is_scored_once_from_what_stands_before_it() -> None:
 def test_many_labels_have_the_losses_of_one_pass(labels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("focus_peft.tasks.methods.adapter.AT_ONCE", 64)
     model = make_focus_model(chunk_size=16, local_size=16, prompt_size=4)
-    ids = ids_of(170)
+    ids = document(170)
     with torch.no_grad():
         output: Any = model(torch.tensor([ids[:-1]]), logits_to_keep=labels)
     expected = cross_entropy(output.logits[0].float(), torch.tensor(ids[-labels:]), reduction="none")
     torch.testing.assert_close(Adapter(model).losses(ids, labels), expected, rtol=0, atol=1e-6)
     with refusal("`chunk_size`", "128"):
-        Adapter(model).losses(ids_of(3000), 150)
+        Adapter(model).losses(document(3000), 150)

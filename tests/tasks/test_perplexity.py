@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, random_ids
+from conftest import make_focus_model
 from refusal import refusal
 from torch.nn.functional import cross_entropy
+from training import document
 
 from focus_peft.decoding.cache import FocusCache
 from focus_peft.passes.settings import WindowSizes
@@ -18,15 +19,11 @@ from focus_peft.tasks.methods.label_blocks import label_blocks
 from focus_peft.tasks.perplexity import text_windows
 
 
-def ids_of(length: int, seed: int = 0) -> list[int]:
-    return random_ids(length, seed).tolist()
-
-
 @pytest.mark.parametrize(("tokens", "labels"), [(40, 5), (40, 12), (40, 30), (9, 8), (12, 9), (60, 59)])
 def test_label_blocks_are_the_windows_that_the_adapter_decodes_with(tokens: int, labels: int) -> None:
     model = make_focus_model()  # chunks of 8, a window of 8
     tuner: Any = model.base_model
-    ids = ids_of(tokens)
+    ids = document(tokens)
     settings = tuner.settings()
     blocks = label_blocks(tokens, labels, settings.sizes)
     assert [label for block in blocks for label in range(block.first, block.end)] == list(
@@ -40,7 +37,7 @@ def test_label_blocks_are_the_windows_that_the_adapter_decodes_with(tokens: int,
 
 
 def test_windows_are_spread_evenly_over_long_documents() -> None:
-    documents = [ids_of(20), ids_of(300, 1), ids_of(120, 2)]
+    documents = [document(20), document(300, 1), document(120, 2)]
     windows = text_windows(documents, longest=100, samples=74, seed=3)
     counts = [sum(window.document == number for window in windows) for number in range(3)]
     assert counts == [0, 67, 7]  # 201 and 21 places
@@ -51,7 +48,7 @@ def test_windows_are_spread_evenly_over_long_documents() -> None:
 
 
 def test_tasks_of_every_length_score_the_same_labels() -> None:
-    documents = [ids_of(200), ids_of(300, 1)]
+    documents = [document(200), document(300, 1)]
     tasks = [PerplexityTask(tokens, samples=4, labels=10, longest=90) for tokens in (30, 60, 90)]
     texts = [task.texts(documents) for task in tasks]
     for short, middle, long in zip(*texts):
@@ -59,23 +56,11 @@ def test_tasks_of_every_length_score_the_same_labels() -> None:
         assert long[-60:] == middle and middle[-30:] == short
 
 
-def test_the_adapter_scores_labels_as_it_would_decode_them_one_by_one() -> None:
-    model = make_focus_model()
-    tuner: Any = model.base_model
-    ids, labels = ids_of(45), 10
-    cache = FocusCache(tuner.reader, tuner.settings(), 1)
-    expected = []
-    for label in range(35, 45):
-        logits: Any = cache.read([ids[:label] if label == 35 else ids[label - 1 : label]], 1)
-        expected.append(cross_entropy(logits[0].float(), torch.tensor([ids[label]])))
-    torch.testing.assert_close(Adapter(model).losses(ids, labels), torch.stack(expected), rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("add_bos", [True, False])
 def test_truncation_reads_what_the_local_window_holds_and_nothing_else(add_bos: bool) -> None:
     model = make_focus_model(add_bos=add_bos)
     base: Any = model.get_base_model()
-    ids, labels = ids_of(40), 20
+    ids, labels = document(40), 20
     settings: Any = model.base_model.settings()  # type: ignore[operator]
     expected = []
     for block in label_blocks(40, labels, settings.sizes):
@@ -93,7 +78,7 @@ def test_truncation_reads_what_the_local_window_holds_and_nothing_else(add_bos: 
 def test_full_attention_is_the_base_model() -> None:
     model = make_focus_model()
     base: Any = model.get_base_model()
-    ids = ids_of(60)
+    ids = document(60)
     logits = base(torch.tensor([ids])).logits[0]
     expected = cross_entropy(logits[39:59].float(), torch.tensor(ids[40:]), reduction="none")
     torch.testing.assert_close(FullAttention(model).losses(ids, 20), expected, rtol=0, atol=1e-6)
@@ -107,7 +92,7 @@ def test_full_attention_is_the_base_model() -> None:
 def test_answers_are_those_of_generate() -> None:
     model = make_focus_model()
     base: Any = model.get_base_model()
-    ids = ids_of(40)
+    ids = document(40)
     ours: Any = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)
     assert Adapter(model).generate(ids, 6) == ours[0, 40:].tolist()
     window = base.generate(torch.tensor([[1, *ids[-8:]]]), max_new_tokens=6, do_sample=False)
@@ -118,7 +103,7 @@ def test_answers_are_those_of_generate() -> None:
 
 def test_overrides_reach_the_adapter() -> None:
     model = make_focus_model()
-    ids = ids_of(40)
+    ids = document(40)
     with torch.no_grad():
         output: Any = model(torch.tensor([ids[:-1]]), logits_to_keep=4, prompt_size=1)
     expected = cross_entropy(output.logits[0].float(), torch.tensor(ids[-4:]), reduction="none")
@@ -127,7 +112,7 @@ def test_overrides_reach_the_adapter() -> None:
 
 def test_perplexity_is_the_exponential_of_the_mean_over_all_labels() -> None:
     model = make_focus_model()
-    documents = [ids_of(70), ids_of(50, 1)]
+    documents = [document(70), document(50, 1)]
     task = PerplexityTask(tokens=40, samples=3, labels=8)
     method = LocalWindow(model)
     every = torch.cat([method.losses(ids, 8) for ids in task.texts(documents)])
@@ -139,15 +124,15 @@ def test_perplexity_is_the_exponential_of_the_mean_over_all_labels() -> None:
 def test_what_cannot_be_scored_is_refused() -> None:
     model = make_focus_model()
     with refusal("`labels`", "40", model=model):
-        Adapter(model).losses(ids_of(40), 40)
+        Adapter(model).losses(document(40), 40)
     with refusal("`ids`", "500", model=model):
         LocalWindow(model).losses([3, 500, 4], 1)
     with refusal("`ids`", "empty", model=model):
         FullAttention(model).generate([], 1)
     with refusal("`longest`", "100", "50"):
-        text_windows([ids_of(50)], 100, 1)
+        text_windows([document(50)], 100, 1)
     with refusal("`samples`", "11"):
-        text_windows([ids_of(50)], 41, 11)
+        text_windows([document(50)], 41, 11)
     with refusal("`longest`", "30"):
         PerplexityTask(tokens=40, longest=30, labels=4)
     with refusal("`labels`", "256"):

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_focus_model, random_ids, save_base, small_config
+from conftest import make_focus_model, save_base, small_config
 from evaluating.configuration import Evaluation, TaskArguments
 from lib.base_model import ModelArguments
 from peft import get_peft_model
 from refusal import refusal
 from torch.nn.functional import cross_entropy
+from training import document
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
@@ -30,10 +31,6 @@ SINKS = 4  # of kvpress's StreamingLLM
 
 def make_model(**base: Any) -> Any:
     return make_focus_model(dtype=torch.float32, base={"max_position_embeddings": 256, **base})
-
-
-def ids_of(length: int) -> list[int]:
-    return random_ids(length).tolist()
 
 
 def evaluation(name: str) -> Evaluation:
@@ -83,7 +80,7 @@ def test_a_model_that_kvpress_does_not_know_is_refused() -> None:
 @pytest.mark.parametrize("press", ["SnapKV", "Knorm", "ExpectedAttention", "StreamingLLM", "KeyRerotation:Knorm"])
 def test_a_press_that_leaves_nothing_out_is_full_attention(press: str, question: int) -> None:
     model = make_model()
-    ids = ids_of(150)
+    ids = document(150)
     method = method_named(f"kvpress:{press}@0")(model, question_size=question)
     assert method.generate(ids, 8) == FullAttention(model).generate(ids, 8)
     torch.testing.assert_close(method.losses(ids, 20), FullAttention(model).losses(ids, 20), rtol=0, atol=1e-4)
@@ -95,7 +92,7 @@ def test_a_press_that_leaves_nothing_out_is_full_attention(press: str, question:
 @pytest.mark.parametrize("question", [1, 20])
 def test_what_is_left_out_is_not_seen_behind_the_prompt(question: int) -> None:
     model = make_model()
-    ids, labels = ids_of(120), 10
+    ids, labels = document(120), 10
     context = len(ids) - labels - question
     left_out = slice(SINKS, SINKS + context - context // 2)
     mask = torch.ones(1, len(ids) - 1, dtype=torch.long)
@@ -117,7 +114,7 @@ def test_a_press_leaves_the_model_as_it_was(press: str, tmp_path: Path) -> None:
     save_base(tmp_path, max_position_embeddings=256, num_attention_heads=4, num_key_value_heads=2)
     base = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     model = get_peft_model(base, small_config()).eval()
-    ids = ids_of(200)
+    ids = document(200)
     method = method_named(f"kvpress:{press}@0.5")(model)
 
     def state() -> Any:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from conftest import make_focus_model, make_tiny_tokenizer
 from refusal import refusal
+from test_tasks import text_of
 
-from focus_peft.tasks import RECORD_TASKS, FullAttention, RecordTask, Sample, Source, records
+from focus_peft.tasks import RECORD_TASKS, FullAttention, RecordTask, Source, records
 from focus_peft.tasks.infinitebench.published import INFINITEBENCH, INFINITEBENCH_RECORD_TASKS
 from focus_peft.tasks.longbench.published import LONGBENCH, LONGBENCH_TASKS
 from focus_peft.tasks.records import find_file, needed
@@ -30,10 +31,6 @@ NARRATIVE, PASSKEY = RECORD_TASKS["longbench/narrativeqa"], RECORD_TASKS["infini
 
 def source(**fields: Any) -> Source:
     return Source(make_tiny_tokenizer(), **{"data": FOLDERS, **fields})
-
-
-def text_of(sample: Sample) -> str:
-    return make_tiny_tokenizer().decode(sample.ids)
 
 
 def digest(texts: list[str]) -> str:

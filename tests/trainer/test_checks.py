@@ -12,7 +12,7 @@ import torch
 from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
 from peft import PeftModel
 from refusal import refusal
-from runs import FOCUS, Documents, arguments, logged, trainer_of
+from runs import FOCUS, Documents, arguments, logged, trained, trainer_of
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, TrainingArguments
 
@@ -72,6 +72,7 @@ def test_functions_that_cannot_work_are_refused(name: str, tmp_path: Path) -> No
         ({"learning_rate": "abc"}, "`learning_rate`"),
         ({"learning_rate": float("nan")}, "`learning_rate`"),
         ({"distractors": 0}, "`distractors`"),
+        ({"distractors": -1}, "`distractors`"),
         ({"eval_tasks_steps": True}, "`eval_tasks_steps`"),
     ],
 )
@@ -134,8 +135,7 @@ def test_what_would_end_the_run_later_ends_it_before_the_first_step(
 
 
 def test_a_best_metric_of_a_task_that_evaluations_run_works(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, eval_tasks=RIGHT, metric_for_best_model="passkey_accuracy", **BEST)
-    trainer.train()
+    trainer = trained(tmp_path, eval_tasks=RIGHT, metric_for_best_model="passkey_accuracy", **BEST)
     assert trainer.state.best_metric == 1.0
 
 
@@ -163,8 +163,7 @@ def test_a_dataset_with_an_order_of_its_own_is_read_in_it(tmp_path: Path) -> Non
         tuner.register_forward_pre_hook(
             lambda _, args, given, to=seen: to.extend(given["sample_seeds"].tolist()), with_kwargs=True
         )
-        trainer = trainer_of(tmp_path / str(seed), model, documents=Documents(5), max_steps=7, seed=seed)
-        trainer.train()
+        trainer = trained(tmp_path / str(seed), model=model, documents=Documents(5), max_steps=7, seed=seed)
         assert seen == [0, 1, 2, 3, 4, 1000, 1001]
         assert isinstance(trainer._get_train_sampler(), SequentialSampler)
 

@@ -13,15 +13,13 @@ import fsdp_worker
 import pytest
 import torch
 from conftest import make_tiny_model
-from runs import TINY, Documents, history, loaded, losses, run, start, trainer_of
+from fsdp_worker import FIELDS, LENGTHS
+from runs import TINY, Documents, history, loaded, losses, run, start, trained
 from safetensors.torch import load_file
 from torch.utils.cpp_extension import get_default_build_root
 
 
 DEEPSPEED = Path(__file__).parents[2] / "recipes" / "deepspeed"
-# one document is too short for spans, some are too long for the teacher; they have one to nine chunks, three to a pass
-LENGTHS = (2, 100, 17)
-FIELDS = {"label_size": 4, "distill_weight": 0.5, "chunk_batch_size": 3}
 ARGS = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
 
 missing = [name for name in ("g++", "ninja") if shutil.which(name) is None]
@@ -44,8 +42,9 @@ def make_base(directory: Path) -> str:
 def alone(directory: Path, base: str, **fields: Any) -> tuple[dict[int, dict[str, float]], dict[str, torch.Tensor]]:
     """(losses by step, the saved adapter) of one process that accumulates two micro-batches."""
     model = loaded(base, {**FIELDS, **fields})
-    trainer = trainer_of(directory / "alone", model, Documents(8, *LENGTHS), gradient_accumulation_steps=2, **ARGS)
-    trainer.train()
+    trainer = trained(
+        directory / "alone", model=model, documents=Documents(8, *LENGTHS), gradient_accumulation_steps=2, **ARGS
+    )
     trainer.save_model(str(directory / "alone"))
     return losses(trainer.state.log_history), load_file(directory / "alone" / "adapter_model.safetensors")
 
@@ -89,7 +88,7 @@ def test_fsdp_2_has_the_gradients_of_one_process(tmp_path: Path) -> None:
     process = start(Path(fsdp_worker.__file__), base, str(tmp_path / "results.pt"), processes=2)
     assert process.returncode == 0, process.stderr[-4000:]
     found = torch.load(tmp_path / "results.pt")
-    model = loaded(base, fsdp_worker.FIELDS).train()
+    model = loaded(base, FIELDS).train()
     for rank, losses_of_rank in enumerate(found["losses"]):
         for batch, wanted in zip(fsdp_worker.batches(rank), losses_of_rank):
             loss = model(**batch).loss

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model
-from runs import FOCUS, Documents, arguments, collate, logged, trainer_of
+from runs import FOCUS, Documents, arguments, logged, trained, trainer_of
 from torch import nn
 
+from focus_peft.data.collator import DocumentCollator
 from focus_peft.trainer.measuring import _seed_of
 from focus_peft.trainer.trainer import FocusTrainer
 
@@ -35,11 +36,9 @@ class Uneven(Documents):
         return row
 
 
-def collate_any(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    batch = collate([{"sample_seed": 0, **row} for row in rows])
-    if "sample_seed" not in rows[0]:
-        del batch["sample_seed"]
-    return batch
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Seeds have the name of their column, as transformers' own collators leave it."""
+    return {name.replace("seeds", "seed"): tensor for name, tensor in DocumentCollator()(rows).items()}
 
 
 @pytest.mark.parametrize("seeded", [True, False], ids=["seeds", "no seeds"])
@@ -55,7 +54,7 @@ def test_evaluation_does_not_depend_on_the_size_of_its_batches(
             model=model,
             args=arguments(tmp_path, per_device_eval_batch_size=size),
             eval_dataset=rows,
-            data_collator=collate_any,
+            data_collator=collate,
         )
         metrics = trainer.evaluate()
         found.append([metrics[f"eval_{name}"] for name in EVALUATED])
@@ -64,7 +63,7 @@ def test_evaluation_does_not_depend_on_the_size_of_its_batches(
     losses = []
     with torch.no_grad():
         for index in range(7):
-            batch = collate_any([rows[index]])
+            batch = collate([rows[index]])
             given = batch.pop("sample_seed", None)
             seeds = _seed_of(batch) if given is None else given
             output = model(**batch, sample_seeds=seeds)
@@ -104,8 +103,7 @@ def test_a_micro_batch_without_labels_is_no_loss_of_zero(tmp_path: Path, caplog:
 
     model.base_model.register_forward_hook(note)
     with caplog.at_level(logging.WARNING, "focus_peft"):
-        trainer = trainer_of(tmp_path, model, logging_steps=2, **fields)
-        trainer.train()
+        trainer = trained(tmp_path, model=model, logging_steps=2, **fields)
     assert "4 of 8 documents" in caplog.text and "no room for a span" in caplog.text
     labelled = [loss for labels, loss in seen if labels]
     assert len(labelled) == 4 and len(seen) == 8

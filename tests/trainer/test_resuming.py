@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import make_focus_model, perturb_twins
 from refusal import refusal
-from runs import FOCUS, Documents, adapter, logged, losses, trainer_of
+from runs import FOCUS, Documents, adapter, assert_same_losses, logged, losses, trained, trainer_of
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from focus_peft.hub.run_folder import last_checkpoint, occupied
@@ -39,7 +39,7 @@ class Die(TrainerCallback):
 def killed_after(directory: Path, step: int, **fields: Any) -> None:
     callbacks = [*fields.pop("callbacks", []), Die(step)]
     with pytest.raises(RuntimeError, match="killed"):
-        trainer_of(directory, callbacks=callbacks, **fields).train()
+        trained(directory, callbacks=callbacks, **fields)
 
 
 def test_a_checkpoint_may_be_named_by_a_path(tmp_path: Path) -> None:
@@ -57,8 +57,7 @@ def test_a_finished_run_is_not_trained_on(schedule: str, best: bool, tmp_path: P
     fields = {**SAVING, "lr_scheduler_type": schedule}
     if best:
         fields |= {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "learning_rate": 0.5}
-    first = trainer_of(tmp_path, **fields)
-    first.train()
+    first = trained(tmp_path, **fields)
     expected, names = adapter(first.model), sorted(path.name for path in tmp_path.iterdir())
     for _ in range(2):
         again = trainer_of(tmp_path, **fields)
@@ -70,22 +69,18 @@ def test_a_finished_run_is_not_trained_on(schedule: str, best: bool, tmp_path: P
 
 def test_a_finished_run_of_epochs_is_not_trained_on(tmp_path: Path) -> None:
     fields = {"save_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2, "documents": 2}
-    first = trainer_of(tmp_path, **fields)
-    first.train()
-    again = trainer_of(tmp_path, **fields)
-    again.train(resume_from_checkpoint="auto")
+    first = trained(tmp_path, **fields)
+    again = trained(tmp_path, resume="auto", **fields)
     expected = adapter(first.model)
     assert all(torch.equal(weight, expected[name]) for name, weight in adapter(again.model).items())
 
 
 def test_a_run_with_a_constant_schedule_can_be_made_longer(tmp_path: Path) -> None:
     fields = {**SAVING, "lr_scheduler_type": "constant"}
-    whole = trainer_of(tmp_path / "whole", **{**fields, "max_steps": 5})
-    whole.train()
-    trainer_of(tmp_path / "run", **fields).train()
-    longer = trainer_of(tmp_path / "run", **{**fields, "max_steps": 5})
-    longer.train(resume_from_checkpoint="auto")
-    assert losses(longer.state.log_history) == losses(whole.state.log_history)
+    whole = trained(tmp_path / "whole", **{**fields, "max_steps": 5})
+    trained(tmp_path / "run", **fields)
+    longer = trained(tmp_path / "run", resume="auto", **{**fields, "max_steps": 5})
+    assert_same_losses(longer, whole)
 
 
 def test_early_stopping_goes_on_waiting_where_it_was(tmp_path: Path) -> None:
@@ -95,18 +90,16 @@ def test_early_stopping_goes_on_waiting_where_it_was(tmp_path: Path) -> None:
     def patient() -> dict[str, Any]:
         return {**fields, "callbacks": [EarlyStoppingCallback(early_stopping_patience=3)]}
 
-    whole = trainer_of(tmp_path / "whole", **patient())
-    whole.train()
+    whole = trained(tmp_path / "whole", **patient())
     stopped = whole.state.global_step
     assert stopped < 9
     killed_after(tmp_path / "run", 3, **patient())
     for directory in ("run", "whole"):  # one that was killed, and one that had stopped
-        again = trainer_of(tmp_path / directory, **patient())
-        again.train(resume_from_checkpoint="auto")
+        again = trained(tmp_path / directory, resume="auto", **patient())
         assert again.state.global_step == stopped
     other = {**fields, "callbacks": [EarlyStoppingCallback(early_stopping_patience=4)]}
     with refusal("`EarlyStoppingCallback.early_stopping_patience`", "was 3, and is 4"):
-        trainer_of(tmp_path / "whole", **other).train(resume_from_checkpoint="auto")
+        trained(tmp_path / "whole", resume="auto", **other)
 
 
 def test_distractors_are_the_same_documents_after_a_resumed_epoch(tmp_path: Path) -> None:
@@ -118,14 +111,15 @@ def test_distractors_are_the_same_documents_after_a_resumed_epoch(tmp_path: Path
             return {**super().__getitem__(place), "sample_seed": 1000 * self.epoch + index}
 
     def fields() -> dict[str, Any]:
-        return {**SAVING, "max_steps": 8, "documents": Shuffled(5), "distractors": 2, "learning_rate": 0.05}
+        sizes = {"focus": {"chunk_size": 16}, "distractors": 4}  # documents have two or three chunks of their own
+        return {**SAVING, **sizes, "max_steps": 8, "documents": Shuffled(5), "learning_rate": 0.05}
 
-    whole = trainer_of(tmp_path / "whole", **fields())
-    whole.train()
+    plain = trained(tmp_path / "plain", **{**fields(), "distractors": None})
+    whole = trained(tmp_path / "whole", **fields())
+    assert losses(plain.state.log_history) != losses(whole.state.log_history)
     killed_after(tmp_path / "run", 7, **fields())  # in the second epoch
-    resumed = trainer_of(tmp_path / "run", **fields())
-    resumed.train(resume_from_checkpoint="auto")
-    assert losses(resumed.state.log_history) == losses(whole.state.log_history)
+    resumed = trained(tmp_path / "run", resume="auto", **fields())
+    assert_same_losses(resumed, whole)
 
 
 # Another run
@@ -152,7 +146,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_stays(name: str, tmp_path: P
     before = (checkpoint / "adapter_model.safetensors").read_bytes()
     changed, words = CHANGES[name]
     with refusal(f"`{name}`", words, "checkpoint-2", "`output_dir`"):
-        trainer_of(tmp_path, **{**fields, **changed}).train(resume_from_checkpoint="auto")
+        trained(tmp_path, resume="auto", **{**fields, **changed})
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
     assert (checkpoint / "adapter_model.safetensors").read_bytes() == before
 
@@ -161,19 +155,17 @@ def test_a_checkpoint_of_another_base_model_is_refused(tmp_path: Path) -> None:
     killed_after(tmp_path, 2, **SAVING)
     other = make_focus_model(dtype=torch.float32, base={"seed": 1}, **FOCUS)
     with refusal("`weights` of the base model"):
-        trainer_of(tmp_path, other, **SAVING).train(resume_from_checkpoint="auto")
+        trained(tmp_path, resume="auto", model=other, **SAVING)
 
 
 def test_what_may_change_may_change(tmp_path: Path) -> None:
     fields = {**SAVING, "max_steps": 5}
-    whole = trainer_of(tmp_path / "whole", **fields)
-    whole.train()
+    whole = trained(tmp_path / "whole", **fields)
     killed_after(tmp_path / "run", 4, **fields)
     free: dict[str, Any] = {"logging_steps": 1, "save_steps": 2, "save_total_limit": 1, "run_name": "another"}
     free |= {"focus": {"storage": "cpu"}, "dataloader_num_workers": 0}
-    resumed = trainer_of(tmp_path / "run", **{**fields, **free})
-    resumed.train(resume_from_checkpoint="auto")
-    assert losses(resumed.state.log_history) == losses(whole.state.log_history)
+    resumed = trained(tmp_path / "run", resume="auto", **{**fields, **free})
+    assert_same_losses(resumed, whole)
 
 
 def test_a_run_may_depend_on_more(tmp_path: Path) -> None:
@@ -190,14 +182,12 @@ def test_a_run_may_depend_on_more(tmp_path: Path) -> None:
 
 def test_twins_that_start_at_random_are_no_difference(tmp_path: Path) -> None:
     """What a script did not seed is replaced by the checkpoint's."""
-    whole = trainer_of(tmp_path / "whole", **SAVING)
-    whole.train()
+    whole = trained(tmp_path / "whole", **SAVING)
     killed_after(tmp_path / "run", 2, **SAVING)
     model = make_focus_model(dtype=torch.float32, **FOCUS)
     perturb_twins(model, seed=9)
-    resumed = trainer_of(tmp_path / "run", model, **SAVING)
-    resumed.train(resume_from_checkpoint="auto")
-    assert losses(resumed.state.log_history) == losses(whole.state.log_history)
+    resumed = trained(tmp_path / "run", resume="auto", model=model, **SAVING)
+    assert_same_losses(resumed, whole)
 
 
 def test_a_checkpoint_that_does_not_say_what_it_is_of_is_announced(
@@ -206,16 +196,15 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_announced(
     killed_after(tmp_path, 2, **SAVING)
     (tmp_path / "checkpoint-1" / IDENTITY_FILE).unlink()
     with caplog.at_level(logging.WARNING, "focus_peft"):
-        trainer_of(tmp_path, **SAVING).train(resume_from_checkpoint="auto")
+        trained(tmp_path, resume="auto", **SAVING)
     assert "does not say what it is of" in caplog.text
     (tmp_path / "checkpoint-3" / IDENTITY_FILE).write_text("{}")
     with refusal(IDENTITY_FILE, "cannot be read"):
-        trainer_of(tmp_path, **SAVING).train(resume_from_checkpoint="auto")
+        trained(tmp_path, resume="auto", **SAVING)
 
 
 def test_every_thing_that_a_run_leaves_says_what_it_is_of(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, **SAVING)
-    trainer.train()
+    trainer = trained(tmp_path, **SAVING)
     trainer.save_model()
     found = [RunIdentity.of(folder) for folder in (tmp_path, *tmp_path.glob("checkpoint-*"))]
     assert len(found) == 4 and all(identity == found[0] for identity in found)
@@ -251,26 +240,24 @@ def test_data_that_is_drawn_anew_each_time_has_no_digest() -> None:
 
 def test_a_run_that_starts_anew_sets_aside_what_was_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fields = {**SAVING, "save_total_limit": 1, "lr_scheduler_type": "constant"}
-    longer = trainer_of(tmp_path, **{**fields, "max_steps": 5, "save_total_limit": None})
-    longer.train()
+    longer = trained(tmp_path, **{**fields, "max_steps": 5, "save_total_limit": None})
     longer.save_model()
     with caplog.at_level(logging.WARNING, "focus_peft"):
-        trainer_of(tmp_path, **fields).train()
+        trained(tmp_path, **fields)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3"], "the new run's"
     assert not (tmp_path / "adapter_model.safetensors").exists(), "no result before the run has ended"
     assert "_earlier-1" in caplog.text
     kept = {path.name for path in (tmp_path / "_earlier-1").iterdir()}
     assert {"checkpoint-3", "checkpoint-5", "adapter_model.safetensors", "adapter_config.json"} <= kept
-    goes_on = trainer_of(tmp_path, **{**fields, "max_steps": 4})
-    goes_on.train(resume_from_checkpoint="auto")
+    goes_on = trained(tmp_path, resume="auto", **{**fields, "max_steps": 4})
     assert logged(goes_on, "epoch")[-1] > 0 and goes_on.state.global_step == 4
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     with occupied(tmp_path), refusal("`output_dir`", str(tmp_path), "runs now"):
-        trainer_of(tmp_path, **SAVING).train()
-    trainer_of(tmp_path, **SAVING).train()
+        trained(tmp_path, **SAVING)
+    trained(tmp_path, **SAVING)
 
 
 def test_a_full_disk_names_the_checkpoint_and_leaves_the_one_before(
@@ -285,8 +272,8 @@ def test_a_full_disk_names_the_checkpoint_and_leaves_the_one_before(
 
     monkeypatch.setattr(torch, "save", full)
     with refusal("checkpoint-2", "could not be written", error=OSError):
-        trainer_of(tmp_path, **SAVING).train()
+        trained(tmp_path, **SAVING)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
     monkeypatch.undo()
-    trainer_of(tmp_path, **SAVING).train(resume_from_checkpoint="auto")
+    trained(tmp_path, resume="auto", **SAVING)
     assert json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())["global_step"] == 3

@@ -12,10 +12,11 @@ import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, random_ids
 from refusal import refusal
-from runs import FOCUS, Documents, adapter, collate, logged, losses, run, trainer_of
+from runs import FOCUS, Documents, adapter, assert_same_losses, logged, run, trained, trainer_of
 from torch import nn
 from transformers import TrainerCallback
 
+from focus_peft.data.collator import DocumentCollator
 from focus_peft.hub.run_folder import last_checkpoint
 from focus_peft.trainer.arguments import FocusTrainingArguments
 from focus_peft.trainer.stopping import TrainingDiverged, TrainingInterrupted
@@ -35,8 +36,7 @@ class Recorder(TrainerCallback):
 def test_both_losses_the_baseline_and_the_speed_are_logged(tmp_path: Path) -> None:
     model = make_focus_model(dtype=torch.float32, **FOCUS)
     recorder = Recorder(model)
-    trainer = trainer_of(tmp_path, model, logging_steps=2, gradient_accumulation_steps=2)
-    trainer.train()
+    trainer = trained(tmp_path, model=model, logging_steps=2, gradient_accumulation_steps=2)
     for name in ("continuation", "repetition"):
         means = [getattr(output, f"loss_{name}").item() for output in recorder.outputs]
         expected = [sum(means[:4]) / 4, sum(means[4:]) / 4]  # four micro-batches between two logs
@@ -69,18 +69,14 @@ def test_the_baseline_is_the_base_model_on_the_same_labels_without_candidates() 
 
 def test_spans_depend_on_the_seed_of_the_sample_only() -> None:
     model = make_focus_model(label_size=4).train()
-    rows = [Documents(3)[index] for index in range(3)]
-    alone = [model(**_renamed(collate([row]))) for row in rows]
-    together = model(**_renamed(collate(rows)))
+    rows, collate = [Documents(3)[index] for index in range(3)], DocumentCollator()
+    alone = [model(**collate([row])) for row in rows]
+    together = model(**collate(rows))
     mean = sum(output.loss_continuation for output in alone) / 3
     torch.testing.assert_close(together.loss_continuation, mean, rtol=1e-9, atol=0)
-    backwards = model.eval()(**_renamed(collate(rows[::-1])))
+    backwards = model.eval()(**collate(rows[::-1]))
     torch.testing.assert_close(backwards.loss, together.loss, rtol=1e-9, atol=0)
-    assert not torch.equal(alone[0].loss, model(**_renamed(collate([{**rows[0], "sample_seed": 99}]))).loss)
-
-
-def _renamed(batch: dict[str, Any]) -> dict[str, Any]:
-    return {**{k: v for k, v in batch.items() if k != "sample_seed"}, "sample_seeds": batch["sample_seed"]}
+    assert not torch.equal(alone[0].loss, model(**collate([{**rows[0], "sample_seed": 99}])).loss)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +124,7 @@ def test_evaluation_measures_both_losses_and_the_baseline_the_same_every_time(tm
 
 
 def test_the_distillation_term_is_logged(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, focus={"distill_weight": 0.5}, max_steps=1)
-    trainer.train()
+    trainer = trained(tmp_path, focus={"distill_weight": 0.5}, max_steps=1)
     assert logged(trainer, "loss_distillation")[0] > 0
 
 
@@ -141,12 +136,10 @@ def test_tasks_are_run_with_each_evaluation_or_every_so_many_steps(tmp_path: Pat
         torch.rand(1)
         return {"accuracy": 0.25}
 
-    trainer = trainer_of(tmp_path, eval_tasks={"passkey": task}, eval_strategy="steps", eval_steps=2)
-    trainer.train()
+    trainer = trained(tmp_path, eval_tasks={"passkey": task}, eval_strategy="steps", eval_steps=2)
     assert logged(trainer, "eval_passkey_accuracy") == [0.25, 0.25]
     assert logged(trainer, "eval_loss")
-    trainer = trainer_of(tmp_path, eval_tasks={"passkey": task}, eval_tasks_steps=1)
-    trainer.train()
+    trainer = trained(tmp_path, eval_tasks={"passkey": task}, eval_tasks_steps=1)
     assert logged(trainer, "eval_passkey_accuracy") == [0.25] * 4
     assert len(logged(trainer, "loss")) == 4
     assert not any(seen) and trainer.model.training
@@ -155,8 +148,7 @@ def test_tasks_are_run_with_each_evaluation_or_every_so_many_steps(tmp_path: Pat
 def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     assert FocusTrainingArguments(output_dir=str(tmp_path), use_cpu=True).report_to == ["tensorboard"]
-    trainer = trainer_of(tmp_path, report_to="tensorboard", max_steps=1)
-    trainer.train()
+    trained(tmp_path, report_to="tensorboard", max_steps=1)
     assert b"loss_continuation" in next(tmp_path.rglob("events.out.*")).read_bytes()
 
 
@@ -207,8 +199,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_last_good_checkp
     ):
         trainer.train()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
-    resumed = trainer_of(tmp_path, save_strategy="no")
-    resumed.train(resume_from_checkpoint=True)
+    resumed = trained(tmp_path, resume=True, save_strategy="no")
     assert all(weight.isfinite().all() for weight in adapter(resumed.model).values())
 
 
@@ -233,8 +224,7 @@ def test_an_exploding_loss_ends_the_run(tmp_path: Path) -> None:
 def test_ctrl_c_and_sigterm_save_a_checkpoint_that_the_run_goes_on_from(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    whole = trainer_of(tmp_path / "whole")
-    whole.train()
+    whole = trained(tmp_path / "whole")
     from runs import KillAtStep
 
     before = signal.getsignal(number)
@@ -246,9 +236,8 @@ def test_ctrl_c_and_sigterm_save_a_checkpoint_that_the_run_goes_on_from(
     assert [path.name for path in directory.iterdir()] == ["checkpoint-2"], "no half-trained adapter as the result"
     assert last_checkpoint(directory) == directory / "checkpoint-2"
     assert signal.getsignal(number) is before
-    resumed = trainer_of(directory)
-    resumed.train(resume_from_checkpoint="auto")
-    assert losses(resumed.state.log_history) == losses(whole.state.log_history)
+    resumed = trained(directory, resume="auto")
+    assert_same_losses(resumed, whole)
 
 
 # Checkpoints
@@ -258,18 +247,17 @@ def test_ctrl_c_and_sigterm_save_a_checkpoint_that_the_run_goes_on_from(
 def test_a_resumed_run_goes_on_to_the_digit(accumulation: int, tmp_path: Path) -> None:
     fields = {"max_steps": 7, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2, "documents": 5}
     fields |= {"gradient_accumulation_steps": accumulation, "eval_strategy": "steps", "eval_steps": 2}
-    whole = trainer_of(tmp_path / "run", **fields)
-    whole.train()
-    resumed = trainer_of(tmp_path / "other", **{**fields, "save_strategy": "no"})
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
-    assert losses(resumed.state.log_history) == losses(whole.state.log_history)
+    whole = trained(tmp_path / "run", **fields)
+    resumed = trained(
+        tmp_path / "other", resume=str(tmp_path / "run" / "checkpoint-3"), **{**fields, "save_strategy": "no"}
+    )
+    assert_same_losses(resumed, whole)
     expected = adapter(whole.model)
     assert all(torch.equal(weight, expected[name]) for name, weight in adapter(resumed.model).items())
 
 
 def test_each_epoch_draws_other_spans(tmp_path: Path) -> None:
-    trainer = trainer_of(tmp_path, documents=1, max_steps=3, learning_rate=0.0)
-    trainer.train()
+    trainer = trained(tmp_path, documents=1, max_steps=3, learning_rate=0.0)
     assert len(set(logged(trainer, "loss"))) == 3
     assert trainer.train_dataset.epoch == 2
 
@@ -278,16 +266,14 @@ def test_each_epoch_draws_other_spans(tmp_path: Path) -> None:
 @pytest.mark.parametrize("killed", [{"kill": [4, signal.SIGKILL.value]}, {"dies_in": "checkpoint-4"}])
 def test_a_killed_run_goes_on_to_the_digit(killed: dict[str, Any], tmp_path: Path) -> None:
     args = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
-    whole = trainer_of(tmp_path / "whole", **args)
-    whole.train()
+    whole = trained(tmp_path / "whole", **args)
     process = run(tmp_path, args=args, **killed)
     assert process.returncode == -signal.SIGKILL, process.stderr
     last = last_checkpoint(tmp_path / "run")
     assert last is not None and last.name == "checkpoint-2"
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
-    resumed = trainer_of(tmp_path / "run", **args)
-    resumed.train(resume_from_checkpoint="auto")
-    assert losses(resumed.state.log_history) == losses(whole.state.log_history)
+    resumed = trained(tmp_path / "run", resume="auto", **args)
+    assert_same_losses(resumed, whole)
     assert sorted(path.name for path in (tmp_path / "run").glob("*")) == ["checkpoint-6"]
 
 
@@ -305,8 +291,7 @@ def test_a_checkpoint_without_its_end_is_no_checkpoint(tmp_path: Path) -> None:
 def test_the_checkpoint_limit_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     fields = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
     fields |= {"load_best_model_at_end": True, "save_total_limit": 2, "learning_rate": 0.2}
-    trainer = trainer_of(tmp_path, **fields)
-    trainer.train()
+    trainer = trained(tmp_path, **fields)
     evaluated = logged(trainer, "eval_loss")
     best = 1 + evaluated.index(min(evaluated))
     names = {path.name for path in tmp_path.glob("checkpoint-*")}

@@ -9,10 +9,11 @@ from typing import Any
 import ddp_worker
 import pytest
 import torch
-from conftest import make_focus_model
+from conftest import each_decoding, make_focus_model
 from fresh import run_apart
 from peft import PeftModel
-from runs import Documents, arguments, collate, logged
+from refusal import refusal
+from runs import Documents, arguments, logged
 from torch import nn
 from training import (
     Gradients,
@@ -28,8 +29,7 @@ from training import (
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-
-DECODINGS = pytest.mark.parametrize("decoding", ["streaming", "exact"])
+from focus_peft.data.collator import DocumentCollator
 
 
 def test_gradients_of_two_batches_accumulate() -> None:
@@ -66,7 +66,7 @@ def count_passes(model: PeftModel) -> list[bool]:
     return passes
 
 
-@DECODINGS
+@each_decoding
 @pytest.mark.parametrize(
     ("family", "r", "reentrant"),
     [
@@ -176,12 +176,22 @@ def test_a_copy_of_the_model_trains_like_the_model() -> None:
     assert_same_gradients(gradients_of(other, loss), wanted)
 
 
+@pytest.mark.usefixtures("distributed")
+@pytest.mark.parametrize(("option", "value"), [("storage", "disk"), ("spread_chunks", True), ("read_chunks", 2)])
+def test_training_reads_by_itself_whatever_is_configured(option: str, value: Any) -> None:
+    ids = batch_of([document(60)])
+    configured, model = make_focus_model(label_size=4, **{option: value}), make_focus_model(label_size=4)
+    assert torch.equal(*(each(ids, labels=ids, generator=seeded(3)).loss for each in (configured, model)))
+    with refusal(f"`{option}`", repr(value), "`labels`", model=model):
+        model(ids, labels=ids, **{option: value})
+
+
 # transformers' Trainer
 
 
 def plain(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """A batch for transformers' own trainer, which knows of no seeds of samples."""
-    return {name: tensor for name, tensor in collate(rows).items() if name != "sample_seed"}
+    return {name: tensor for name, tensor in DocumentCollator()(rows).items() if name != "sample_seeds"}
 
 
 class Monotonous(Documents):
