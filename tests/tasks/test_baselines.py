@@ -96,7 +96,7 @@ def test_retrieval_reads_the_best_chunks_in_their_order() -> None:
 
 @pytest.mark.parametrize("kind", [BM25, FusedRanking])
 def test_retrieval_takes_sizes_of_its_own(kind: Any) -> None:
-    ids, sizes = ids_of(44), {"local_size": 12, "prompt_size": 6}
+    ids, sizes = document(44), {"local_size": 12, "prompt_size": 6}
     method, wanted = kind(make_focus_model(), chunks=2, **sizes), kind(make_focus_model(**sizes), chunks=2)
     assert method.read(ids, 32) == wanted.read(ids, 32) and method.generate(ids, 4) == wanted.generate(ids, 4)
 
