@@ -26,8 +26,9 @@ class PassCache(Cache):
         candidates (`int`): How many of the last tokens of each row to remember in `new`.
 
     Attributes:
-        prefix (`Sequence[LayerStates]` or `dict[int, LayerStates]`, *optional*): Of each layer, states of shape (rows,
-            kv_heads, m, head_dim) that stand in the m columns before `prefix_end`, written just before they are read.
+        prefix (`Sequence[LayerStates]` or `dict[int, LayerStates]`, *optional*): The candidates: of each layer, states
+            of shape (rows, kv_heads, m, head_dim) that stand in the m columns before `prefix_end`, written just before
+            they are read.
         new (`dict[int, LayerStates]`): For each layer, keys and values (rows, kv_heads, `candidates`, head_dim).
     """
 

@@ -71,9 +71,10 @@ class Guard:
         except ApiError as error:
             await error.response(scope, receive, answer)
         except Exception as error:
-            if status == NO_ANSWER:  # nothing was sent yet
-                await ApiError(500, f"The request failed: {type(error).__name__}.").response(scope, receive, answer)
-            raise
+            if status != NO_ANSWER:  # half of the answer was sent: uvicorn cuts the connection
+                raise
+            logger.getChild("errors").exception("The request %s failed.", id)
+            await ApiError(500, f"The request failed: {type(error).__name__}.").response(scope, receive, answer)
         finally:
             seconds = round(time.perf_counter() - start, 4)
             route = getattr(scope.get("route"), "path", "other")

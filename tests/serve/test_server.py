@@ -519,8 +519,11 @@ def test_an_error_that_nobody_foresaw_is_told_and_counted(
     with caplog.at_level("INFO", "focus_peft.serve"), pytest.raises(openai.InternalServerError) as failed:
         client.files.content("file-1")
     assert "FileNotFoundError" in failed.value.message and failed.value.response.headers["x-request-id"]
-    (line,) = [record.message for record in caplog.records if record.name == "focus_peft.serve"]
-    assert json.loads(line)["status"] == 500
+    answered, start = f'"request": "{failed.value.response.headers["x-request-id"]}"', time.monotonic()
+    while not (lines := [message for message in caplog.messages if answered in message]):  # behind the answer
+        assert time.monotonic() - start < 20
+        time.sleep(0.01)
+    assert json.loads(lines[0])["status"] == 500
 
 
 def test_files_that_are_no_text_are_refused(client: openai.OpenAI) -> None:
