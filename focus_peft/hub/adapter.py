@@ -18,6 +18,7 @@ from ..config import FocusConfig
 from ..saving import disk_errors, saving_whole
 from .card import CARD_FILE, MARK, add_tags, saved_card
 from .public import public_base, public_config
+from .repository import check_private
 
 
 def save_adapter(model: PeftModel, directory: str | os.PathLike, **options: Any) -> None:
@@ -77,11 +78,8 @@ def push_adapter(
         )
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if private and not api.model_info(repo_id).private:
-        raise ValueError(
-            f"`private` was asked for, but the repository {repo_id!r} is there and public; choose another name, or "
-            "make it private in its settings first."
-        )
+    if private:
+        check_private(repo_id, api.model_info(repo_id).private)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -115,11 +115,8 @@ class Upload:
             FileExistsError: if files differ, without `overwrite`; or if `tag` is there, for another commit.
             ValueError: if the repository is public, and `private` asked for.
         """
-        if there.exists and self.private and not there.private:
-            raise ValueError(
-                f"`private` was asked for, but the repository {self.repo_id!r} is there and public; choose another "
-                "name, or make it private in its settings first."
-            )
+        if there.exists and self.private:
+            check_private(self.repo_id, there.private)
         if there.changed and there.own and not self.overwrite:
             files = ", ".join([*there.changed, *there.stale])
             raise FileExistsError(
@@ -167,6 +164,15 @@ class Upload:
             if self.tag is not None and self.tag not in there.tags:
                 self.api.create_tag(self.repo_id, tag=self.tag, revision=head)
         return str(head)
+
+
+def check_private(repo_id: str, private: bool | None) -> None:
+    """Raise a ValueError unless a repository that is there, and shall be private, is."""
+    if not private:
+        raise ValueError(
+            f"`private` was asked for, but the repository {repo_id!r} is there and public; choose another name, or "
+            "make it private in its settings first."
+        )
 
 
 def check_repo_id(repo_id: str) -> None:
