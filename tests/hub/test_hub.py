@@ -299,12 +299,15 @@ base = AutoModelForCausalLM.from_pretrained({base!r})
 """
 
 
+def loading(trained: Trained) -> str:
+    """Code that loads the tiny model with its adapter, as `model`."""
+    return PUSH.format(base=str(trained.base)) + f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r})\n"
+
+
 def test_a_pushed_adapter_brings_its_card_and_keeps_one_that_is_there(
     hub: Hub, client: Client, trained: Trained, tmp_path: Path
 ) -> None:
-    load_it = (
-        PUSH.format(base=str(trained.base)) + f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r})\n"
-    )
+    load_it = loading(trained)
     ok(run(client, load_it + "push_adapter(model, 'user/pushed', private=True, tags=['mine'])"))
     files = hub.files("user/pushed")
     assert sorted(files) == [".gitattributes", *FILES[:3]] and hub.repositories["user/pushed"].private
@@ -330,9 +333,7 @@ def test_a_pushed_adapter_brings_its_card_and_keeps_one_that_is_there(
 
 
 def test_a_card_that_cannot_be_looked_at_is_not_replaced(hub: Hub, client: Client, trained: Trained) -> None:
-    load_it = (
-        PUSH.format(base=str(trained.base)) + f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r})\n"
-    )
+    load_it = loading(trained)
     put = "HfApi().upload_file(path_or_fileobj=b'My own words.', path_in_repo='README.md', repo_id='user/mine')\n"
     made = "from huggingface_hub import HfApi\nHfApi().create_repo('user/mine')\n" + put
     hub.failing["resolve/main/README.md"] = 99
@@ -342,9 +343,7 @@ def test_a_card_that_cannot_be_looked_at_is_not_replaced(hub: Hub, client: Clien
 
 
 def test_push_to_hub_keeps_the_card_that_push_adapter_wrote(hub: Hub, client: Client, trained: Trained) -> None:
-    load_it = (
-        PUSH.format(base=str(trained.base)) + f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r})\n"
-    )
+    load_it = loading(trained)
     pushes = "push_adapter(model, 'user/pushed')\nmodel.push_to_hub('user/pushed')\nmodel.push_to_hub('user/other')\n"
     ok(run(client, load_it + pushes))
     assert MARK in hub.files("user/pushed")["README.md"].decode()
