@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from ..adapter_file import WEIGHTS_FILE
 from ..config import INFERENCE_FIELDS, FocusConfig
 from .run_folder import RECIPE_FILE, STATE_FILE, checkpoints
 from .run_identity import RunIdentity, same_value
+from .weights import same_bytes
 
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
@@ -171,6 +171,6 @@ def _holder(folder: Path) -> Path | None:
     weights = folder / WEIGHTS_FILE
     for checkpoint in reversed(checkpoints(folder)):
         files = (weights, checkpoint / WEIGHTS_FILE)
-        if all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False):
+        if all(file.is_file() for file in files) and same_bytes(*files):
             return checkpoint
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 from collections.abc import Container, Iterable
 from dataclasses import replace
@@ -17,7 +16,7 @@ from .card import BASE, CARD_FILE, CardFacts, make_card
 from .public import public_config
 from .results import Result, to_json
 from .run_folder import RECIPE_FILE
-from .weights import copy_weights, weights_digest
+from .weights import copy_weights, same_bytes, weights_digest
 
 
 RESULTS_FILE = "results.json"
@@ -79,7 +78,7 @@ def check_output(files: Iterable[Path], output: Path, overwrite: bool = False) -
     """Raise a FileExistsError if a folder has files that differ, or are of another adapter, without `overwrite`."""
     files = list(files)
     places = [(file, output / file.name) for file in files]
-    changed = [file.name for file, place in places if place.is_file() and not filecmp.cmp(file, place, shallow=False)]
+    changed = [file.name for file, place in places if place.is_file() and not same_bytes(file, place)]
     changed += [file.name for file in _of_another_adapter(files, output)]
     if changed and not overwrite:
         raise FileExistsError(
@@ -98,7 +97,7 @@ def _of_another_adapter(files: list[Path], output: Path) -> list[Path]:
     """What a folder has to publish besides these files, if its weights are others."""
     weights = next(file for file in files if file.name == WEIGHTS_FILE)
     before = output / WEIGHTS_FILE
-    if not before.is_file() or filecmp.cmp(weights, before, shallow=False):
+    if not before.is_file() or same_bytes(weights, before):
         return []
     names = {file.name for file in files}
     there = [file for file in sorted(output.iterdir()) if file.is_file() and file.name not in names]

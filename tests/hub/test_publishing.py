@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -330,7 +331,9 @@ def test_in_an_output_folder_the_state_is_that_of_the_same_weights(trained: Trai
     for step in (10, 15):  # the run may have ended with its best checkpoint, or its last
         shutil.copy(tmp_path / f"checkpoint-{step}" / "adapter_model.safetensors", tmp_path)
         assert Provenance.of(tmp_path).step == step == Provenance.of(tmp_path / f"checkpoint-{step}").step
+    written = (tmp_path / "adapter_model.safetensors").stat().st_mtime_ns
     change_weights(tmp_path)
+    os.utime(tmp_path / "adapter_model.safetensors", ns=(written, written))  # clocks of files are coarse
     known = Provenance.of(tmp_path)
     assert known.step is None and known.evaluation() == {}
     assert known.recipe_file == tmp_path / "recipe.yaml" == Provenance.of(later).recipe_file
