@@ -55,7 +55,7 @@ test-lowest: $(LOWEST)/.dev ## run the tests with the lowest transformers and pe
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(LOWEST)/bin/python -m $(PYTEST) -m 'not long' $(PYTEST_ARGS)
 
 test-kvpress: $(KVPRESS)/.dev ## run the tests of kvpress's presses as methods of the evaluation, in their own environment
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KVPRESS)/bin/python -m pytest tests/tasks/test_pressed_cache.py $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(KVPRESS)/bin/python -m pytest tests/tasks/test_pressed_cache.py tests/recipes/test_evaluate.py -k 'press or peers' $(PYTEST_ARGS)
 
 models-table: $(VENV)/.dev ## run the matrix of model families and write its table into docs/models.md
 	$(TESTS) tests/decoding/test_families.py --write-table docs/models.md
