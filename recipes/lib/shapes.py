@@ -68,7 +68,7 @@ def qwen2_5_0_5b() -> Qwen2Config:
 
 # Those of the recipes, where the Hub cannot be reached
 NAMED: dict[str, Any] = {
-    "meta-llama/Llama-2-7b-hf": lambda: llama("7B"),
+    "meta-llama/Llama-2-7b-chat-hf": lambda: llama("7B"),
     "meta-llama/Meta-Llama-3-8B": lambda: llama("8B"),
     "Qwen/Qwen2.5-Coder-0.5B-Instruct": qwen2_5_0_5b,
     "Qwen/Qwen3-4B": qwen3_4b,
