@@ -97,6 +97,8 @@ def test_a_line_is_scored_by_how_much_of_it_is_there() -> None:
     reference = [ANSWERS[0]]
     assert TASK.score(f"\n    {ANSWERS[0]}\n    return\n", reference) == 1
     assert TASK.is_exact(f"    hunter =  Ship(name, masts=2)\n{'x' * 9}", reference)
+    assert TASK.is_exact(f"    # who hunts\n\n    {ANSWERS[0]}\n", reference)  # comments do not count
+    assert not TASK.is_exact("    # who hunts\n", reference) and TASK.score(f"# {ANSWERS[0]}", reference) > 0.9
     half = TASK.score("    hunter = Ship(name)\n", reference)
     assert half == 2 * len("hunter = Ship(name)") / (len("hunter = Ship(name)") + len(ANSWERS[0]))
     assert not TASK.is_exact("    hunter = Ship(name)\n", reference)

@@ -56,17 +56,18 @@ class CrossFileLine(FilledTask):
         return Draft(text, "", (use.code,), round(len(front) / len(text), 3), chat=False)
 
     def score(self, prediction: str, references: Sequence[str]) -> float:
-        """The edit similarity of the first line."""
+        """The edit similarity of the first line of code."""
         return difflib.SequenceMatcher(None, first_line(prediction), references[0]).ratio()
 
     def is_exact(self, prediction: str, references: Sequence[str]) -> bool:
-        """Whether the first line is the reference, but for spaces."""
+        """Whether the first line of code is the reference, but for spaces."""
         return first_line(prediction).split() == references[0].split()
 
 
 def first_line(prediction: str) -> str:
-    """The first that is not empty."""
-    return next((line.strip() for line in prediction.splitlines() if line.strip()), "")
+    """The first that is not empty and no comment, as RepoBench has it; the first, if all are comments."""
+    lines = [line.strip() for line in prediction.splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith("#")), next(iter(lines), ""))
 
 
 @lru_cache(maxsize=8)
