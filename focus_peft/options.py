@@ -172,8 +172,8 @@ class FocusOptions:
         None,
         SIZE_OR_NONE,
         "The longest local window before the labels that training draws. In use, a window holds up to `local_size` + "
-        "`chunk_size` - 1 tokens before its oldest become a chunk, and candidates do harm behind windows longer than "
-        "any that training showed. Defaults to `local_size` (the paper's).",
+        "`chunk_size` - 1 tokens before its oldest become a chunk, and candidates may do harm behind windows longer "
+        "than any used in training. Defaults to `local_size` (the paper's).",
     )
     train_min_chunk_size: int | None = _loss(
         None,
