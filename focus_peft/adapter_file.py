@@ -16,18 +16,23 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def check_adapter_file(folder: str | os.PathLike) -> None:
-    """Raise a ValueError if a local folder holds a damaged adapter file."""
+    """Raise a ValueError if a local folder holds a damaged adapter file, or one without any weight of a twin."""
     file = Path(folder) / WEIGHTS_FILE
     if not file.is_file():
         return
     try:
         with safe_open(file, framework="pt") as tensors:
-            tensors.keys()
+            names = list(tensors.keys())
     except SafetensorError as error:
         raise ValueError(
             f"The adapter file {str(file)!r} is damaged or was not written to its end ({error}); download or save it "
             "again."
         ) from error
+    if not any(name.startswith("base_model.model.") and ".focus_" in name for name in names):
+        raise ValueError(  # PEFT would leave all twins untrained, with a warning at most
+            f"The adapter file {str(file)!r} has no weight of a twin{f', but {names[0]!r}' if names else ''}; save "
+            "the adapter again, by `save_pretrained` of its `PeftModel`."
+        )
 
 
 def check_adapter_weights(given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

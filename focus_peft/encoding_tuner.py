@@ -105,6 +105,15 @@ class EncodingTuner(TwinTuner):
         Raises:
             ValueError: if it cannot, or if other adapters were put around the twins.
         """
+        try:
+            self._check()
+        except (
+            AttributeError
+        ) as error:  # of a hook or a kernel: from a property, it would say that there is no `reader`
+            raise RuntimeError(f"The model could not be tried on a few tokens: {error}.") from error
+        return self._reader
+
+    def _check(self) -> None:
         if self._seen_modules is not self._reader.modules:
             check_above(self.model, self.twins)
             self._seen_modules = self._reader.modules
@@ -113,7 +122,6 @@ class EncodingTuner(TwinTuner):
             check_attention(cast(PreTrainedModel, self.model))
             check_reading(self._reader, self.settings().frames)
             self._checked.add(self._way)
-        return self._reader
 
     @property
     def _way(self) -> Way:

@@ -134,6 +134,7 @@ class FocusModel(Refusals, EncodingTuner):
         overrides = {name: kwargs.pop(name) for name in INFERENCE_FIELDS if name in kwargs}
         if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
             raise ValueError(f"`logits_to_keep` must be an integer, 0 or above, got {logits_to_keep!r}.")
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT gives None: no choice
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
         if logits_to_keep:
             given["logits_to_keep"] = logits_to_keep
@@ -175,7 +176,7 @@ class FocusModel(Refusals, EncodingTuner):
             refuse_changes(memory, overridden)
         short = memory is None and not goes_on and is_for_the_base_model(settings, input_ids, given)
         plain = isinstance(input_ids, torch.Tensor) and cache is None
-        wants_cache = given.get("use_cache") is True and plain
+        wants_cache = given.get("use_cache") is True and given.get("return_dict") is not False and plain
         prepared = isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4
         if plain and short and not prepared:  # what reads chunks checks the rest
             ids = cast(torch.Tensor, input_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -24,6 +25,10 @@ from .frozen.projections import find_projections, is_projection
 from .layer import MERGE_REFUSAL, TwinLayer
 from .other_tuners import FocusConfigs, check_above, check_beneath, is_foreign
 from .passes.settings import Settings
+
+
+# A twin's parameter, such as `….focus_A.default.weight`, and its adapter
+PARAMETER = re.compile(rf"\.(?:{'|'.join(TwinLayer.adapter_layer_names)})\.([^.]+)")
 
 
 class TwinTuner(BaseTuner):
@@ -234,7 +239,14 @@ class TwinTuner(BaseTuner):
     @classmethod
     def _get_adapter_state_dict(cls, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         weights = super()._get_adapter_state_dict(*args, **kwargs)
-        return {name: weight for name, weight in weights.items() if ".focus_" in name}
+        found = {name: weight for name, weight in weights.items() if ".focus_" in name}
+        if kwargs["state_dict"] and not found:  # other processes of sharded training have none at all
+            raise ValueError(
+                "`state_dict` has no weight of the adapter by its own name, but "
+                f"{next(iter(kwargs['state_dict']))!r}; it is of a compiled or wrapped model, or the adapter was "
+                "unloaded. Save the `PeftModel` itself, without `state_dict`."
+            )
+        return found
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # PEFT loads with strict=False: what does not fit would be skipped without a word
@@ -259,4 +271,4 @@ class TwinTuner(BaseTuner):
 
 def _adapter_of(name: str) -> str:
     """The adapter that a parameter such as `….focus_A.default.weight` belongs to."""
-    return name.rpartition(".focus_")[2].split(".")[1]
+    return cast(re.Match[str], PARAMETER.search(name))[1]

@@ -24,8 +24,9 @@ from conftest import (
 )
 from families import CORE
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from refusal import refusal
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
@@ -526,6 +527,38 @@ def test_every_adapter_of_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
     only = tmp_path / "only"
     model.save_pretrained(only, selected_adapters=["low"])
     assert sorted(path.name for path in only.iterdir()) == ["README.md", "low"]
+
+
+def test_adapters_may_be_called_like_a_part_of_a_twin(tmp_path: Path) -> None:
+    model = make_focus_model()
+    model.save_pretrained(tmp_path)
+    for names in (("focus_v1", "focus_v2"), ("weight", "focus_A"), ("default", "focus_twin")):
+        loaded = PeftModel.from_pretrained(make_tiny_model(), tmp_path, adapter_name=names[0])
+        loaded.load_adapter(tmp_path, adapter_name=names[1])
+        for name in names:
+            loaded.set_adapter(name)
+            torch.testing.assert_close(logits_of(loaded), logits_of(model), rtol=0, atol=1e-9)
+
+
+@pytest.mark.skipif(not hasattr(BaseTuner, "_get_adapter_state_dict"), reason="this PEFT asks no tuner what is saved")
+def test_an_adapter_without_its_weights_is_not_saved(tmp_path: Path) -> None:
+    model = make_focus_model()
+    wrapped = {f"_orig_mod.{name}": weight for name, weight in model.state_dict().items()}
+    with refusal("`state_dict` has no weight of the adapter by its own name, but '_orig_mod."):
+        model.save_pretrained(tmp_path, state_dict=wrapped)
+    model.unload()
+    with refusal("`state_dict`", "unloaded"):
+        model.save_pretrained(tmp_path)
+    assert not (tmp_path / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("rename", [lambda name: f"x.{name}", lambda name: None], ids=["other names", "none at all"])
+def test_a_file_without_a_twins_weight_is_refused(rename: Callable[[str], str | None], tmp_path: Path) -> None:
+    make_focus_model().save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({new: weight for name, weight in load_file(file).items() if (new := rename(name))}, file)
+    with refusal("has no weight of a twin", "`save_pretrained`"):
+        PeftModel.from_pretrained(make_tiny_model(), tmp_path)
 
 
 def test_an_adapter_finds_its_base_model_by_itself(tmp_path: Path) -> None:

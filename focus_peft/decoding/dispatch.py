@@ -44,13 +44,15 @@ class CacheDispatch(Interceptor):
                 input_ids = input_ids[:, -unread:]
                 if kwargs.get("position_ids") is not None:
                     kwargs["position_ids"] = kwargs["position_ids"][:, -unread:]
-        new = unpad(input_ids, None if mask is None else mask[:, -input_ids.shape[1] :])
+        columns = torch.ones_like(input_ids) if mask is None else mask[:, -input_ids.shape[1] :]
+        new = unpad(input_ids, columns)
 
-        def base_call(base_cache: Cache) -> Any:
-            return self.original(input_ids=input_ids, **{**kwargs, CACHE: base_cache})
+        def base_call(base_cache: Cache, base_mask: torch.Tensor) -> Any:
+            where = _where(base_mask, input_ids.shape[1], kwargs, cache.reader.takes_positions)
+            return self.original(input_ids=input_ids, **{**kwargs, **where, CACHE: base_cache})
 
         newest = min(int(kwargs.get("logits_to_keep") or 1), input_ids.shape[1])
-        result = cache.read(new, newest, width=input_ids.shape[1], base_call=base_call)
+        result = cache.read(new, newest, columns, base_call)
         if isinstance(result, torch.Tensor):
             fields: dict[str, Any] = {"logits": result, CACHE: cache}
             return CausalLMOutputWithPast(**fields)
@@ -65,3 +67,17 @@ def _columns(mask: torch.Tensor | None, positions: torch.Tensor | None) -> int:
     if mask is not None and mask.dim() == 2:
         return mask.shape[1]
     return 0 if positions is None or mask is not None else int(positions[0, -1]) + 1
+
+
+def _where(base_mask: torch.Tensor, new: int, given: dict[str, Any], takes_positions: bool) -> dict[str, Any]:
+    """What tells the base model where its new tokens stand: a conversation may have been padded in another way before,
+    and a loop may not say it again.
+    """
+    found: dict[str, Any] = {}
+    if given.get("cache_position") is not None:  # transformers 5.0 counts columns
+        found["cache_position"] = given["cache_position"] + base_mask.shape[1] - 1 - given["cache_position"][-1]
+    if bool(base_mask.all()):
+        return {**found, **({} if given.get("attention_mask") is None else {"attention_mask": base_mask})}
+    if takes_positions and given.get("position_ids") is None:
+        found["position_ids"] = (base_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
+    return {**found, "attention_mask": base_mask}

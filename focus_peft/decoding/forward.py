@@ -79,23 +79,29 @@ def is_for_the_base_model(settings: Settings, input_ids: torch.Tensor | None, kw
 def check_chunked(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, kwargs: Mapping[str, Any]) -> None:
     """Raise a ValueError for an argument that is not possible with chunks."""
     for name, value in kwargs.items():
+        if name == "return_dict" and value is False:
+            raise ValueError("`return_dict=False` is not possible with chunks; leave it out, and call `to_tuple()`.")
         if value is None or value is False or isinstance(value, LoopCache) or name in HARMLESS + OURS:
             continue
-        if name == "position_ids" and counts_tokens(value, input_ids, attention_mask):
+        if name == "position_ids" and counts_tokens(value, input_ids, attention_mask, kwargs.get(CACHE)):
             continue
         if name == "fused_lm_head":  # of TRL's trainers, from 1.16 on
             raise ValueError(OTHER_TRAINERS)
         raise ValueError(f"`{name}` is not possible with chunks, which are read in several passes; leave it out.")
 
 
-def counts_tokens(positions: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
-    """Whether positions say no more than the mask does: each real token's number in its row."""
+def counts_tokens(
+    positions: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: LoopCache | None = None
+) -> bool:
+    """Whether positions say no more than the mask does: each real token's number in its row, of which the cache may
+    hold the beginning.
+    """
     if not isinstance(positions, torch.Tensor) or positions.shape[-1:] != input_ids.shape[-1:]:
         return False
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    counted = (mask.cumsum(-1) - 1)[..., -positions.shape[-1] :]
-    real = mask[..., -positions.shape[-1] :].bool()
-    return bool(((counted == positions) | ~real).all())
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask[..., -input_ids.shape[-1] :]
+    read = [0] if cache is None or not cache.streams else [len(stream.ids) for stream in cache.streams]
+    counted = mask.cumsum(-1) - 1 + torch.tensor(read, device=mask.device)[:, None]
+    return bool(((counted == positions) | ~mask.bool()).all())
 
 
 def read_with_cache(reader: Reader, settings: Settings, memory: Memory | None, arguments: dict[str, Any]) -> Any:
@@ -111,8 +117,11 @@ def read_with_cache(reader: Reader, settings: Settings, memory: Memory | None, a
         What the base model returns, with a cache of ours. Where chunks are involved, logits are those of the last
         token (or the last `logits_to_keep`), as in `generate`'s first step.
     """
-    rows = unpad(arguments["input_ids"], arguments.get("attention_mask"))
-    if arguments.get(CACHE) is None:
+    ids, mask, cache = arguments["input_ids"], arguments.get("attention_mask"), arguments.get(CACHE)
+    if cache is not None and isinstance(mask, torch.Tensor) and mask.shape[1:] == (cache.tokens + ids.shape[1],):
+        mask = mask[:, cache.tokens :]  # transformers' own form: what was read before is in it
+    rows = unpad(ids, mask)
+    if cache is None:
         check_vocabulary(rows, settings.facts.vocab_size)
         check_room(settings, rows, memory, 0)
         documents = len(rows) if memory is None else memory.num_documents

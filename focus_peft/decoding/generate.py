@@ -94,14 +94,14 @@ class _Request:
         return longest <= settings.sizes.local and longest + self.new_tokens < settings.window_limit(0)
 
     def on_the_left(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask with all padding on the left: the loops append on the right."""
+        """Ids and mask, as wide as they are, with all padding on the left: the loops append on the right."""
         ids, mask = self.ids, self.mask
         padded = mask is not None and not bool(mask[:, -1].all())
         if padded:
             pad = getattr(self.config, "pad_token_id", None)
-            ids = pad_left(self.rows, 0 if pad is None else pad).to(ids.device)
+            ids = pad_left(self.rows, 0 if pad is None else pad, ids.shape[1]).to(ids.device)
         if padded or mask is None:
-            mask = pad_left([[1] * len(row) for row in self.rows]).to(ids.device)
+            mask = pad_left([[1] * len(row) for row in self.rows], 0, ids.shape[1]).to(ids.device)
         return ids, mask
 
 
@@ -119,7 +119,11 @@ def generate(
     model = reader.model
     model_generate = cast(Callable[..., Any], model.generate)
     request = _Request.of(settings, model, inputs, kwargs)
-    config, cache, refused = request.config, kwargs.get(CACHE), refusal_of(request.config, kwargs)
+    config, cache, refused = (
+        request.config,
+        kwargs.get(CACHE),
+        refusal_of(request.config, kwargs, settings.sizes.local),
+    )
     # whoever gets the cache may go on from it, past the end of the window
     goes_on = bool(config.return_dict_in_generate) and not refused
     is_base = memory is None and not isinstance(cache, LoopCache) and request.fits(settings)
@@ -138,6 +142,8 @@ def generate(
             cache.keeps_chunks = goes_on or drafts or request.new_tokens > settings.sizes.chunk
     else:
         _check_goes_on(cache, request, memory, overridden)
+        # the loops cut off as many columns as were read, and this turn may be padded in another way
+        cache.tokens = request.ids.shape[1] - (len(request.rows[0]) - len(cache.streams[0].ids))
     cache.may_crop |= drafts  # which older transformers take back without announcing it
     unset_own(kwargs, config)
     fix_new_tokens(kwargs, config, request.new_tokens)

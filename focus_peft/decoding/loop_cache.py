@@ -25,6 +25,7 @@ class LoopCache(Cache):
         streams (`Sequence[Stream]`): One for each row, once something has been read.
         tokens (`int`): Columns of the batch that have been handed over.
         base_cache (`DynamicCache`, *optional*): As long as there are no chunks, the base model runs as it always does.
+        base_mask (`torch.Tensor` of shape (rows, columns), *optional*): Where `base_cache` has tokens, and no padding.
         may_crop (`bool`): Tokens may be taken back.
         numbers (`list[int]`): Of the memory's documents that are asked about, one for each document.
 
@@ -42,11 +43,11 @@ class LoopCache(Cache):
         self, reader: Reader, settings: Settings, documents: int, memory: Memory | None, document: int | None
     ) -> None:
         super().__init__(layers=[])
-        self.reader, self.settings, self.memory = reader, settings, memory
-        self.documents = documents
+        self.reader, self.settings, self.memory, self.documents = reader, settings, memory, documents
         self.numbers = list(range(documents)) if document is None else [document]
         self.streams = []
         self.base_cache: DynamicCache | None = DynamicCache(config=reader.model.config)
+        self.base_mask: torch.Tensor | None = None
         self.tokens = 0
         self.may_crop = False
         self._snapshots: list[Any] = []  # states before what may yet be taken back
@@ -56,8 +57,8 @@ class LoopCache(Cache):
         self,
         new: Sequence[Sequence[int]],
         newest: int,
-        width: int | None = None,
-        base_call: Callable[[Cache], Any] | None = None,
+        mask: torch.Tensor | None = None,
+        base_call: Callable[[Cache, torch.Tensor], Any] | None = None,
     ) -> torch.Tensor | Any:
         """Take new tokens in, and predict what follows.
 
@@ -65,9 +66,9 @@ class LoopCache(Cache):
             new (`Sequence[Sequence[int]]`): The new tokens of each row, at least `newest` of them.
             newest (`int`): For how many of the last tokens of each row logits are wanted. Each of these is the newest
                 token in its turn; tokens before them are plain.
-            width (`int`, *optional*): Columns that the tokens and their padding took in the batch.
-            base_call (`Callable[[Cache], Any]`, *optional*): Runs the base model on the same inputs with a cache of
-                its own.
+            mask (`torch.Tensor` of shape (rows, columns), *optional*): Where the tokens stand among their padding.
+            base_call (`Callable[[Cache, torch.Tensor], Any]`, *optional*): With `mask`: runs the base model on the
+                same inputs, with a cache of its own and the mask of all columns.
 
         Returns:
             Logits of shape (rows, `newest`, vocabulary), or what `base_call` returned, if it was given and there are
@@ -78,13 +79,15 @@ class LoopCache(Cache):
         if not self.streams:
             self._open(len(new))
         self._check_read(new, newest)
-        columns, stays = width or max(map(len, new)), map(self._stays_base, self.streams, map(len, new))
-        if self.base_cache is not None and base_call is not None and all(stays):
+        columns = max(map(len, new)) if mask is None else mask.shape[1]
+        stays = map(self._stays_base, self.streams, map(len, new))
+        if self.base_cache is not None and base_call is not None and mask is not None and all(stays):
             self.tokens += columns
+            self.base_mask = mask if self.base_mask is None else torch.cat([self.base_mask, mask], dim=1)
             for stream, ids in zip(self.streams, new):
                 stream.ids += ids
                 stream.fresh = False
-            return base_call(self.base_cache)
+            return base_call(self.base_cache, self.base_mask)
         for row, ids in enumerate(new):
             if len(ids) < newest:
                 raise ValueError(
@@ -250,6 +253,7 @@ class LoopCache(Cache):
         self._check_stays(length)
         if self.base_cache is not None:
             self.base_cache.crop(-remove)
+            self.base_mask = None if self.base_mask is None else self.base_mask[:, :-remove]
         self.tokens -= remove
         return length
 

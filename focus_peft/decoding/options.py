@@ -73,8 +73,14 @@ def fix_new_tokens(kwargs: dict[str, Any], config: Any, count: int) -> None:
         kwargs["max_new_tokens"], kwargs["max_length"] = count, None
 
 
-def refusal_of(config: Any, kwargs: dict[str, Any]) -> str | None:
-    """Why the options cannot work with chunks, if they cannot."""
+def refusal_of(config: Any, kwargs: dict[str, Any], local: int) -> str | None:
+    """Why the options cannot work with chunks and a local window of `local` tokens, if they cannot."""
+    negative = kwargs.get("negative_prompt_ids")
+    if isinstance(negative, torch.Tensor) and negative.shape[-1] > local:  # transformers asks the base model for it
+        return (
+            f"`negative_prompt_ids` has {negative.shape[-1]} tokens, but `guidance_scale` reads it without the "
+            f"adapter, so it must fit the local window of {local}; shorten it."
+        )
     if kwargs.get("inputs_embeds") is not None:
         return "`inputs_embeds` cannot be split into chunks; give `input_ids`."
     if kwargs.get("position_ids") is not None:  # those that only count tokens have been taken out

@@ -19,10 +19,10 @@ def with_bos(ids: Sequence[int], bos: int | None) -> list[int]:
     return [bos, *ids]
 
 
-def pad_left(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:
-    """Rows of ids as one tensor (rows, longest), filled with `value` on the left."""
-    longest = max(len(row) for row in rows)
-    return torch.tensor([[value] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long)
+def pad_left(rows: Sequence[Sequence[int]], value: int = 0, width: int | None = None) -> torch.Tensor:
+    """Rows of ids as one tensor (rows, `width` or longest), filled with `value` on the left."""
+    width = max(len(row) for row in rows) if width is None else width
+    return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> torch.Tensor:

@@ -190,6 +190,39 @@ def test_guidance_reads_the_negative_prompt_with_the_base_model() -> None:
     torch.testing.assert_close(found.scores[0].float(), expected.float(), **ROUNDED)
 
 
+def test_a_negative_prompt_that_only_the_adapter_could_read_is_refused() -> None:
+    model = make_focus_model()
+    with refusal("`negative_prompt_ids` has 40 tokens", "`guidance_scale`", "local window of 8", model=model):
+        model.generate(LONG, guidance_scale=1.5, negative_prompt_ids=LONG, max_new_tokens=2, **GREEDY)
+
+
+def test_tuples_come_from_the_base_model_alone() -> None:
+    model, short = make_focus_model(), LONG[:, :6]
+    with torch.no_grad():
+        for options in ({}, {"use_cache": True}):
+            assert torch.equal(model(short, return_dict=False, **options)[0], make_tiny_model()(short).logits)
+        with refusal("`return_dict=False`", "`to_tuple()`", model=model):
+            model(LONG, return_dict=False)
+
+
+def test_what_the_models_configuration_asks_for_is_given_for_short_inputs() -> None:
+    model = make_focus_model()
+    model.get_base_model().config.output_hidden_states = True
+    with torch.no_grad():
+        assert len(model(LONG[:, :6]).hidden_states) == 3
+
+
+def test_an_attribute_error_while_the_model_is_tried_is_told() -> None:
+    model = make_focus_model()
+    handle = model.get_base_model().model.layers[1].register_forward_hook(lambda *args: None.foo)  # type: ignore[attr-defined]
+    with pytest.raises(
+        RuntimeError, match="could not be tried on a few tokens: 'NoneType' object has no attribute 'foo'"
+    ):
+        model.generate(LONG, max_new_tokens=2, **GREEDY)
+    handle.remove()
+    model.generate(LONG, max_new_tokens=2, **GREEDY)
+
+
 @pytest.mark.parametrize("length", [6, 40])
 def test_a_loss_on_logits_fails_with_a_sentence_in_its_backward_pass(length: int) -> None:
     model = make_focus_model().train()
