@@ -41,6 +41,7 @@ class FocusCallback(TrainerCallback):
             trainer._interval += trainer._interval.new_tensor(stored["sums"])
         with trainer.compute_loss_context_manager():
             trainer.distractors()  # before the data is read, which they are chosen from
+        trainer.hold_limit_back()  # now that the other callbacks have logged the arguments
         trainer._clock.restart()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -24,6 +24,8 @@ class WholeCheckpoints(ListedUploads):
     """A `Trainer` that writes each checkpoint to a scratch folder, and renames it when every process is done."""
 
     _scratch: Path | None = None
+    # `save_total_limit`, while a run holds it back
+    _limit: int | None = None
 
     def checkpoint_to_resume(self, resume_from_checkpoint: str | os.PathLike | bool | None) -> str | None:
         """The folder that [`FocusTrainer.train`] resumes from; its argument.
@@ -62,6 +64,19 @@ class WholeCheckpoints(ListedUploads):
                 logger.warning("What an earlier run left in `output_dir` was moved to %r.", str(aside))
             self.accelerator.wait_for_everyone()
 
+    def hold_limit_back(self) -> None:
+        """Keep `save_total_limit` from transformers' Trainer, until `give_limit_back`.
+
+        At the end of a run, with a limit of 1, it removes the last checkpoint where another is the best: the one that
+        an interrupted run goes on from.
+        """
+        self._limit, self.args.save_total_limit = self.args.save_total_limit, None
+
+    def give_limit_back(self) -> None:
+        """Undo `hold_limit_back`, if it was called."""
+        if self._limit is not None:
+            self.args.save_total_limit, self._limit = self._limit, None
+
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._scratch is None else str(self._scratch)
 
@@ -95,6 +110,6 @@ class WholeCheckpoints(ListedUploads):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
-            rotate(directory, self.args.save_total_limit, self.state.best_model_checkpoint)
+            rotate(directory, self._limit or self.args.save_total_limit, self.state.best_model_checkpoint)
         if self.is_local_process_zero():
             shutil.rmtree(scratch, ignore_errors=True)

@@ -168,6 +168,8 @@ class FocusTrainer(MeasuredLosses):
                     output = super().train(checkpoint, *args, **kwargs)
                 except AlreadyFinished:
                     output = self._end_again()
+                finally:
+                    self.give_limit_back()
         if self._stops and self.state.global_step < self.state.max_steps:
             raise TrainingInterrupted(
                 f"Training was interrupted after step {self.state.global_step}; a checkpoint was saved.",
