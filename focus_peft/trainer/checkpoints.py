@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from transformers.trainer import SCHEDULER_NAME
 
 from ..hub.run_folder import STATE_FILE, last_checkpoint, publish, rotate, scratch_of, set_aside
 from ..saving import disk_errors
@@ -18,6 +19,19 @@ from .uploads import ListedUploads
 
 
 logger = logging.getLogger(__name__)
+
+
+def check_complete(checkpoint: str) -> None:
+    """Raise a ValueError for a checkpoint without optimizer or schedule, which would begin anew without a word."""
+    folder = Path(checkpoint)
+    by_deepspeed = any(folder.glob("global_step*"))
+    if not by_deepspeed and not (any(folder.glob("*optimizer*")) and (folder / SCHEDULER_NAME).is_file()):
+        raise ValueError(
+            f"The checkpoint {checkpoint!r} has no state of the optimizer or the schedule (`save_only_model=True` "
+            "leaves them out), so the run cannot go on from it; start anew from its weights: without resuming, with "
+            f"`PeftModel.from_pretrained(base, {checkpoint!r}, is_trainable=True)` as the model, or "
+            "`run.initial_adapter` of a recipe."
+        )
 
 
 class WholeCheckpoints(ListedUploads):
@@ -70,7 +84,8 @@ class WholeCheckpoints(ListedUploads):
         At the end of a run, with a limit of 1, it removes the last checkpoint where another is the best: the one that
         an interrupted run goes on from.
         """
-        self._limit, self.args.save_total_limit = self.args.save_total_limit, None
+        if self.args.save_total_limit is not None:  # a run that tries a smaller batch begins twice
+            self._limit, self.args.save_total_limit = self.args.save_total_limit, None
 
     def give_limit_back(self) -> None:
         """Undo `hold_limit_back`, if it was called."""

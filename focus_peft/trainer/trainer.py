@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.trainer_utils import TrainOutput
 
 from ..data.collator import DocumentCollator
-from ..hub.run_folder import last_checkpoint, occupied
+from ..hub.run_folder import is_in, last_checkpoint, occupied
 from ..hub.run_options import check_options
 from ..losses.distractors import Distractors
 from ..model import FocusModel
@@ -116,6 +116,7 @@ class FocusTrainer(MeasuredLosses):
         self._losses = LossLimit(self.tuner.facts.vocab_size, getattr(self.args, "max_loss", None))
         self._interrupt = Interrupt()
         self._stops = False
+        self.resumed_from: str | None = None
         self.add_callback(FocusCallback(self))
 
     def _find_tuner(self) -> FocusModel:
@@ -157,12 +158,13 @@ class FocusTrainer(MeasuredLosses):
         folder = str(self.args.output_dir)
         with occupied(folder) if self.is_world_process_zero() else contextlib.nullcontext():
             self.identity = identity_of(self)
-            if checkpoint is None:
-                self.start_anew()
-            elif not self.identity.check(checkpoint):
+            if checkpoint is not None and not self.identity.check(checkpoint):
                 logger.warning(
                     "The checkpoint %r does not say what it is of, and is taken for this run's.", checkpoint
                 )
+            if checkpoint is None or not is_in(folder, checkpoint):
+                self.start_anew()
+            self.resumed_from = checkpoint
             with self._interrupt.listening():
                 try:
                     output = super().train(checkpoint, *args, **kwargs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ import pytest
 import torch
 from conftest import make_focus_model, perturb_twins
 from refusal import refusal
-from runs import FOCUS, Documents, KillAtStep, adapter, assert_same_losses, logged, losses, trained, trainer_of
+from runs import FOCUS, Documents, adapter, assert_same_losses, logged, losses, trained, trainer_of
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from focus_peft.hub.run_folder import last_checkpoint, occupied
 from focus_peft.hub.run_identity import IDENTITY_FILE, RunIdentity
 from focus_peft.trainer.identity import data_identity
-from focus_peft.trainer.stopping import TrainingInterrupted
 from focus_peft.trainer.trainer import FocusTrainer
 
 
@@ -102,20 +100,6 @@ def test_early_stopping_goes_on_waiting_where_it_was(tmp_path: Path) -> None:
     other = {**fields, "callbacks": [EarlyStoppingCallback(early_stopping_patience=4)]}
     with refusal("`EarlyStoppingCallback.early_stopping_patience`", "was 3, and is 4"):
         trained(tmp_path / "whole", resume="auto", **other)
-
-
-def test_an_interrupted_run_keeps_its_last_checkpoint_beside_the_best(tmp_path: Path) -> None:
-    fields: dict[str, Any] = {**SAVING, "save_total_limit": 1, "eval_strategy": "steps", "eval_steps": 1}
-    fields |= {"load_best_model_at_end": True, "metric_for_best_model": "first_is_best"}
-    fields |= {"eval_tasks": {"first": lambda *_: {"is_best": 1.0}}}
-    trainer = trainer_of(tmp_path, callbacks=[KillAtStep(1, signal.SIGTERM)], **fields)
-    with pytest.raises(TrainingInterrupted, match="after step 2"):
-        trainer.train()
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-2"}
-    assert trainer.args.save_total_limit == 1
-    trained(tmp_path, resume="auto", **fields)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-3"}
-    trained(tmp_path, resume="auto", callbacks=[Die(3)], **fields)  # takes no step
 
 
 def test_distractors_are_the_same_documents_after_a_resumed_epoch(tmp_path: Path) -> None:
