@@ -191,8 +191,8 @@ class FocusTrainer(MeasuredLosses):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns = cast(list[str], self._signature_columns)
-        if "sample_seed" not in columns:  # which becomes `sample_seeds`
-            columns.append("sample_seed")
+        # what the collator takes, and the wrapped model does not name
+        columns += [name for name in ("sample_seed", "evidence") if name not in columns]
 
     def _end_again(self) -> TrainOutput:
         """What comes after the last step, for a run that was finished before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -154,6 +155,24 @@ def test_a_dataset_of_ids_needs_neither_labels_nor_a_collator(tmp_path: Path) ->
     assert all(loss > 0 for loss in logged(trainer, "loss_continuation"))
 
 
+def padded(row: dict[str, Any], left: int, right: int) -> dict[str, Any]:
+    ids = row["input_ids"]
+    mask = [0] * left + [1] * len(ids) + [0] * right
+    return {**row, "input_ids": [0] * left + ids + [0] * right, "attention_mask": mask}
+
+
+def test_padding_of_rows_is_not_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"input_ids": row, "sample_seed": seed} for seed, row in enumerate(Documents(6, 12, 2).rows)]
+    found = []
+    for number, data in enumerate([rows, [padded(row, place, 9 - place) for place, row in enumerate(rows)]]):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "focus_peft"):
+            trainer = trained(tmp_path / str(number), documents=data, distractors=2)
+        found.append((logged(trainer, "loss"), logged(trainer, "grad_norm"), caplog.messages))
+    assert found[0] == found[1]
+    assert "has 13 tokens" in caplog.text
+
+
 def test_a_dataset_with_an_order_of_its_own_is_read_in_it(tmp_path: Path) -> None:
     """The order of the data is not shuffled once more: not by the seed of the training, and not in a second epoch."""
     for seed in (0, 1):
@@ -170,7 +189,7 @@ def test_a_dataset_with_an_order_of_its_own_is_read_in_it(tmp_path: Path) -> Non
 
 def test_columns_that_are_not_used_are_dropped_without_the_seed(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    rows = [{**Documents(4)[index], "title": "a"} for index in range(4)]
+    rows = [{**Documents(4)[index], "title": "a", "evidence": [[40, 5]]} for index in range(4)]
     found = []
     for seeds in (1, 2):
         for row in rows:
@@ -183,5 +202,5 @@ def test_columns_that_are_not_used_are_dropped_without_the_seed(tmp_path: Path) 
         )
         batch = next(iter(trainer.get_train_dataloader()))
         found.append(batch["sample_seeds"].tolist())
-        assert set(batch) == {"input_ids", "attention_mask", "labels", "sample_seeds"}
+        assert set(batch) == {"input_ids", "attention_mask", "labels", "sample_seeds", "evidence"}
     assert found[0] != found[1]
