@@ -27,6 +27,8 @@ def check_run(trainer: Any) -> None:
         _check_patience(args)
     if stops_early or args.load_best_model_at_end:
         _check_metric(trainer)
+    if args.push_to_hub:
+        trainer.check_uploads()
     for name, task in trainer.eval_tasks.items():
         check = getattr(task, "check", None)
         if check is not None:
