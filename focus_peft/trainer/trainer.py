@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 REFUSED_FUNCTIONS = {
     "compute_loss_func": "the two losses of the paper are computed by the model",
     "compute_metrics": "evaluation computes losses on spans, and no logits of documents; measure with `eval_tasks`",
+    "model_init": "a run is tied to the one model that is given as `model`",
 }
 
 

@@ -65,6 +65,11 @@ def test_functions_that_cannot_work_are_refused(name: str, tmp_path: Path) -> No
         FocusTrainer(model=make_focus_model(), args=arguments(tmp_path), **{name: lambda *_: 0})
 
 
+def test_a_function_that_makes_models_is_refused(tmp_path: Path) -> None:
+    with refusal("`model_init`", "`model`", "leave it out"):
+        FocusTrainer(model_init=lambda: make_focus_model(), args=arguments(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
