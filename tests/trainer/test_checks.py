@@ -97,6 +97,11 @@ def loaded_for_inference(folder: Path) -> PeftModel:
     return PeftModel.from_pretrained(make_tiny_model(dtype=torch.float32), folder / "adapter")
 
 
+def with_sets(trainer: FocusTrainer) -> FocusTrainer:
+    trainer.eval_dataset = {"books": Documents(2), "code": Documents(3)}
+    return trainer
+
+
 def rows_of_text(folder: Path) -> FocusTrainer:
     trainer = trainer_of(folder)
     trainer.train_dataset = [{"text": "words"}] * 3
@@ -125,8 +130,19 @@ def rows_of_text(folder: Path) -> FocusTrainer:
         ),
         (
             lambda folder: trainer_of(folder, metric_for_best_model="eval_accuracy", **BEST),
-            ("`metric_for_best_model`", "'eval_accuracy'", "eval_loss", "eval_loss_choice"),
+            ("`metric_for_best_model`", "'eval_accuracy'", "eval_loss", "eval_loss_local"),
         ),
+        (
+            lambda folder: trainer_of(
+                folder, eval_strategy="steps", eval_steps=1, metric_for_best_model="eval_loss_choice"
+            ),
+            ("`metric_for_best_model`", "'eval_loss_choice'", "eval_loss_local"),
+        ),
+        (
+            lambda folder: with_sets(trainer_of(folder, **BEST)),
+            ("`metric_for_best_model`", "'loss'", "eval_books_loss", "eval_code_loss"),
+        ),
+        (lambda folder: trainer_of(folder, max_steps=0), ("`max_steps`", "0", "`num_train_epochs`")),
         (lambda folder: trainer_of(folder, callbacks=[EarlyStoppingCallback(2)]), ("`eval_strategy`", "'steps'")),
         (rows_of_text, ("`train_dataset`", "'text'", "`focus_peft.data.prepare`", "`FocusSFTTrainer`")),
     ],
@@ -143,6 +159,13 @@ def test_what_would_end_the_run_later_ends_it_before_the_first_step(
 def test_a_best_metric_of_a_task_that_evaluations_run_works(tmp_path: Path) -> None:
     trainer = trained(tmp_path, eval_tasks=RIGHT, metric_for_best_model="passkey_accuracy", **BEST)
     assert trainer.state.best_metric == 1.0
+
+
+@pytest.mark.parametrize("metric", ["code_loss", "eval_books_passkey_accuracy"])
+def test_a_best_metric_of_one_of_several_datasets_works(metric: str, tmp_path: Path) -> None:
+    trainer = with_sets(trainer_of(tmp_path, eval_tasks=RIGHT, metric_for_best_model=metric, **BEST))
+    trainer.train()
+    assert trainer.state.best_metric is not None
 
 
 # Datasets
