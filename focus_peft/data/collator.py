@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..config import IGNORE
+from ..passes.ids import check_ids, real_row
 from .mixture import Item
 
 
@@ -25,16 +26,15 @@ class DocumentCollator:
     def __call__(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         """
         Args:
-            items (`Sequence`): Dictionaries with `input_ids`, maybe `labels` (else every token is one), all or none
-                `sample_seed`, and maybe `evidence`.
+            items (`Sequence`): Dictionaries with `input_ids`, maybe `labels` (else every token is one) and
+                `attention_mask` (tokens where it is 0 are left out), all or none `sample_seed`, and maybe `evidence`.
 
         Returns:
             `input_ids`, `attention_mask` and `labels` (-100 at padding) of shape (batch, tokens), `sample_seeds` of
             shape (batch,), and `evidence` (-100 at padding) of shape (batch, pairs, 2); all int64.
         """
-        ids = [torch.as_tensor(item["input_ids"], dtype=torch.int64) for item in items]
-        given = [item["input_ids"] if item.get("labels") is None else item["labels"] for item in items]
-        labels = [torch.as_tensor(row, dtype=torch.int64) for row in given]
+        ids = [_whole_numbers(item, "input_ids") for item in items]
+        labels = [_whole_numbers(item, "input_ids" if item.get("labels") is None else "labels") for item in items]
         batch = {
             "input_ids": pad_sequence(ids, True, self.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], True),
@@ -47,3 +47,11 @@ class DocumentCollator:
             places = [torch.tensor(given, dtype=torch.int64).view(-1, 2) for given in pairs]
             batch["evidence"] = pad_sequence(places, True, IGNORE)
         return batch
+
+
+def _whole_numbers(item: Item, name: str) -> torch.Tensor:
+    """What an item has at its real tokens: (tokens,). Fractions are refused, and not cut off."""
+    values = torch.as_tensor(real_row(item, name))
+    if values.numel():  # an empty list becomes floats
+        check_ids(values, name)
+    return values.to(torch.int64)

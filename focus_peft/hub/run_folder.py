@@ -46,6 +46,21 @@ def last_checkpoint(directory: str | os.PathLike) -> Path | None:
     return next(reversed(checkpoints(directory)), None)
 
 
+def is_in(directory: str | os.PathLike, checkpoint: str | os.PathLike) -> bool:
+    """Whether a checkpoint is one of those in a folder, whatever it is called by."""
+    return any(os.path.samefile(checkpoint, path) for path in checkpoints(directory))
+
+
+def best_beside(checkpoint: str | os.PathLike) -> str | None:
+    """The best checkpoint that one of a run knows of, if it lies beside it.
+
+    What it knows is a path, which is another when the run's folder was moved or copied.
+    """
+    best = TrainerState.load_from_json(str(Path(checkpoint, STATE_FILE))).best_model_checkpoint
+    beside = None if best is None else Path(checkpoint).parent / Path(best).name
+    return None if beside is None or not (beside / STATE_FILE).is_file() else str(beside)
+
+
 def step_of(checkpoint: Path) -> int:
     """The step that a checkpoint was saved at."""
     return int(checkpoint.name.rpartition("-")[2])

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..kv.files import copy_states
 from ..kv.store import KeyValueStore
+from ..passes.ids import real_row
 from ..passes.reader import Reader
 from ..passes.settings import Settings
 
@@ -55,7 +56,7 @@ class Distractors:
         order = (index for first in range(step) for index in range(first, len(documents), step))
         chunks: list[list[int]] = []
         for index in order:
-            ids = documents[index]["input_ids"]
+            ids = real_row(documents[index])
             if len(ids) >= size:
                 chunks.append([int(token) for token in ids[:size]])
             if len(chunks) == count:

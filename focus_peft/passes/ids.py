@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,14 @@ def unpad(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, name: st
                 f"with padding on the left or on the right. Remove the masked tokens from `{name}`."
             )
     return real_tokens(input_ids, mask)
+
+
+def real_row(row: Mapping[str, Any], name: str = "input_ids") -> Any:
+    """What stands at the real tokens of a row of a dataset: those that its `attention_mask`, if any, leaves in."""
+    if row.get("attention_mask") is None:
+        return row[name]
+    values, mask = torch.as_tensor(row[name]), torch.as_tensor(row["attention_mask"])
+    return unpad(values[None], mask[None], name)[0]
 
 
 def check_batch(

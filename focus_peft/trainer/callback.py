@@ -9,6 +9,9 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from ..hub.run_folder import best_beside
+from .checkpoints import check_complete
+
 
 # Where the state of a checkpoint has what was measured since the last log
 INTERVAL = "FocusTrainer"
@@ -31,9 +34,13 @@ class FocusCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer.remove_scratch()
+        if trainer.resumed_from is not None:
+            state.best_model_checkpoint = best_beside(trainer.resumed_from) or state.best_model_checkpoint
         stored = state.stateful_callbacks.get(INTERVAL, {}).get("attributes", {})
         if state.global_step >= state.max_steps > 0 or stored.get("ended"):
             raise AlreadyFinished
+        if trainer.resumed_from is not None:
+            check_complete(trainer.resumed_from)
         _restore(trainer.callback_handler.callbacks, state.stateful_callbacks)
         trainer._interval.zero_()
         trainer._losses.restart(stored.get("first_loss"), stored.get("recent_losses", ()))
@@ -41,6 +48,7 @@ class FocusCallback(TrainerCallback):
             trainer._interval += trainer._interval.new_tensor(stored["sums"])
         with trainer.compute_loss_context_manager():
             trainer.distractors()  # before the data is read, which they are chosen from
+        trainer.hold_limit_back()  # now that the other callbacks have logged the arguments
         trainer._clock.restart()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from transformers.trainer import SCHEDULER_NAME
 
 from ..hub.run_folder import STATE_FILE, last_checkpoint, publish, rotate, scratch_of, set_aside
 from ..saving import disk_errors
@@ -20,10 +21,25 @@ from .uploads import ListedUploads
 logger = logging.getLogger(__name__)
 
 
+def check_complete(checkpoint: str) -> None:
+    """Raise a ValueError for a checkpoint without optimizer or schedule, which would begin anew without a word."""
+    folder = Path(checkpoint)
+    by_deepspeed = any(folder.glob("global_step*"))
+    if not by_deepspeed and not (any(folder.glob("*optimizer*")) and (folder / SCHEDULER_NAME).is_file()):
+        raise ValueError(
+            f"The checkpoint {checkpoint!r} has no state of the optimizer or the schedule (`save_only_model=True` "
+            "leaves them out), so the run cannot go on from it; start anew from its weights: without resuming, with "
+            f"`PeftModel.from_pretrained(base, {checkpoint!r}, is_trainable=True)` as the model, or "
+            "`run.initial_adapter` of a recipe."
+        )
+
+
 class WholeCheckpoints(ListedUploads):
     """A `Trainer` that writes each checkpoint to a scratch folder, and renames it when every process is done."""
 
     _scratch: Path | None = None
+    # `save_total_limit`, while a run holds it back
+    _limit: int | None = None
 
     def checkpoint_to_resume(self, resume_from_checkpoint: str | os.PathLike | bool | None) -> str | None:
         """The folder that [`FocusTrainer.train`] resumes from; its argument.
@@ -62,6 +78,20 @@ class WholeCheckpoints(ListedUploads):
                 logger.warning("What an earlier run left in `output_dir` was moved to %r.", str(aside))
             self.accelerator.wait_for_everyone()
 
+    def hold_limit_back(self) -> None:
+        """Keep `save_total_limit` from transformers' Trainer, until `give_limit_back`.
+
+        At the end of a run, with a limit of 1, it removes the last checkpoint where another is the best: the one that
+        an interrupted run goes on from.
+        """
+        if self.args.save_total_limit is not None:  # a run that tries a smaller batch begins twice
+            self._limit, self.args.save_total_limit = self.args.save_total_limit, None
+
+    def give_limit_back(self) -> None:
+        """Undo `hold_limit_back`, if it was called."""
+        if self._limit is not None:
+            self.args.save_total_limit, self._limit = self._limit, None
+
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._scratch is None else str(self._scratch)
 
@@ -95,6 +125,6 @@ class WholeCheckpoints(ListedUploads):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
-            rotate(directory, self.args.save_total_limit, self.state.best_model_checkpoint)
+            rotate(directory, self._limit or self.args.save_total_limit, self.state.best_model_checkpoint)
         if self.is_local_process_zero():
             shutil.rmtree(scratch, ignore_errors=True)

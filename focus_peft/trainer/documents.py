@@ -10,6 +10,7 @@ import torch
 
 from ..config import IGNORE
 from ..losses.sampling import draw_sample, row_generators
+from ..passes.ids import real_row
 from ..passes.settings import Settings
 
 
@@ -52,7 +53,7 @@ def check_documents(rows: Any, settings: Settings) -> None:
             without,
             len(order),
         )
-    longest = max(len(rows[index]["input_ids"]) for index in order)
+    longest = max(len(real_row(rows[index])) for index in order)
     sizes = settings.sizes
     if longest < sizes.chunk + sizes.local:
         logger.warning(
@@ -67,7 +68,7 @@ def check_documents(rows: Any, settings: Settings) -> None:
 
 
 def _has_spans(row: Any, settings: Settings) -> bool:
-    labels = row["input_ids"] if row.get("labels") is None else row["labels"]
+    labels = real_row(row, "input_ids" if row.get("labels") is None else "labels")
     seed = row.get("sample_seed")
     seeds = None if seed is None else torch.tensor([int(seed)])
     generator = row_generators(1, None, seeds, False)[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
+from ..config import FocusConfig
 from ..hub.run_options import check_options
 from .arguments import FocusArguments
 from .trainer import FocusTrainer
@@ -62,4 +63,9 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
     def __init__(self, model: Any, args: Any = None, **kwargs: Any) -> None:
         if args is not None:
             check_options(args)  # before documents are packed
+        config = kwargs.get("peft_config")
+        if config is not None and not isinstance(config, FocusConfig):
+            raise ValueError(
+                f"`peft_config` is a {type(config).__name__}, which makes no focus adapter; give a `FocusConfig`."
+            )
         super().__init__(model, args, **kwargs)

@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.trainer_utils import TrainOutput
 
 from ..data.collator import DocumentCollator
-from ..hub.run_folder import last_checkpoint, occupied
+from ..hub.run_folder import is_in, last_checkpoint, occupied
 from ..hub.run_options import check_options
 from ..losses.distractors import Distractors
 from ..model import FocusModel
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 REFUSED_FUNCTIONS = {
     "compute_loss_func": "the two losses of the paper are computed by the model",
     "compute_metrics": "evaluation computes losses on spans, and no logits of documents; measure with `eval_tasks`",
+    "model_init": "a run is tied to the one model that is given as `model`",
 }
 
 
@@ -116,6 +117,7 @@ class FocusTrainer(MeasuredLosses):
         self._losses = LossLimit(self.tuner.facts.vocab_size, getattr(self.args, "max_loss", None))
         self._interrupt = Interrupt()
         self._stops = False
+        self.resumed_from: str | None = None
         self.add_callback(FocusCallback(self))
 
     def _find_tuner(self) -> FocusModel:
@@ -157,17 +159,20 @@ class FocusTrainer(MeasuredLosses):
         folder = str(self.args.output_dir)
         with occupied(folder) if self.is_world_process_zero() else contextlib.nullcontext():
             self.identity = identity_of(self)
-            if checkpoint is None:
-                self.start_anew()
-            elif not self.identity.check(checkpoint):
+            if checkpoint is not None and not self.identity.check(checkpoint):
                 logger.warning(
                     "The checkpoint %r does not say what it is of, and is taken for this run's.", checkpoint
                 )
+            if checkpoint is None or not is_in(folder, checkpoint):
+                self.start_anew()
+            self.resumed_from = checkpoint
             with self._interrupt.listening():
                 try:
                     output = super().train(checkpoint, *args, **kwargs)
                 except AlreadyFinished:
                     output = self._end_again()
+                finally:
+                    self.give_limit_back()
         if self._stops and self.state.global_step < self.state.max_steps:
             raise TrainingInterrupted(
                 f"Training was interrupted after step {self.state.global_step}; a checkpoint was saved.",
@@ -187,8 +192,8 @@ class FocusTrainer(MeasuredLosses):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns = cast(list[str], self._signature_columns)
-        if "sample_seed" not in columns:  # which becomes `sample_seeds`
-            columns.append("sample_seed")
+        # what the collator takes, and the wrapped model does not name
+        columns += [name for name in ("sample_seed", "evidence") if name not in columns]
 
     def _end_again(self) -> TrainOutput:
         """What comes after the last step, for a run that was finished before."""

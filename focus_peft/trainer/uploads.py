@@ -87,19 +87,34 @@ class ListedUploads(Trainer):
         options = {"token": self.args.hub_token, "revision": self.args.hub_revision, "commit_message": message}
         try:
             self._upload(checkpoint_folder, self._facts(checkpoint_folder), None, **options)
-        except (HfHubHTTPError, OSError) as error:
+        except (HfHubHTTPError, OSError, ValueError) as error:
             logger.warning("A checkpoint could not be uploaded, and the run goes on: %s", error)
+
+    def check_uploads(self) -> None:
+        """Raise a ValueError if the first upload would: the adapter has another name, or a card of your own names what
+        is private."""
+        name = self.tuner.active_adapters[0]  # type: ignore[attr-defined]
+        if name != "default":
+            raise ValueError(
+                f"`push_to_hub` uploads the adapter that is called 'default', but {name!r} is trained; leave "
+                "`adapter_name` out where the adapter is made, or publish it after training."
+            )
+        check_nothing_private(self._own_card())
+
+    def _own_card(self) -> list[Path]:
+        """The card in `output_dir`, if it was not written here."""
+        own = Path(str(self.args.output_dir), CARD_FILE)
+        return [own] if own.is_file() and MARK not in own.read_text(encoding="utf-8") else []
 
     def _facts(self, folder: str, license: str | None = None) -> CardFacts:
         return run_facts(folder, FocusConfig.from_pretrained(folder), self.hub_model_id, license)
 
     def _upload(self, folder: str, facts: CardFacts, tags: Any, **options: Any) -> CommitInfo:
         """Upload the adapter of a folder, and wait for it: what goes is in a folder that is then removed."""
-        own = Path(str(self.args.output_dir), CARD_FILE)
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(scratch)
             write_files(target, Path(folder), replace(facts, revision=options["revision"]), mark=True)
-            if own.is_file() and MARK not in own.read_text(encoding="utf-8"):
+            for own in self._own_card():
                 shutil.copyfile(own, target / CARD_FILE)
             if tags:
                 add_tags(target / CARD_FILE, [tags] if isinstance(tags, str) else tags)

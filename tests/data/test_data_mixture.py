@@ -12,6 +12,7 @@ import pytest
 import torch
 from data_worker import prepare_together
 from fresh import run_apart
+from refusal import refusal
 from test_data import prepared, text, texts, write_texts
 from torch.utils.data import DataLoader
 
@@ -134,6 +135,25 @@ def test_the_collator_pads_on_the_right() -> None:
     assert batch["labels"].tolist() == [[IGNORE, 6, 7], [8, IGNORE, IGNORE]]
     assert batch["sample_seeds"].tolist() == [2**62 + 1, 0]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_the_collator_leaves_out_what_a_row_masks() -> None:
+    items = [
+        {"input_ids": [0, 0, 5, 6, 7], "attention_mask": [0, 0, 1, 1, 1]},
+        {"input_ids": [8, 0, 0], "labels": [9, 0, 0], "attention_mask": [1, 0, 0]},
+    ]
+    batch = DocumentCollator(pad_token_id=3)(items)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 3, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[5, 6, 7], [9, IGNORE, IGNORE]]
+    with refusal("`attention_mask`", "`input_ids`"):
+        DocumentCollator()([{"input_ids": [5, 6, 7], "attention_mask": [1, 1]}])
+
+
+@pytest.mark.parametrize("name", ["input_ids", "labels"])
+def test_the_collator_refuses_fractions(name: str) -> None:
+    with refusal(f"`{name}`", "integer", "float"):
+        DocumentCollator()([{"input_ids": [5, 6], "labels": [5, 6], name: [5.5, 6.5]}])
 
 
 def batches(data: Any, workers: int, epochs: int) -> list[list[int]]:

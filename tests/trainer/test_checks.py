@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -64,6 +65,11 @@ def test_functions_that_cannot_work_are_refused(name: str, tmp_path: Path) -> No
         FocusTrainer(model=make_focus_model(), args=arguments(tmp_path), **{name: lambda *_: 0})
 
 
+def test_a_function_that_makes_models_is_refused(tmp_path: Path) -> None:
+    with refusal("`model_init`", "`model`", "leave it out"):
+        FocusTrainer(model_init=lambda: make_focus_model(), args=arguments(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
@@ -89,6 +95,11 @@ RIGHT = {"passkey": lambda *_: {"accuracy": 1.0}}
 def loaded_for_inference(folder: Path) -> PeftModel:
     make_focus_model(dtype=torch.float32, **FOCUS).save_pretrained(folder / "adapter")
     return PeftModel.from_pretrained(make_tiny_model(dtype=torch.float32), folder / "adapter")
+
+
+def with_sets(trainer: FocusTrainer) -> FocusTrainer:
+    trainer.eval_dataset = {"books": Documents(2), "code": Documents(3)}
+    return trainer
 
 
 def rows_of_text(folder: Path) -> FocusTrainer:
@@ -119,8 +130,19 @@ def rows_of_text(folder: Path) -> FocusTrainer:
         ),
         (
             lambda folder: trainer_of(folder, metric_for_best_model="eval_accuracy", **BEST),
-            ("`metric_for_best_model`", "'eval_accuracy'", "eval_loss", "eval_loss_choice"),
+            ("`metric_for_best_model`", "'eval_accuracy'", "eval_loss", "eval_loss_local"),
         ),
+        (
+            lambda folder: trainer_of(
+                folder, eval_strategy="steps", eval_steps=1, metric_for_best_model="eval_loss_choice"
+            ),
+            ("`metric_for_best_model`", "'eval_loss_choice'", "eval_loss_local"),
+        ),
+        (
+            lambda folder: with_sets(trainer_of(folder, **BEST)),
+            ("`metric_for_best_model`", "'loss'", "eval_books_loss", "eval_code_loss"),
+        ),
+        (lambda folder: trainer_of(folder, max_steps=0), ("`max_steps`", "0", "`num_train_epochs`")),
         (lambda folder: trainer_of(folder, callbacks=[EarlyStoppingCallback(2)]), ("`eval_strategy`", "'steps'")),
         (rows_of_text, ("`train_dataset`", "'text'", "`focus_peft.data.prepare`", "`FocusSFTTrainer`")),
     ],
@@ -139,6 +161,13 @@ def test_a_best_metric_of_a_task_that_evaluations_run_works(tmp_path: Path) -> N
     assert trainer.state.best_metric == 1.0
 
 
+@pytest.mark.parametrize("metric", ["code_loss", "eval_books_passkey_accuracy"])
+def test_a_best_metric_of_one_of_several_datasets_works(metric: str, tmp_path: Path) -> None:
+    trainer = with_sets(trainer_of(tmp_path, eval_tasks=RIGHT, metric_for_best_model=metric, **BEST))
+    trainer.train()
+    assert trainer.state.best_metric is not None
+
+
 # Datasets
 
 
@@ -152,6 +181,24 @@ def test_a_dataset_of_ids_needs_neither_labels_nor_a_collator(tmp_path: Path) ->
     )
     trainer.train()
     assert all(loss > 0 for loss in logged(trainer, "loss_continuation"))
+
+
+def padded(row: dict[str, Any], left: int, right: int) -> dict[str, Any]:
+    ids = row["input_ids"]
+    mask = [0] * left + [1] * len(ids) + [0] * right
+    return {**row, "input_ids": [0] * left + ids + [0] * right, "attention_mask": mask}
+
+
+def test_padding_of_rows_is_not_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"input_ids": row, "sample_seed": seed} for seed, row in enumerate(Documents(6, 12, 2).rows)]
+    found = []
+    for number, data in enumerate([rows, [padded(row, place, 9 - place) for place, row in enumerate(rows)]]):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "focus_peft"):
+            trainer = trained(tmp_path / str(number), documents=data, distractors=2)
+        found.append((logged(trainer, "loss"), logged(trainer, "grad_norm"), caplog.messages))
+    assert found[0] == found[1]
+    assert "has 13 tokens" in caplog.text
 
 
 def test_a_dataset_with_an_order_of_its_own_is_read_in_it(tmp_path: Path) -> None:
@@ -170,7 +217,7 @@ def test_a_dataset_with_an_order_of_its_own_is_read_in_it(tmp_path: Path) -> Non
 
 def test_columns_that_are_not_used_are_dropped_without_the_seed(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    rows = [{**Documents(4)[index], "title": "a"} for index in range(4)]
+    rows = [{**Documents(4)[index], "title": "a", "evidence": [[40, 5]]} for index in range(4)]
     found = []
     for seeds in (1, 2):
         for row in rows:
@@ -183,5 +230,5 @@ def test_columns_that_are_not_used_are_dropped_without_the_seed(tmp_path: Path) 
         )
         batch = next(iter(trainer.get_train_dataloader()))
         found.append(batch["sample_seeds"].tolist())
-        assert set(batch) == {"input_ids", "attention_mask", "labels", "sample_seeds"}
+        assert set(batch) == {"input_ids", "attention_mask", "labels", "sample_seeds", "evidence"}
     assert found[0] != found[1]

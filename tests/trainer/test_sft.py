@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model, make_tiny_model, make_tiny_tokenizer
+from peft import LoraConfig
 from refusal import refusal
 from runs import adapter, logged
 
@@ -73,6 +74,11 @@ def test_the_adapter_can_be_made_by_the_trainer_and_answers_alone_be_labels(tmp_
     assert (batch["labels"] != -100).sum() < batch["attention_mask"].sum() / 2
     trainer.train()
     assert len(logged(trainer, "loss_continuation")) == 2
+
+
+def test_a_configuration_of_another_adapter_is_refused_by_name(tmp_path: Path) -> None:
+    with refusal("`peft_config`", "LoraConfig", "`FocusConfig`"):
+        sft_trainer(tmp_path, TEXTS, make_tiny_model(dtype=torch.float32, **BASE), peft_config=LoraConfig())
 
 
 @pytest.mark.parametrize("name", ["packing", "eval_packing", "padding_free"])
