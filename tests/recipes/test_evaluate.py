@@ -317,6 +317,14 @@ def test_options_of_methods_reach_them(config: Path) -> None:
         Evaluator(Evaluation.load(str(config), ["methods={bm25: {chunk: 2}}"]), "x", "command")
 
 
+def test_a_method_that_lacks_something_is_refused_before_anything_is_run(config: Path) -> None:
+    words = ["methods={adapter: null, nearest: {method: dense, encoder: /nowhere}}", "--tasks", "passkey"]
+    with refusal("`methods.nearest`", "`encoder`", "'/nowhere'", "pip install"):
+        run(config, *words)
+    assert [read(folder) for folder in (config.parent / "out").iterdir()] == [[]]
+    assert run(config, *words, "--methods", "adapter", "--limit", "1")[0], "it was not asked for"
+
+
 def test_lists_of_words_come_from_a_file(config: Path) -> None:
     words = config.parent / "words.list"
     words.write_text("\n".join(f"w{number}" for number in range(200)))
