@@ -385,6 +385,22 @@ def test_options_that_the_configuration_does_not_have_are_refused(config: Path) 
     assert not (config.parent / "out").exists()
 
 
+def test_blanks_between_what_is_chosen_do_not_count(config: Path) -> None:
+    words = ["--tasks", "passkey, perplexity", "--lengths", "400, 600 ", "--methods", " adapter"]
+    _, jobs = recipe.prepare(*recipe.parse_args(["--config", str(config), *words]))
+    assert {(job.task, job.length, job.methods) for job in jobs} == {
+        (task, length, ("adapter",)) for task in ("passkey", "perplexity") for length in (400, 600)
+    }
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "folder.txt").mkdir()
+    for name in ("latin.txt", "folder.txt"):
+        with refusal("`texts`", name, "UTF-8"):
+            read_texts([str(tmp_path / name)])
+
+
 def test_a_sample_is_read_again_whatever_breaks_the_lines_of_its_answer(tmp_path: Path) -> None:
     sample = {**dict.fromkeys(KEY, 0), "prediction": "a\u2028b\u2029c\x85d\x0be\r\nf"}
     for _ in range(2):
