@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import torch
 from lib.base_model import load_model
-from lib.command_line import parser_of
+from lib.command_line import parser_of, sentences
 from lib.dry_run import SAMPLED, describe
 from lib.plan import plan
 from lib.recipe import Recipe, load_recipe, save_recipe
@@ -179,10 +179,11 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 if __name__ == "__main__":
     options, overrides = parse_args()
     try:
-        if options.dry_run:
-            dry_run(options.config, overrides)
-        else:
-            main(load_recipe(options.config, overrides))
+        with sentences():
+            if options.dry_run:
+                dry_run(options.config, overrides)
+            else:
+                main(load_recipe(options.config, overrides))
     except TrainingInterrupted as interrupt:
         print(interrupt, file=sys.stderr)
         sys.exit(interrupt.code)

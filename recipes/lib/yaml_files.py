@@ -23,8 +23,8 @@ COMMIT = "[0-9e]{7,}"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core: 1e-4 is a number; `no`, a date and 0123 are words, of which OmegaConf makes False or 123 where a
-    dataclass has a `bool` or an `int`. So is 12e45678, which may be a commit.
+    """YAML 1.2's core: 1e-4 is a number. `no`, a date and 0123 are words, of which OmegaConf makes False or 123 where
+    a dataclass has a `bool` or an `int`, and so is 12e45678, which may be a commit.
     """
 
     yaml_implicit_resolvers = {

@@ -35,7 +35,7 @@ class Method(ABC):
         self.overrides = overrides
         self.settings = model.base_model.settings(**overrides)
 
-    def load(self) -> None:
+    def load(self) -> None:  # noqa: B027  (most need nothing)
         """Load what it needs besides the model, which else happens when it first reads.
 
         Raises:
