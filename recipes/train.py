@@ -141,12 +141,13 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         fixed: dict[str, Any] = {"training__output_dir": folder, "training__report_to": "none"}
-        fixed |= {"training__push_to_hub": False, "data__cache_dir": folder}
+        fixed["data__cache_dir"] = folder
         planned = plan(config, overrides, fixed)
         if planned is not None:
             show(planned)
             return
         recipe = load_recipe(config, overrides, **fixed)
+        recipe.training.push_to_hub = False
         if recipe.training.max_steps > 0:  # else the number of documents decides
             few = [replace(s, max_documents=min(s.max_documents or SAMPLED, SAMPLED)) for s in recipe.data.sources]
             recipe.data = replace(recipe.data, sources=few, bands=None, held_out=0)

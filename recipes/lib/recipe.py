@@ -96,6 +96,11 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = (), **fixed: Any) -
             f"`training.eval_strategy` is {strategy!r}, but `data.held_out` is 0, so there is nothing to evaluate on; "
             "hold documents out, or set it to 'no'."
         )
+    if recipe.training.push_to_hub and recipe.training.hub_model_id is None:
+        raise ValueError(
+            "`training.push_to_hub` is True, but `training.hub_model_id` names no repository; name it, such as "
+            "'user/adapter'."
+        )
     return recipe
 
 

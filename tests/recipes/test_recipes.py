@@ -203,6 +203,7 @@ def test_a_random_model_has_the_type_that_is_asked_for(tmp_path: Path) -> None:
         (["run.patience=3"], ("`metric_for_best_model`", "None")),
         (["run.resume=nowhere"], ("`resume_from_checkpoint`", "'nowhere'")),
         (["data.held_out=0"], ("`data.held_out`", "`training.eval_strategy`")),
+        (["push_to_hub=yes"], ("`training.push_to_hub`", "`training.hub_model_id`")),
     ],
 )
 def test_a_dry_run_finds_what_would_end_the_run(words: list[str], named: tuple[str, ...]) -> None:
