@@ -76,8 +76,8 @@ class FactsPart:
         return {"input_ids": [*before, *answer], "labels": labels, "evidence": evidence}
 
     def _draw(self, draw: random.Random) -> tuple[Fact, list[tuple[list[int], int]], list[int], int] | None:
-        """(the fact that is asked for, the tokens of each statement and where its value begins among them, the question's
-        tokens, how many are left for the document); None if none are.
+        """(the fact that is asked for, the tokens of each statement and where its value begins among them, the tokens
+        of the question, how many are left for the document); None if none are.
         """
         asked, *others = draw_facts(draw)
         question = self._ids(f"\n\n{asked.question}")

@@ -27,8 +27,9 @@ def sentences() -> Iterator[None]:
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:
             raise
-        named = isinstance(error, OSError) and error.filename is not None
-        sys.exit(f"error: {error.filename!r}: {error.strerror}." if named else f"error: {error}")
+        if isinstance(error, OSError) and error.filename is not None:
+            sys.exit(f"error: {error.filename!r}: {error.strerror}.")
+        sys.exit(f"error: {error}")
 
 
 def positive(text: str) -> int:

@@ -134,11 +134,12 @@ def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     Raises:
         ValueError: for a name that is no field, a value of another type, or a field that is missing.
     """
-    needed = [f.name for f in fields(kind) if f.init and f.default is MISSING and f.default_factory is MISSING]
-    if lacking := [name for name in needed if name not in values]:
-        raise ValueError(f"`{'.'.join(filter(None, [where, lacking[0]]))}` is missing; give it.")
+    every: Any = kind
+    needed = [f.name for f in fields(every) if f.init and f.default is MISSING and f.default_factory is MISSING]
     try:
         merged: Any = OmegaConf.merge(OmegaConf.structured(kind), values)
+        if lacking := [name for name in needed if name not in values]:
+            raise ValueError(f"`{'.'.join(filter(None, [where, lacking[0]]))}` is missing; give it.")
         given = {name: merged[name] for name in values}
         return kind(**{name: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for name, v in given.items()})
     except OmegaConfBaseException as error:

@@ -133,6 +133,7 @@ def test_overrides_reach_their_section(tmp_path: Path) -> None:
         (["data.sources.0.weigth=1"], ("`data", "`weigth`", "weight")),
         (["data.sources.7.path=x"], ("`data.sources.7.path`", "tiny_debug.yaml")),
         (["data=null"], ("`data.sources`", "missing")),
+        (["data={sorces: [{path: x}]}"], ("`data`", "`sorces`", "sources")),
         (["focus.target_modules=[q_proj"], ("`focus.target_modules`", "not YAML", "expected ',' or ']'")),
     ],
 )
