@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from ablating.configuration import Ablations, Variant
 from ablating.runner import TRAINED, Runner, Terminated, run
 from evaluating.jobs import jobs_of, record_facts
 from evaluating.texts import read_texts
-from lib.command_line import command_of, parser_of, positive
+from lib.command_line import command_of, parser_of, positive, sentences
 from lib.yaml_files import check_names
 
 
@@ -91,6 +92,8 @@ def main(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
         sys.exit(f"error: {error}")
     command = command_of("ablations.py", ["--config", args.config, *overrides])
     launcher = [sys.executable] if args.launcher is None else shlex.split(args.launcher)
+    if not launcher or shutil.which(launcher[0]) is None:
+        raise ValueError(f"`--launcher` is {args.launcher!r}, which starts with no program; name one, or its path.")
     runner = Runner(ablations, launcher, command, args.limit)
     if args.dry_run:
         dry_run(runner, variants)
@@ -120,10 +123,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        if not main(*parse_args()):
-            sys.exit("error: some variants failed; the table says which.")
+        with sentences():
+            if not main(*parse_args()):
+                sys.exit("error: some variants failed; the table says which.")
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on.", file=sys.stderr)
         sys.exit(130)
-    except BlockingIOError as error:
-        sys.exit(f"error: {error}")

@@ -47,7 +47,7 @@ from typing import Any
 import torch
 from benchmarks.measurements import WAYS
 from benchmarks.report import markdown_of, summarized
-from lib.command_line import command_of, parser_of, positive
+from lib.command_line import command_of, parser_of, positive, sentences
 from lib.packaged_model import PACKAGED
 from lib.result_files import write_json, write_markdown
 
@@ -193,4 +193,5 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with sentences():
+        main(sys.argv[1:])

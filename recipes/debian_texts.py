@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.command_line import parser_of
+from lib.command_line import parser_of, sentences
 from lib.result_files import check_new, write_json
 
 
@@ -124,7 +124,5 @@ def main(output: Path) -> None:
 if __name__ == "__main__":
     parser = parser_of(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
-    try:
+    with sentences():
         main(parser.parse_args().output)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None

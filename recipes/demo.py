@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from demos.model import ADAPTER, load
-from lib.command_line import parser_of, positive
+from lib.command_line import parser_of, positive, sentences
 from transformers import TextStreamer
 
 from focus_peft.cli.console import CommandError
@@ -144,4 +144,5 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    with sentences():
+        main(parse_args())

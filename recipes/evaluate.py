@@ -25,7 +25,7 @@ import transformers
 from evaluating.configuration import Evaluation, chosen
 from evaluating.evaluator import Evaluator
 from evaluating.jobs import Job
-from lib.command_line import command_of, parser_of, positive
+from lib.command_line import command_of, parser_of, positive, sentences
 
 
 def prepare(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[Evaluator, list[Job]]:
@@ -75,10 +75,9 @@ def parse_args(words: Sequence[str] | None = None) -> tuple[argparse.Namespace, 
 if __name__ == "__main__":
     options, rest = parse_args()
     try:
-        if not main(options, rest):
-            print("Stopped by --max-minutes; the same command goes on.", file=sys.stderr)
+        with sentences():
+            if not main(options, rest):
+                print("Stopped by --max-minutes; the same command goes on.", file=sys.stderr)
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on.", file=sys.stderr)
         sys.exit(130)
-    except BlockingIOError as error:
-        sys.exit(f"error: {error}")

@@ -136,7 +136,7 @@ def table_of(result: dict[str, Any]) -> str:
 
 def parts(words: str) -> list[str]:
     """A reader of names of parts with commas between them."""
-    named = words.split(",")
+    named = [word.strip() for word in words.split(",")]
     for name in named:
         if name not in PARTS:
             raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(PARTS)}.")

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.command_line import parser_of
+from lib.command_line import parser_of, sentences
 from plots.ablations import ablations
 from plots.accuracy import accuracy
 from plots.attention import attention
@@ -85,4 +85,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with sentences():
+        main()

@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from huggingface_hub.utils.sha import sha_fileobj
-from lib.command_line import parser_of
+from lib.command_line import parser_of, sentences
 from lib.packaged_model import save_unpacked
 
 
@@ -48,4 +48,5 @@ if __name__ == "__main__":
     parser = parser_of(__doc__)
     parser.add_argument("file", help="the model's published GGUF, Q4_K_M")
     parser.add_argument("--output", default=FOLDER, help=f"the folder that is written; defaults to {FOLDER}")
-    main(parser.parse_args())
+    with sentences():
+        main(parser.parse_args())

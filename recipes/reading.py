@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 from demos.model import ADAPTER, load
-from lib.command_line import command_of, parser_of
+from lib.command_line import command_of, parser_of, sentences
 from lib.result_files import write_json
 from readings.facts import FACTS, NUMBERS, TEXTS, Document, make_document
 from readings.held_text import HeldText
@@ -161,4 +161,5 @@ def parse_args(words: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with sentences():
+        main(sys.argv[1:])

@@ -13,7 +13,7 @@ from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from lib.command_line import parser_of
+from lib.command_line import parser_of, sentences
 from lib.result_files import check_new, write_json
 
 from focus_peft.tasks.code.uses import file_text
@@ -52,7 +52,5 @@ if __name__ == "__main__":
     parser.add_argument("packages", nargs="+", metavar="PACKAGE", help="names under which they are imported")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     arguments = parser.parse_args()
-    try:
+    with sentences():
         main(arguments.output, arguments.packages)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None

@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import torch
 from lib.base_model import load_model
-from lib.command_line import parser_of
+from lib.command_line import parser_of, sentences
 from lib.dry_run import SAMPLED, describe
 from lib.plan import plan
 from lib.recipe import Recipe, load_recipe, save_recipe
@@ -141,12 +141,13 @@ def dry_run(config: str, overrides: Sequence[str]) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         fixed: dict[str, Any] = {"training__output_dir": folder, "training__report_to": "none"}
-        fixed |= {"training__push_to_hub": False, "data__cache_dir": folder}
+        fixed["data__cache_dir"] = folder
         planned = plan(config, overrides, fixed)
         if planned is not None:
             show(planned)
             return
         recipe = load_recipe(config, overrides, **fixed)
+        recipe.training.push_to_hub = False
         if recipe.training.max_steps > 0:  # else the number of documents decides
             few = [replace(s, max_documents=min(s.max_documents or SAMPLED, SAMPLED)) for s in recipe.data.sources]
             recipe.data = replace(recipe.data, sources=few, bands=None, held_out=0)
@@ -179,10 +180,11 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 if __name__ == "__main__":
     options, overrides = parse_args()
     try:
-        if options.dry_run:
-            dry_run(options.config, overrides)
-        else:
-            main(load_recipe(options.config, overrides))
+        with sentences():
+            if options.dry_run:
+                dry_run(options.config, overrides)
+            else:
+                main(load_recipe(options.config, overrides))
     except TrainingInterrupted as interrupt:
         print(interrupt, file=sys.stderr)
         sys.exit(interrupt.code)

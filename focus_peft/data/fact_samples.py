@@ -17,6 +17,8 @@ ENDINGS = (".", "!", "?", "\n")
 # so that a chunk learns to be silent however many others say the same
 REPEATED = 0.2
 EXCERPT = (8, 64)
+# Draws of which one must fit into `max_tokens`
+DRAWS = 20
 
 
 class FactsPart:
@@ -29,27 +31,31 @@ class FactsPart:
         lender (`TablePart`): Documents to hide facts in; each gives one sample in a round, with other facts in every
             round.
         tokenizer: The model's.
-        max_tokens (`int`): The end of a document that leaves no room for the facts is cut off.
+        max_tokens (`int`): The end of a document that leaves no room for the facts is cut off, and so are facts for
+            which there is no room.
+
+    Raises:
+        ValueError: if `max_tokens` leaves no room for any.
     """
 
     def __init__(self, lender: TablePart, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
         self.lender, self.tokenizer, self.max_tokens = lender, tokenizer, max_tokens
         self._ends_sentence: dict[int, bool] = {}
+        draw = random.Random(0)
+        if all(self._draw(draw) is None for _ in range(DRAWS)):
+            raise ValueError(
+                f"`max_tokens` is {max_tokens}, which leaves no room for a made-up fact with its question and its "
+                "answer; give more, or to the source 'synthetic:facts' a `max_tokens` of its own."
+            )
 
     def __len__(self) -> int:
         return len(self.lender)
 
     def item(self, number: int, seed: int) -> Item:
         draw = random.Random(seed)
-        asked, *others = draw_facts(draw)
-        # the tokens of each statement, and where its value begins among them
-        statements = [self._statement(fact, which) for fact in (asked, *others) for which in range(len(fact.values))]
-        while len(statements) > len(asked.values) and sum(len(ids) for ids, _ in statements) > self.max_tokens // 2:
-            statements.pop()
-        question = self._ids(f"\n\n{asked.question}")
-        # the longest answer there is; values are put into the order of the text below
-        longest = sum(len(self._ids(f" {value} and")) for value in asked.values)
-        room = self.max_tokens - sum(len(ids) for ids, _ in statements) - len(question) - longest - 1
+        while (drawn := self._draw(draw)) is None:
+            pass
+        asked, statements, question, room = drawn
         ids = self._document(number, room, draw)
 
         ends = [place for place in range(1, len(ids) + 1) if self._is_end(ids[place - 1])]
@@ -68,6 +74,22 @@ class FactsPart:
         answer, evidence = self._answer(asked, begins, len(before))
         labels = [IGNORE] * len(before) + answer
         return {"input_ids": [*before, *answer], "labels": labels, "evidence": evidence}
+
+    def _draw(self, draw: random.Random) -> tuple[Fact, list[tuple[list[int], int]], list[int], int] | None:
+        """(the fact that is asked for, the tokens of each statement and where its value begins among them, the tokens
+        of the question, how many are left for the document); None if none are.
+        """
+        asked, *others = draw_facts(draw)
+        question = self._ids(f"\n\n{asked.question}")
+        # the longest answer there is; values are put into the order of the text later
+        longest = sum(len(self._ids(f" {value} and")) for value in asked.values)
+        room = self.max_tokens - len(question) - longest - 1
+        statements = [self._statement(fact, which) for fact in (asked, *others) for which in range(len(fact.values))]
+        most = min(self.max_tokens // 2, room - 1)
+        while len(statements) > len(asked.values) and sum(len(ids) for ids, _ in statements) > most:
+            statements.pop()
+        room -= sum(len(ids) for ids, _ in statements)
+        return (asked, statements, question, room) if room > 0 else None
 
     def _statement(self, fact: Fact, which: int) -> tuple[list[int], int]:
         before, after = fact.told[which].split("{value}")
@@ -98,7 +120,7 @@ class FactsPart:
         return self._ids(f" {value}")
 
     def _document(self, number: int, room: int, draw: random.Random) -> list[int]:
-        ids = self.lender.item(number)["input_ids"][: max(1, room)]
+        ids = self.lender.item(number)["input_ids"][:room]
         if draw.random() < REPEATED:
             size = min(len(ids), draw.randint(*EXCERPT))
             start = draw.randint(0, len(ids) - size)

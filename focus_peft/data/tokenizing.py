@@ -117,6 +117,8 @@ class Encoder:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Changes when the tokenizer would give other tokens, or its chat template another text, not when it is used."""
     described: list[Any] = [type(tokenizer).__name__, tokenizer.special_tokens_map, tokenizer.chat_template]
+    if tokenizer.split_special_tokens:  # else not named, so that caches keep their names
+        described.append("split_special_tokens")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         description = json.loads(backend.to_str())

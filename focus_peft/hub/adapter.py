@@ -58,7 +58,7 @@ def push_adapter(
     A card that somebody wrote in the repository stays as it is.
 
     Args:
-        model (`PeftModel`): The model with the adapter.
+        model (`PeftModel`): The model; its active adapter is uploaded, whatever it is called.
         repo_id (`str`): "user/name" or "organization/name"; the repository is made if it is not there.
         private (`bool`, *optional*): Make the repository private. Defaults to what the account has set.
         revision (`str`, *optional*): A branch; it is made if it is not there. Defaults to main.
@@ -71,7 +71,8 @@ def push_adapter(
     Raises:
         ValueError: if the model has no focus adapter, or the repository is public, and `private` asked for.
     """
-    config = model.peft_config[model.active_adapters[0]]
+    name = model.active_adapters[0]
+    config = model.peft_config[name]
     if not isinstance(config, FocusConfig):
         raise ValueError(
             f"`model` has a {config.peft_type} adapter, not one of focus_peft; upload it with `model.push_to_hub`."
@@ -82,13 +83,15 @@ def push_adapter(
         check_private(repo_id, api.model_info(repo_id).private)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        for file in Path(folder).rglob(CONFIG_NAME):
-            values = json.loads(file.read_text(encoding="utf-8"))
-            public = public_config(values, public_base(values["base_model_name_or_path"]))
-            file.write_text(json.dumps(public, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        card = Path(folder, CARD_FILE)
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch, selected_adapters=[name])
+        # where PEFT puts it, and where the card's `from_pretrained` looks for the repository's own files
+        folder = Path(scratch) if name == "default" else Path(scratch, name)
+        file = folder / CONFIG_NAME
+        values = json.loads(file.read_text(encoding="utf-8"))
+        public = public_config(values, public_base(values["base_model_name_or_path"]))
+        file.write_text(json.dumps(public, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        card = folder / CARD_FILE
         theirs = _card_of(api, repo_id, revision)
         if theirs is None or MARK in theirs.decode("utf-8", errors="replace"):
             saved_card(config, repo_id, revision).save(card)

@@ -27,6 +27,8 @@ SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 SECRET_ENTRY = re.compile(r"token|hub_token|(.*_)?(password|secret|api_key)")
 # Such an entry without a value
 NOTHING = ("", "null", "~", "None", "none")
+# Words that are switches in YAML 1.1, and in a recipe where a switch belongs
+SWITCHES = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ def _equal(text: Any, value: Any) -> bool:
     """Whether a value is what a recipe's text says."""
     if isinstance(text, list):
         return isinstance(value, list) and sorted(text) == sorted(map(str, value))
+    if isinstance(value, bool):
+        text = SWITCHES.get(str(text).lower(), text)
     return text in NOTHING if value is None else same_value(text, value)
 
 

@@ -28,6 +28,8 @@ EARLIER = "_earlier"
 # What `recipes/train.py` writes into its output folder; and all that a run leaves besides checkpoints
 RECIPE_FILE = "recipe.yaml"
 RESULT = (WEIGHTS_FILE, CONFIG_NAME, IDENTITY_FILE, RECIPE_FILE)
+# Where transformers puts TensorBoard's files
+LOGS = "runs"
 STATE_FILE = "trainer_state.json"
 NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -123,6 +125,7 @@ def set_aside(directory: str | os.PathLike) -> Path | None:
     left = [*checkpoints(place), *(place / name for name in RESULT if (place / name).is_file())]
     if not left:
         return None
+    left += [place / LOGS] if (place / LOGS).is_dir() else []
     number = 1
     while (place / f"{EARLIER}-{number}").exists():
         number += 1

@@ -195,14 +195,14 @@ def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
     """
     if words is None:
         return list(known)
-    picked: list[Any] = words.split(",")
+    picked: list[Any] = [word.strip() for word in words.split(",")]
     if option == "lengths":
         picked = [None if word == WHOLE else tokens_of(word, f"--{option}") for word in picked]
-    for word, entry in zip(words.split(","), picked):
+    for entry in picked:
         if entry not in known:
             have = ", ".join(WHOLE if one is None else str(one) for one in known)
             raise ValueError(
-                f"`--{option}` names {word if entry is None else entry}, but the configuration has {have}; override "
+                f"`--{option}` names {WHOLE if entry is None else entry}, but the configuration has {have}; override "
                 "the configuration itself, which makes it another evaluation."
             )
     return picked

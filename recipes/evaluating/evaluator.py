@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -97,35 +98,55 @@ class Evaluator:
         return [list(ids) for ids in self.tokenizer(self.texts, verbose=False, add_special_tokens=False)["input_ids"]]
 
     def run(self, jobs: list[Job], limit: int | None, seconds: float | None) -> bool:
-        """Run what is not there yet. Returns whether everything is there now."""
+        """Run what is not there yet. Returns whether everything is there now.
+
+        Raises:
+            ValueError: if a method of these jobs lacks something; then nothing was run.
+        """
         end = float("inf") if seconds is None else time.monotonic() + seconds
         write_json(self.folder / "config.json", self.identity)
-        samples = SampleFile(self.folder / "samples.jsonl")
-        origin = {"commit": git_commit(), "versions": origins.versions()}
+        with closing(SampleFile(self.folder / "samples.jsonl")) as samples:
+            todo = self._todo(jobs, limit, samples)
+            self._load({label for _, _, missing in todo for label in missing})
+            try:
+                return self._run(todo, samples, end)
+            finally:
+                self.write_summary(samples)
+
+    def _todo(self, jobs: list[Job], limit: int | None, samples: SampleFile) -> list[tuple[Job, int, list[str]]]:
+        """(job, number, methods) of all samples that are not there yet."""
         todo = []
         for job in jobs:
             labels = [label for label in job.methods if self._can_read(label, job)]
             for number in spread_order(job.samples)[:limit]:
                 missing = [m for m in labels if (job.task, m, job.length, number) not in samples.samples]
                 todo += [(job, number, missing)] if missing else []
+        return todo
+
+    def _run(self, todo: list[tuple[Job, int, list[str]]], samples: SampleFile, end: float) -> bool:
+        origin = {"commit": git_commit(), "versions": origins.versions()}
         total = sum(job.tokens(self.records) * len(missing) for job, _, missing in todo)
         interval = 0.5 if sys.stderr.isatty() else 60
-        try:
-            with tqdm(total=total, unit="tok", unit_scale=True, mininterval=interval, smoothing=0.05) as bar:
-                for place, (job, number, labels) in enumerate(todo):
-                    bar.set_description(str(job), refresh=False)
-                    for sample in self.sample(job, number, labels):
-                        samples.add({**sample, **origin})
-                        bar.update(job.tokens(self.records))
-                        left = place + 1 < len(todo) or sample["method"] != labels[-1]
-                        if left and time.monotonic() > end:
-                            return False
-                    if place + 1 < len(todo) and todo[place + 1][0] is not job:
-                        self.write_summary(samples)
-        finally:
-            self.write_summary(samples)
-            samples.close()
+        with tqdm(total=total, unit="tok", unit_scale=True, mininterval=interval, smoothing=0.05) as bar:
+            for place, (job, number, labels) in enumerate(todo):
+                bar.set_description(str(job), refresh=False)
+                for sample in self.sample(job, number, labels):
+                    samples.add({**sample, **origin})
+                    bar.update(job.tokens(self.records))
+                    left = place + 1 < len(todo) or sample["method"] != labels[-1]
+                    if left and time.monotonic() > end:
+                        return False
+                if place + 1 < len(todo) and todo[place + 1][0] is not job:
+                    self.write_summary(samples)
         return True
+
+    def _load(self, labels: set[str]) -> None:
+        """What is missing must not end an evaluation after hours."""
+        for label in sorted(labels):
+            try:
+                self.methods[label].load()
+            except ValueError as error:
+                raise ValueError(f"`methods.{label}` cannot be: {error}") from error
 
     def _can_read(self, label: str, job: Job) -> bool:
         longest = self.evaluation.methods[label].get(LONGEST)

@@ -109,7 +109,7 @@ def read_texts(entries: Sequence[Any]) -> list[str]:
     """All files, in the order of their names, and then documents of datasets.
 
     Raises:
-        ValueError: if a pattern fits none, or a dataset has none.
+        ValueError: if a pattern fits none or a file that is no text, or a dataset has none.
         FileNotFoundError: if a dataset cannot be read.
     """
     files: list[str] = []
@@ -122,8 +122,17 @@ def read_texts(entries: Sequence[Any]) -> list[str]:
                 "some."
             )
         files += found
-    texts = [Path(file).read_text(encoding="utf-8") for file in dict.fromkeys(files)]
+    texts = [_text_of(file) for file in dict.fromkeys(files)]
     return texts + [text for dataset, name in datasets for text in dataset.read(name)]
+
+
+def _text_of(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(
+            f"`texts` or `words` names {file!r}, which is no text in UTF-8; convert it, or name other files."
+        ) from error
 
 
 def is_dataset(entry: Any) -> bool:

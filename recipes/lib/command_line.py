@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 
 
 def parser_of(description: str | None, config: str | None = None) -> argparse.ArgumentParser:
@@ -13,6 +15,21 @@ def parser_of(description: str | None, config: str | None = None) -> argparse.Ar
     if config is not None:
         parser.add_argument("--config", required=True, help=f"{config}, a YAML file; key=value overrides it")
     return parser
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Within the context, what a user can mend, a ValueError or an OSError, ends the script with its sentence and code
+    1. `python -X dev` shows where it was raised.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if sys.flags.dev_mode:
+            raise
+        if isinstance(error, OSError) and error.filename is not None:
+            sys.exit(f"error: {error.filename!r}: {error.strerror}.")
+        sys.exit(f"error: {error}")
 
 
 def positive(text: str) -> int:

@@ -13,7 +13,7 @@ from focus_peft import FocusConfig
 from focus_peft.data import DataConfig
 from focus_peft.data.files import is_local
 from focus_peft.fields import SIZE_OR_NONE
-from focus_peft.hub.provenance import SECRET_ENTRY
+from focus_peft.hub.provenance import SECRET_ENTRY, SWITCHES
 from focus_peft.trainer.arguments import FocusTrainingArguments
 from lib.base_model import ModelArguments
 from lib.yaml_files import build, check_names, expanded, read_yaml
@@ -49,8 +49,6 @@ class RunArguments:
             SIZE_OR_NONE.check(f"`run.{name}`", getattr(self, name))
 
 
-# Words of YAML 1.1 that are switches there
-SWITCHES = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 SECTIONS: dict[str, type] = {
     "model": ModelArguments,
     "focus": FocusConfig,
@@ -98,6 +96,11 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = (), **fixed: Any) -
             f"`training.eval_strategy` is {strategy!r}, but `data.held_out` is 0, so there is nothing to evaluate on; "
             "hold documents out, or set it to 'no'."
         )
+    if recipe.training.push_to_hub and recipe.training.hub_model_id is None:
+        raise ValueError(
+            "`training.push_to_hub` is True, but `training.hub_model_id` names no repository; name it, such as "
+            "'user/adapter'."
+        )
     return recipe
 
 
@@ -118,7 +121,11 @@ def read_recipe(file: str | Path, overrides: Sequence[str] = (), **fixed: Any) -
 def save_recipe(recipe: Recipe, file: Path) -> None:
     """Write what a recipe says, for `load_recipe`. Secrets are left out."""
     values = {
-        section: {name: value for name, value in (entries or {}).items() if not SECRET_ENTRY.fullmatch(name)}
+        section: {
+            name: _as_built(value, getattr(getattr(recipe, section), name, None))
+            for name, value in (entries or {}).items()
+            if not SECRET_ENTRY.fullmatch(name)
+        }
         for section, entries in recipe.values.items()
     }
     sources = [dict(source) for source in values["data"]["sources"]]
@@ -128,6 +135,15 @@ def save_recipe(recipe: Recipe, file: Path) -> None:
     values["data"]["sources"] = sources
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _as_built(said: Any, built: Any) -> Any:
+    """What a recipe says, with the numbers and switches that its words and variables stood for in this run."""
+    if isinstance(said, dict):
+        return {name: _as_built(value, getattr(built, name, None)) for name, value in said.items()}
+    if isinstance(said, list) and isinstance(built, list) and len(said) == len(built):
+        return [_as_built(*pair) for pair in zip(said, built)]
+    return built if isinstance(said, str) and isinstance(built, (bool, int, float)) else said
 
 
 def _with_section(key: str) -> str:

@@ -6,7 +6,7 @@ import os
 import re
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,20 +16,34 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 
 T = TypeVar("T")
+# What YAML 1.1 sees in words: switches, octal numbers, times such as 12:30, dates
+SEEN_IN_WORDS = ("bool", "int", "float", "timestamp")
+# Git's abbreviations have seven digits or more
+COMMIT = "[0-9e]{7,}"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2: 1e-4 is a number, and `no` a word, which OmegaConf makes False where a dataclass has a `bool`."""
+    """YAML 1.2's core: 1e-4 is a number. `no`, a date and 0123 are words, of which OmegaConf makes False or 123 where
+    a dataclass has a `bool` or an `int`, and so is 12e45678, which may be a commit.
+    """
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in SEEN_IN_WORDS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:int", re.compile(r"^([-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        rf"^(?!{COMMIT}$)[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"
+        r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
 )
 
 
@@ -45,8 +59,14 @@ def read_yaml(
         path_of (`Callable`): Makes a key's whole path of what the command line calls it. Defaults to the key itself.
         **fixed: More overrides, by key with `__` in place of dots.
     """
-    values = OmegaConf.create(yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader) or {})
-    given = [(path_of(key), yaml.load(text, Loader=_Loader)) for key, text in _pairs(overrides)]
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"The file {str(file)!r} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The file {str(file)!r} is not UTF-8: {error}.") from error
+    values = OmegaConf.create(_parsed(text, f"The file {str(file)!r}") or {})
+    given = [(path_of(key), _parsed(text, f"The override `{key}`")) for key, text in _pairs(overrides)]
     given += [(key.replace("__", "."), value) for key, value in fixed.items()]
     for path, value in given:
         try:
@@ -70,6 +90,13 @@ def read_config(file: str, overrides: Sequence[str], needed: Sequence[str]) -> d
                 f"`{name}` is missing in {file!r}; see recipes/evaluations and recipes/ablations for complete ones."
             )
     return values
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}.") from error
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
@@ -107,8 +134,12 @@ def build(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     Raises:
         ValueError: for a name that is no field, a value of another type, or a field that is missing.
     """
+    every: Any = kind
+    needed = [f.name for f in fields(every) if f.init and f.default is MISSING and f.default_factory is MISSING]
     try:
         merged: Any = OmegaConf.merge(OmegaConf.structured(kind), values)
+        if lacking := [name for name in needed if name not in values]:
+            raise ValueError(f"`{'.'.join(filter(None, [where, lacking[0]]))}` is missing; give it.")
         given = {name: merged[name] for name in values}
         return kind(**{name: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for name, v in given.items()})
     except OmegaConfBaseException as error:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from focus_peft.hub.run_folder import EARLIER
+
 from .drawing import plt, save
 
 
@@ -19,11 +21,14 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def scalars(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values of every scalar below a folder. Where a resumed run repeats a step, the last value counts."""
+    """Steps and values of every scalar below a folder, earlier runs that were set aside there left out. Where a
+    resumed run repeats a step, the last value counts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found: dict[str, dict[int, float]] = {}
     for file in sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime):
+        if any(part.startswith(EARLIER) for part in file.relative_to(folder).parts):
+            continue
         events = EventAccumulator(str(file)).Reload()
         for tag in events.Tags()["scalars"]:
             found.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_focus_model
+from refusal import refusal
 from test_data import TOKENIZER, prepared, text, texts, write_texts
 
 from focus_peft.config import IGNORE
@@ -232,3 +233,18 @@ def test_facts_need_a_source_to_hide_in(documents: Any) -> None:
         DataConfig([{"path": "a.txt"}, {"path": "synthetic:facts"}])
     with pytest.raises(ValueError, match="`documents` of the source 'b.txt' is 0"):
         DataConfig([{"path": "a.txt"}, {"path": "b.txt", "documents": 0}])
+
+
+@pytest.mark.parametrize("max_tokens", [150, 250, 1000])
+def test_a_sample_has_no_more_tokens_than_there_may_be(max_tokens: int, tmp_path: Path) -> None:
+    data = facts_of(tmp_path, count=60, max_tokens=max_tokens)
+    for index in range(len(data)):
+        item = data[index]
+        assert len(item["input_ids"]) <= max_tokens
+        before, answer = said(item)
+        assert all(value in before.rsplit("\n\n", 1)[0] for value in values_of(answer))
+
+
+def test_too_few_tokens_for_any_fact_are_refused(tmp_path: Path) -> None:
+    with refusal("`max_tokens` is 60", "'synthetic:facts'"):
+        facts_of(tmp_path, max_tokens=60)

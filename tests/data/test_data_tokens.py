@@ -171,7 +171,9 @@ def test_what_matters_is_tokenized_again(tmp_path: Path) -> None:
     tables = len(list((tmp_path / "cache").iterdir()))
     other = make_tiny_tokenizer()
     other.add_tokens(["Document"])
-    for fields in ({"max_tokens": 50}, {"min_tokens": 9}, {"tokenizer": other}):
+    split = make_tiny_tokenizer()
+    split.split_special_tokens = True
+    for fields in ({"max_tokens": 50}, {"min_tokens": 9}, {"tokenizer": other}, {"tokenizer": split}):
         prepared(tmp_path, path, **fields)
         tables += 1
         assert len(list((tmp_path / "cache").iterdir())) == tables

@@ -332,6 +332,19 @@ def test_a_pushed_adapter_brings_its_card_and_keeps_one_that_is_there(
     assert WEIGHTS not in hub.files("user/other")
 
 
+def test_an_adapter_of_another_name_is_pushed_so_that_its_cards_snippet_loads_it(
+    hub: Hub, client: Client, trained: Trained, tmp_path: Path
+) -> None:
+    load_it = PUSH.format(base=str(trained.base))
+    load_it += f"model = PeftModel.from_pretrained(base, {str(trained.adapter)!r}, adapter_name='mine')\n"
+    load_it += "model.add_adapter('default', focus_peft.FocusConfig(r=2))\n"
+    ok(run(client, load_it + "push_adapter(model, 'user/pushed')"))
+    assert sorted(hub.files("user/pushed")) == [".gitattributes", *FILES[:3]]
+    assert 'PeftModel.from_pretrained(base, "user/pushed")' in hub.files("user/pushed")["README.md"].decode()
+    ok(loaded_logits(client, trained, "user/pushed", tmp_path / "logits.pt"))
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits_of(load(trained)))
+
+
 def test_a_card_that_cannot_be_looked_at_is_not_replaced(hub: Hub, client: Client, trained: Trained) -> None:
     load_it = loading(trained)
     put = "HfApi().upload_file(path_or_fileobj=b'My own words.', path_in_repo='README.md', repo_id='user/mine')\n"

@@ -348,6 +348,18 @@ def test_a_recipe_that_the_run_contradicts_is_refused(trained: Trained, adapter:
             trained.write(tmp_path / "other", adapter, config=tmp_path / "other.yaml")
 
 
+@pytest.mark.parametrize(("word", "switch"), [("on", True), ("Yes", True), ("no", False), ("off", False)])
+def test_a_recipe_that_says_a_switch_in_a_word_is_that_of_its_run(
+    trained: Trained, adapter: Path, word: str, switch: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "words.yaml").write_text(RECIPE.replace("1e-3", f"1e-3, bf16: {word}"))
+    RunIdentity(arguments={"bf16": switch}).save(adapter)
+    trained.write(tmp_path / "out", adapter, config=tmp_path / "words.yaml")
+    RunIdentity(arguments={"bf16": not switch}).save(adapter)
+    with refusal("`config`", f"`training.bf16` is {word}"):
+        trained.write(tmp_path / "other", adapter, config=tmp_path / "words.yaml")
+
+
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
@@ -550,3 +562,19 @@ def test_a_recipe_of_a_run_is_the_one_it_was_trained_with(tmp_path: Path) -> Non
     again = load_recipe(tmp_path / "recipe.yaml")
     assert (again.focus, again.data, again.model) == (recipe.focus, recipe.data, recipe.model)
     assert again.training.learning_rate == 3e-4
+
+
+def test_the_recipe_of_a_run_has_the_numbers_and_switches_that_words_and_variables_stood_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lib.recipe import load_recipe, save_recipe
+
+    monkeypatch.setenv("SEED", "3")
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    config = Path(__file__).parents[2] / "recipes" / "configs" / "tiny_debug.yaml"
+    words = ["training.seed=${SEED}", "focus.add_bos=no", "dataloader_drop_last=on", "data.sources.0.streaming=off"]
+    save_recipe(load_recipe(config, [*words, "output_dir=${PLACE}/run"]), tmp_path / "recipe.yaml")
+    saved = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    assert (saved["training"]["seed"], saved["training"]["dataloader_drop_last"]) == (3, True)
+    assert saved["focus"]["add_bos"] is saved["data"]["sources"][0]["streaming"] is False
+    assert saved["training"]["output_dir"] == "${PLACE}/run", "a text stays as it was said"

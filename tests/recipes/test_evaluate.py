@@ -317,6 +317,14 @@ def test_options_of_methods_reach_them(config: Path) -> None:
         Evaluator(Evaluation.load(str(config), ["methods={bm25: {chunk: 2}}"]), "x", "command")
 
 
+def test_a_method_that_lacks_something_is_refused_before_anything_is_run(config: Path) -> None:
+    words = ["methods={adapter: null, nearest: {method: dense, encoder: /nowhere}}", "--tasks", "passkey"]
+    with refusal("`methods.nearest`", "`encoder`", "'/nowhere'", "pip install"):
+        run(config, *words)
+    assert [read(folder) for folder in (config.parent / "out").iterdir()] == [[]]
+    assert run(config, *words, "--methods", "adapter", "--limit", "1")[0], "it was not asked for"
+
+
 def test_lists_of_words_come_from_a_file(config: Path) -> None:
     words = config.parent / "words.list"
     words.write_text("\n".join(f"w{number}" for number in range(200)))
@@ -375,6 +383,22 @@ def test_options_that_the_configuration_does_not_have_are_refused(config: Path) 
     with refusal("`texts`", "nothing"):
         read_texts(["nothing/*.txt"])
     assert not (config.parent / "out").exists()
+
+
+def test_blanks_between_what_is_chosen_do_not_count(config: Path) -> None:
+    words = ["--tasks", "passkey, perplexity", "--lengths", "400, 600 ", "--methods", " adapter"]
+    _, jobs = recipe.prepare(*recipe.parse_args(["--config", str(config), *words]))
+    assert {(job.task, job.length, job.methods) for job in jobs} == {
+        (task, length, ("adapter",)) for task in ("passkey", "perplexity") for length in (400, 600)
+    }
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "folder.txt").mkdir()
+    for name in ("latin.txt", "folder.txt"):
+        with refusal("`texts`", name, "UTF-8"):
+            read_texts([str(tmp_path / name)])
 
 
 def test_a_sample_is_read_again_whatever_breaks_the_lines_of_its_answer(tmp_path: Path) -> None:

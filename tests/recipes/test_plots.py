@@ -25,8 +25,10 @@ from plots.ablations import interval
 from plots.attention_shares import chunks_with
 from plots.drawing import styles
 from plots.evaluation import at_shared_places, samples
+from plots.training import scalars
 from small_evaluation import MODEL, write_config
 
+from focus_peft.hub.run_folder import set_aside
 from focus_peft.tasks.passkey import INFORMATION, passkey_prompt
 
 
@@ -155,6 +157,19 @@ def test_the_losses_of_a_run_are_drawn_as_far_as_they_were_logged(tmp_path: Path
     assert "local window alone" not in svg
     with pytest.raises(SystemExit, match="`--logdir`"):
         plot.main([*words[:2], str(tmp_path / "none"), *words[3:]])
+
+
+def test_the_losses_of_a_run_that_was_set_aside_are_not_drawn(tmp_path: Path) -> None:
+    boards = pytest.importorskip("torch.utils.tensorboard")
+    (tmp_path / "recipe.yaml").write_text("model: {}")
+    for steps in (3, 1):
+        aside = set_aside(tmp_path)
+        (tmp_path / "recipe.yaml").write_text("model: {}")
+        with boards.SummaryWriter(tmp_path / "runs" / f"of {steps} steps") as writer:
+            for step in range(steps):
+                writer.add_scalar("train/loss_continuation", 2.5, step)
+    assert aside is not None and scalars(tmp_path)["train/loss_continuation"][0] == [0]
+    assert scalars(aside)["train/loss_continuation"][0] == [0, 1, 2], "with all that is of it"
 
 
 def test_a_study_is_drawn_with_intervals(tmp_path: Path) -> None:

