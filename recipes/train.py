@@ -183,8 +183,9 @@ if __name__ == "__main__":
         with sentences():
             if options.dry_run:
                 dry_run(options.config, overrides)
-            else:
-                main(load_recipe(options.config, overrides))
+                sys.exit()
+            recipe = load_recipe(options.config, overrides)
+        main(recipe)  # of a run that fails, the traceback is wanted
     except TrainingInterrupted as interrupt:
         print(interrupt, file=sys.stderr)
         sys.exit(interrupt.code)
