@@ -41,9 +41,9 @@ class TwinTuner(BaseTuner):
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **kwargs: Any) -> None:
         if not isinstance(peft_config, dict):  # as `PeftModel` gives it
             raise ValueError(
-                "`model` would lose this tuner, which reads its chunks, in `add_adapter`, in "
-                "`inject_adapter_in_model` and in `AutoModelForCausalLM.from_pretrained` of an adapter; use "
-                "`get_peft_model` or `PeftModel.from_pretrained`."
+                "`model` would lose this tuner, which reads its chunks, in transformers' `add_adapter` and "
+                "`load_adapter`, in `inject_adapter_in_model` and in `AutoModelForCausalLM.from_pretrained` of an "
+                "adapter; use `get_peft_model` or `PeftModel.from_pretrained`."
             )
         check_beneath(model)
         facts = ModelFacts.of(model)

@@ -177,7 +177,15 @@ class Memory:
     def to(self, device: torch.device | str) -> Memory:
         """Move the states to a device, in place, and return self. With the storages "cpu" and "disk" they stay where
         they are.
+
+        Raises:
+            ValueError: for a type, which is the model's.
         """
+        if isinstance(device, torch.dtype):
+            raise ValueError(
+                f"`device` is {device}, but a memory keeps the type of the model that read it; cast the model and "
+                "call `encode` again."
+            )
         with self.lock:
             self.store.to(device)
             self._tenant = None

@@ -329,6 +329,8 @@ def test_two_adapters_of_different_chunk_sizes_do_not_share_a_memory(saved: Path
 def test_a_memory_on_another_device_is_refused_with_the_remedy(model: PeftModel) -> None:
     memory = model.encode(DOCUMENT)
     assert memory.to("cpu") is memory and torch.isfinite(answer(model, memory)).all()
+    with refusal("`device` is torch.float16", "`encode`"):
+        memory.to(torch.float16)  # type: ignore[arg-type]
     elsewhere = memory.to("meta")
     assert elsewhere.device == torch.device("meta")
     refused_everywhere(model, elsewhere, "`memory`", "meta", "cpu", "`memory.to('cpu')`")
