@@ -93,7 +93,7 @@ def refusal_of(config: Any, kwargs: dict[str, Any], local: int) -> str | None:
         if getattr(config, name):
             return f"`{name}=True` is not possible: chunk pass and local pass have different shapes; leave it out."
     for name in OF_CACHES:
-        if _gives(kwargs, config, name):
+        if _gives(kwargs, config, name) and not config.is_assistant:
             return f"`{name}` is {getattr(config, name)!r}, but focus_peft brings a cache of its own; leave it out."
     return None
 
@@ -107,9 +107,11 @@ def _gives(kwargs: dict[str, Any], config: Any, name: str) -> bool:
 
 
 def unset_own(kwargs: dict[str, Any], config: Any) -> None:
-    """Leave out what the model's own generation config says of caches (Gemma's: "hybrid"): there is another."""
+    """Leave out what the model's own generation config says of caches (Gemma's: "hybrid"), and assisted decoding in
+    transformers 5.0 of its assistant's ("dynamic_full"): there is another.
+    """
     for name in OF_CACHES:
-        if getattr(config.own, name, None) is not None:
+        if getattr(config.own, name, None) is not None or config.is_assistant:
             kwargs[name] = None
 
 

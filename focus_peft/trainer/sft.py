@@ -8,7 +8,6 @@ from typing import Any
 from trl import SFTConfig, SFTTrainer
 
 from ..config import FocusConfig
-from ..hub.run_options import check_options
 from .arguments import FocusArguments
 from .trainer import FocusTrainer
 
@@ -61,8 +60,6 @@ class FocusSFTTrainer(FocusTrainer, SFTTrainer):
     """
 
     def __init__(self, model: Any, args: Any = None, **kwargs: Any) -> None:
-        if args is not None:
-            check_options(args)  # before documents are packed
         config = kwargs.get("peft_config")
         if config is not None and not isinstance(config, FocusConfig):
             raise ValueError(

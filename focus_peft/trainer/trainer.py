@@ -104,8 +104,10 @@ class FocusTrainer(MeasuredLosses):
         depends_on: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        given = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if given is not None:
+            check_options(given)  # before documents are packed
         super().__init__(*args, **kwargs)
-        check_options(self.args)
         for name, reason in REFUSED_FUNCTIONS.items():
             if getattr(self, name, None) is not None:
                 raise ValueError(f"`{name}` was given, but {reason}; leave it out.")
