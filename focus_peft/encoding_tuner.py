@@ -107,9 +107,8 @@ class EncodingTuner(TwinTuner):
         """
         try:
             self._check()
-        except (
-            AttributeError
-        ) as error:  # of a hook or a kernel: from a property, it would say that there is no `reader`
+        except AttributeError as error:
+            # of a hook or a kernel; from a property, it would say that there is no `reader`
             raise RuntimeError(f"The model could not be tried on a few tokens: {error}.") from error
         return self._reader
 

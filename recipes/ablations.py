@@ -29,7 +29,7 @@ from ablating.configuration import Ablations, Variant
 from ablating.runner import TRAINED, Runner, Terminated, run
 from evaluating.jobs import jobs_of, record_facts
 from evaluating.texts import read_texts
-from lib.command_line import command_of, parser_of, positive, sentences
+from lib.command_line import command_of, listed, parser_of, positive, sentences
 from lib.yaml_files import check_names
 
 
@@ -69,7 +69,7 @@ def chosen_variants(ablations: Ablations, studies: str | None) -> list[Variant]:
         ValueError: for a study that there is not, or texts or records that cannot be read.
     """
     known = [str(study) for study in ablations.studies]
-    names = known if studies is None else [name.strip() for name in studies.split(",")]
+    names = known if studies is None else listed(studies)
     check_names("`--studies`", names, known)
     variants = [variant for variant in ablations.variants if variant.study in names]
     read: list[Any] = []

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import transformers
 from benchmarks.gpu.report import Options, Report, free
-from lib.command_line import command_of, parser_of
+from lib.command_line import command_of, listed, parser_of
 
 from focus_peft.hub.markdown import table
 
@@ -136,7 +136,7 @@ def table_of(result: dict[str, Any]) -> str:
 
 def parts(words: str) -> list[str]:
     """A reader of names of parts with commas between them."""
-    named = [word.strip() for word in words.split(",")]
+    named = listed(words)
     for name in named:
         if name not in PARTS:
             raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(PARTS)}.")

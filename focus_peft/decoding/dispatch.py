@@ -44,7 +44,7 @@ class CacheDispatch(Interceptor):
                 input_ids = input_ids[:, -unread:]
                 if kwargs.get("position_ids") is not None:
                     kwargs["position_ids"] = kwargs["position_ids"][:, -unread:]
-        columns = torch.ones_like(input_ids) if mask is None else mask[:, -input_ids.shape[1] :]
+        columns = None if mask is None else mask[:, -input_ids.shape[1] :]
         new = unpad(input_ids, columns)
 
         def base_call(base_cache: Cache, base_mask: torch.Tensor) -> Any:
@@ -52,7 +52,7 @@ class CacheDispatch(Interceptor):
             return self.original(input_ids=input_ids, **{**kwargs, **where, CACHE: base_cache})
 
         newest = min(int(kwargs.get("logits_to_keep") or 1), input_ids.shape[1])
-        result = cache.read(new, newest, columns, base_call)
+        result = cache.read(new, newest, torch.ones_like(input_ids) if columns is None else columns, base_call)
         if isinstance(result, torch.Tensor):
             fields: dict[str, Any] = {"logits": result, CACHE: cache}
             return CausalLMOutputWithPast(**fields)

@@ -119,11 +119,8 @@ def generate(
     model = reader.model
     model_generate = cast(Callable[..., Any], model.generate)
     request = _Request.of(settings, model, inputs, kwargs)
-    config, cache, refused = (
-        request.config,
-        kwargs.get(CACHE),
-        refusal_of(request.config, kwargs, settings.sizes.local),
-    )
+    config, cache = request.config, kwargs.get(CACHE)
+    refused = refusal_of(config, kwargs, settings.sizes.local)
     # whoever gets the cache may go on from it, past the end of the window
     goes_on = bool(config.return_dict_in_generate) and not refused
     is_base = memory is None and not isinstance(cache, LoopCache) and request.fits(settings)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lib.base_model import ModelArguments
+from lib.command_line import listed
 from lib.yaml_files import build, check_names, expanded, read_config
 
 from focus_peft.tasks import RECORD_TASKS, TASKS, LongPerplexityTask, PerplexityTask, method_named
@@ -195,7 +196,7 @@ def chosen(option: str, words: str | None, known: Sequence[Any]) -> list[Any]:
     """
     if words is None:
         return list(known)
-    picked: list[Any] = [word.strip() for word in words.split(",")]
+    picked: list[Any] = listed(words)
     if option == "lengths":
         picked = [None if word == WHOLE else tokens_of(word, f"--{option}") for word in picked]
     for entry in picked:

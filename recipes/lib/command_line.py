@@ -32,6 +32,11 @@ def sentences() -> Iterator[None]:
         sys.exit(f"error: {error}")
 
 
+def listed(text: str) -> list[str]:
+    """The words of an option that takes several, with commas between them; blanks do not count."""
+    return [word.strip() for word in text.split(",")]
+
+
 def positive(text: str) -> int:
     """An integer above 0."""
     if not text.isdigit() or not int(text):

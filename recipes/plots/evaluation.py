@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lib.command_line import listed
 from matplotlib.patches import Rectangle
 
 from .drawing import plt, save, short, styles, token_axis
@@ -76,7 +77,7 @@ def passkey(args: argparse.Namespace) -> None:
 def chosen_methods(found: list[dict[str, Any]], words: str | None) -> list[str]:
     """The methods that `--methods` names, or all that there are samples of."""
     there = list(dict.fromkeys(sample["method"] for sample in found))
-    chosen = there if words is None else [word.strip() for word in words.split(",")]
+    chosen = there if words is None else listed(words)
     for method in chosen:
         if method not in there:
             raise SystemExit(f"error: `--methods` names {method!r}, but there are samples of {', '.join(there)}.")
